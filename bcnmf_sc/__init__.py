@@ -1,0 +1,8 @@
+"""Background-contrastive non-negative matrix factorisation for single-cell data."""
+
+from importlib.metadata import version
+
+from . import datasets, get, pl, pp, tl
+
+__all__ = ["datasets", "get", "pl", "pp", "tl"]
+__version__ = version("bcnmf-sc")

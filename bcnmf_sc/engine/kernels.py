@@ -1,0 +1,448 @@
+"""The hot pass over a block of cells: usage steps, then the sums that the loadings' step needs.
+
+`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass: ratio,
+usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes through
+sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numba
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from .likelihoods import Likelihood
+
+Floats = np.ndarray
+SUB_BLOCK = 128
+"""Cells per matrix product."""
+USAGE_FLOOR = 1e-8
+"""Smallest usage as a share of the cell's mean usage: an entry at zero could never rise again."""
+TINY = 1e-30
+"""Smallest divisor."""
+
+
+class CSR(NamedTuple):
+    """Rows of a sparse matrix; ``indptr`` are positions in ``indices`` and ``values``, which may hold further rows."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: Floats
+    n_genes: int
+
+
+Block = CSR | np.ndarray
+"""Rows of the data, sparse or dense."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is sent to every block of cells."""
+
+    W: Floats
+    """Loadings, genes x topics."""
+    scale: Floats
+    """Factors per topic by which the usage is still to be multiplied since W was last normalised."""
+    beta: float = 0.0
+    """Extrapolation of the usage along its last move."""
+    steps: int = 1
+    """Usage steps per cell, at most."""
+    tol: float = 0.0
+    """A cell's steps end when its usage moves by less than this share of it."""
+    cold: bool = False
+    """Start from the cell's total spread evenly over the topics instead of from its present usage."""
+    sums: bool = True
+    """Gather the sums for the loadings' step."""
+    loss: bool = False
+    """Gather the loss, at W and the new usage."""
+
+
+@dataclass
+class Rows:
+    """What belongs to a block's cells."""
+
+    target: Floats
+    """Target weight a: 1 or 0."""
+    background: Floats
+    """Background weight b: alpha or 0. Cells with neither weight are left alone."""
+    H: Floats
+    """Usage, cells x topics; a sweep changes it."""
+    H_prev: Floats
+    """Usage one pass ago, where usage is extrapolated; else without rows."""
+    loss: np.ndarray
+    """Loss of each cell (float64), where it is asked for; else without rows."""
+
+    @classmethod
+    def of(
+        cls, target: np.ndarray, background: np.ndarray, n_topics: int, dtype: np.dtype, *, prev: bool, loss: bool
+    ) -> Rows:
+        """Make the rows of all cells of a source."""
+        n = len(target)
+        H = np.zeros((n, n_topics), dtype)
+        H_prev = np.zeros((n if prev else 0, n_topics), dtype)
+        return cls(target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(n if loss else 0))
+
+    def __getitem__(self, part: slice) -> Rows:
+        """Views of some of the cells."""
+        return Rows(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Sums:
+    """What a sweep gathers under the target's (x) and the background's (y) weights (float64). Adds up over blocks."""
+
+    p_x: np.ndarray
+    p_y: np.ndarray
+    n_x: np.ndarray
+    n_y: np.ndarray
+    loss: np.ndarray
+    """Loss of the target, of the background, and of the background weighted by alpha."""
+
+    @classmethod
+    def zeros(cls, W: Floats, likelihood: Likelihood) -> Sums:
+        """Nothing gathered yet."""
+        topics = W.shape[1:]
+        n = {"one": topics, "mu": topics * 2, "full": W.shape}[likelihood.n_kind]
+        return cls(np.zeros(W.shape), np.zeros(W.shape), np.zeros(n), np.zeros(n), np.zeros(3))
+
+    def __iadd__(self, other: Sums) -> Sums:
+        """Add another block's."""
+        self.p_x += other.p_x
+        self.p_y += other.p_y
+        self.n_x += other.n_x
+        self.n_y += other.n_y
+        self.loss += other.loss
+        return self
+
+
+def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
+    """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
+
+    ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's weights
+    a and the background's b, and the loss.
+    """
+    total = Sums.zeros(todo.W, likelihood)
+    if isinstance(block, CSR) and likelihood.n_kind != "full":
+        _sweep_fused(block, rows, todo, likelihood, total)
+        return total
+    n_rows = len(rows.target)
+    for start in range(0, n_rows, SUB_BLOCK):
+        part = slice(start, min(start + SUB_BLOCK, n_rows))
+        used = np.flatnonzero((rows.target[part] > 0) | (rows.background[part] > 0))
+        if used.size:
+            _sweep_products(_matrix(block, part)[used], rows[part], used, todo, likelihood, total)
+    return total
+
+
+# -- sub-blocks of cells, any likelihood, sparse or dense ----------------------------------------------------------------------
+
+
+def _matrix(block: Block, part: slice) -> sparse.csr_array | np.ndarray:
+    if not isinstance(block, CSR):
+        return block[part]
+    indptr = block.indptr[part.start : part.stop + 1]
+    here = slice(indptr[0], indptr[-1])
+    return sparse.csr_array(
+        (block.values[here], block.indices[here], (indptr - indptr[0]).astype(np.int32)),
+        shape=(part.stop - part.start, block.n_genes),
+    )
+
+
+def _sweep_products(
+    x: sparse.csr_array | np.ndarray, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums
+) -> None:
+    W = todo.W
+    x = x.astype(W.dtype, copy=False)
+    h = _start(np.asarray(x.sum(1)).reshape(-1, 1), rows, used, todo)
+    linear = likelihood.n_kind == "mu"
+    x_w, gram = (x @ W, W.T @ W) if linear else (None, None)
+    active = np.arange(len(h))
+    for _ in range(todo.steps):
+        now = h[active]
+        if linear:
+            up, down = x_w[active], now @ gram
+        else:
+            p, n = _terms(x if len(active) == len(h) else x[active], np.maximum(now @ W.T, TINY), likelihood)
+            up, down = p @ W, (W.sum(0) if n is None else n @ W)
+        new = now * (up / np.maximum(down, TINY))
+        np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)
+        h[active] = new
+        active = active[np.abs(new - now).sum(1) > todo.tol * new.sum(1)]
+        if not active.size:
+            break
+    rows.H[used] = h
+    target, background = rows.target[used], rows.background[used]
+    mu = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
+    if todo.sums:
+        p, n = (x, None) if linear else _terms(x, mu, likelihood)
+        for weight, p_sum, n_sum in ((target, total.p_x, total.n_x), (background, total.p_y, total.n_y)):
+            if weight.any():
+                p_sum += p.T @ (weight[:, None] * h)
+                _add_n(n_sum, weight, h, n, likelihood)
+    if todo.loss:
+        cells = _loss(x, mu, likelihood)
+        total.loss += [target @ cells, (background > 0) @ cells, background @ cells]
+        if len(rows.loss):
+            rows.loss[used] = cells
+
+
+def _add_n(n_sum: Floats, weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> None:
+    """Add ``n' diag(weight) H`` in the form that `Likelihood.n_kind` allows."""
+    if likelihood.n_kind == "one":
+        n_sum += weight @ h
+    else:
+        n_sum += (h if n is None else n).T @ (weight[:, None] * h)
+
+
+def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
+    """Usage from which the steps begin; moves `Rows.H_prev` on."""
+    n_topics = todo.W.shape[1]
+    h = np.repeat(totals / n_topics, n_topics, axis=1) if todo.cold else rows.H[used] * todo.scale
+    if not len(rows.H_prev):
+        return h
+    before, rows.H_prev[used] = rows.H_prev[used], h
+    return h + todo.W.dtype.type(todo.beta) * np.maximum(h - before, 0)
+
+
+def _terms(
+    x: sparse.csr_array | np.ndarray, mu: Floats, likelihood: Likelihood
+) -> tuple[sparse.csr_array | np.ndarray, Floats | None]:
+    """p and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
+    if not sparse.issparse(x):
+        return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
+    cells, here = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), likelihood.at(x.indices)
+    mu_x = mu[cells, x.indices]
+    n = likelihood.n(mu.dtype.type(0), mu)
+    n[cells, x.indices] = here.n(x.data, mu_x)
+    return sparse.csr_array((here.p(x.data, mu_x), x.indices, x.indptr), shape=x.shape), n
+
+
+def _loss(x: sparse.csr_array | np.ndarray, mu: Floats, likelihood: Likelihood) -> np.ndarray:
+    """Loss of every cell (float64)."""
+    if not sparse.issparse(x):
+        return likelihood.loss(x, mu).sum(1, dtype=np.float64)
+    cells, here = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), likelihood.at(x.indices)
+    mu_x = mu[cells, x.indices]
+    loss = likelihood.loss(mu.dtype.type(0), mu).sum(1, dtype=np.float64)
+    return loss + np.bincount(cells, here.loss(x.data, mu_x) - here.loss(mu.dtype.type(0), mu_x), minlength=len(loss))
+
+
+# -- fused passes over sparse rows -------------------------------------------------------------------------------------------
+
+
+def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
+    n_topics = todo.W.shape[1]
+    W = np.zeros((todo.W.shape[0], -(-n_topics // 8) * 8), todo.W.dtype)  # whole vector registers
+    W[:, :n_topics] = todo.W
+    p_x, p_y = np.zeros((2, *W.shape), W.dtype)
+    run, down = (_poisson_rows, W.sum(0)) if likelihood.n_kind == "one" else (_gaussian_rows, W.T @ W)
+    run(
+        block.indptr, block.indices, block.values, W, down, rows.target, rows.background, rows.H, rows.H_prev,
+        todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.steps, todo.tol, todo.cold, todo.sums, todo.loss,
+        p_x, p_y, total.loss, rows.loss,
+    )  # fmt: skip
+    if todo.sums:
+        total.p_x += p_x[:, :n_topics]
+        total.p_y += p_y[:, :n_topics]
+        _add_n(total.n_x, rows.target, rows.H, None, likelihood)
+        _add_n(total.n_y, rows.background, rows.H, None, likelihood)
+
+
+_jit = numba.njit(fastmath=True, nogil=True, boundscheck=False, error_model="numpy", cache=True)
+
+
+@_jit
+def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold):
+    """`_start` for one cell: writes h, returns the cell's total."""
+    total = values.dtype.type(0)
+    for at in range(begin, end):
+        total += values[at]
+    n_topics = H.shape[1]
+    for k in range(n_topics):
+        now = total / n_topics if cold else H[i, k] * scale[k]
+        h[k] = now
+        if H_prev.shape[0] > 0:
+            h[k] += beta * max(now - H_prev[i, k], h.dtype.type(0))
+            H_prev[i, k] = now
+    return total
+
+
+@_jit
+def _finish_step(h, up, down, n_topics):
+    """``h <- h * up / down``, floored; returns by what share of it the usage moved."""
+    zero = h.dtype.type(0)
+    moved = zero
+    total = zero
+    for k in range(n_topics):
+        new = h[k] * (up[k] / max(down[k], h.dtype.type(TINY)))
+        moved += abs(new - h[k])
+        total += new
+        h[k] = new
+    floor = h.dtype.type(USAGE_FLOOR) * total / n_topics
+    for k in range(n_topics):
+        h[k] = max(h[k], floor)
+    return moved / max(total, h.dtype.type(TINY))
+
+
+@_jit
+def _poisson_rows(
+    indptr, indices, values, W, down, target, background, H, H_prev,
+    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
+):  # fmt: skip
+    n_topics, width = H.shape[1], W.shape[1]
+    zero, tiny = W.dtype.type(0), W.dtype.type(TINY)
+    h = np.zeros(width, W.dtype)
+    up = np.empty(width, W.dtype)
+    for i in range(len(indptr) - 1):
+        a, b = target[i], background[i]
+        if a == 0 and b == 0:
+            continue
+        begin, end = indptr[i], indptr[i + 1]
+        by_four = begin + (end - begin) // 4 * 4  # four non-zeros at a time hide the latency of the sums
+        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold)
+        for _ in range(steps):
+            for k in range(width):
+                up[k] = zero
+            for at in range(begin, by_four, 4):
+                w0, w1 = W[np.uint64(indices[at])], W[np.uint64(indices[at + 1])]
+                w2, w3 = W[np.uint64(indices[at + 2])], W[np.uint64(indices[at + 3])]
+                m0, m1, m2, m3 = tiny, tiny, tiny, tiny
+                for k in range(width):
+                    hk = h[k]
+                    m0 += hk * w0[k]
+                    m1 += hk * w1[k]
+                    m2 += hk * w2[k]
+                    m3 += hk * w3[k]
+                r0, r1, r2, r3 = values[at] / m0, values[at + 1] / m1, values[at + 2] / m2, values[at + 3] / m3
+                for k in range(width):
+                    up[k] += r0 * w0[k] + r1 * w1[k] + r2 * w2[k] + r3 * w3[k]
+            for at in range(by_four, end):
+                w0 = W[np.uint64(indices[at])]
+                m0 = tiny
+                for k in range(width):
+                    m0 += h[k] * w0[k]
+                r0 = values[at] / m0
+                for k in range(width):
+                    up[k] += r0 * w0[k]
+            if _finish_step(h, up, down, n_topics) <= tol:
+                break
+        for k in range(n_topics):
+            H[i, k] = h[k]
+        if sums:
+            for part in range(2):
+                weight = a if part == 0 else b
+                p = p_x if part == 0 else p_y
+                if weight == 0:
+                    continue
+                for at in range(begin, by_four, 4):
+                    j0, j1 = np.uint64(indices[at]), np.uint64(indices[at + 1])
+                    j2, j3 = np.uint64(indices[at + 2]), np.uint64(indices[at + 3])
+                    w0, w1, w2, w3 = W[j0], W[j1], W[j2], W[j3]
+                    p0, p1, p2, p3 = p[j0], p[j1], p[j2], p[j3]
+                    m0, m1, m2, m3 = tiny, tiny, tiny, tiny
+                    for k in range(width):
+                        hk = h[k]
+                        m0 += hk * w0[k]
+                        m1 += hk * w1[k]
+                        m2 += hk * w2[k]
+                        m3 += hk * w3[k]
+                    r0, r1 = weight * (values[at] / m0), weight * (values[at + 1] / m1)
+                    r2, r3 = weight * (values[at + 2] / m2), weight * (values[at + 3] / m3)
+                    for k in range(width):
+                        p0[k] += r0 * h[k]
+                    for k in range(width):
+                        p1[k] += r1 * h[k]
+                    for k in range(width):
+                        p2[k] += r2 * h[k]
+                    for k in range(width):
+                        p3[k] += r3 * h[k]
+                for at in range(by_four, end):
+                    j0 = np.uint64(indices[at])
+                    w0, p0 = W[j0], p[j0]
+                    m0 = tiny
+                    for k in range(width):
+                        m0 += h[k] * w0[k]
+                    r0 = weight * (values[at] / m0)
+                    for k in range(width):
+                        p0[k] += r0 * h[k]
+        if loss:
+            deviance = -np.float64(total)
+            for k in range(n_topics):
+                deviance += h[k] * down[k]
+            for at in range(begin, end):
+                if values[at] > 0:
+                    w0 = W[np.uint64(indices[at])]
+                    m0 = tiny
+                    for k in range(width):
+                        m0 += h[k] * w0[k]
+                    deviance += values[at] * np.log(values[at] / m0)
+            losses[0] += a * deviance
+            losses[1] += deviance if b > 0 else 0.0
+            losses[2] += b * deviance
+            if len(cell_loss) > 0:
+                cell_loss[i] = deviance
+
+
+@_jit
+def _gaussian_rows(
+    indptr, indices, values, W, gram, target, background, H, H_prev,
+    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
+):  # fmt: skip
+    n_topics, width = H.shape[1], W.shape[1]
+    zero = W.dtype.type(0)
+    h = np.zeros(width, W.dtype)
+    up = np.empty(width, W.dtype)
+    down = np.empty(width, W.dtype)
+    for i in range(len(indptr) - 1):
+        a, b = target[i], background[i]
+        if a == 0 and b == 0:
+            continue
+        begin, end = indptr[i], indptr[i + 1]
+        _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold)
+        for k in range(width):
+            up[k] = zero
+        for at in range(begin, end):
+            w, x = W[np.uint64(indices[at])], values[at]
+            for k in range(width):
+                up[k] += x * w[k]
+        for _ in range(steps):
+            for k in range(width):
+                down[k] = zero
+            for m in range(n_topics):
+                row, hm = gram[m], h[m]
+                for k in range(width):
+                    down[k] += hm * row[k]
+            if _finish_step(h, up, down, n_topics) <= tol:
+                break
+        for k in range(n_topics):
+            H[i, k] = h[k]
+        if sums:
+            for part in range(2):
+                weight = a if part == 0 else b
+                p = p_x if part == 0 else p_y
+                if weight == 0:
+                    continue
+                for at in range(begin, end):
+                    q, x = p[np.uint64(indices[at])], weight * values[at]
+                    for k in range(width):
+                        q[k] += x * h[k]
+        if loss:  # |x|^2 - 2 x W h + h W'W h, in double precision: the terms nearly cancel
+            squares = 0.0
+            for at in range(begin, end):
+                squares += np.float64(values[at]) * values[at]
+            for k in range(n_topics):
+                row = gram[k]
+                inner = 0.0
+                for m in range(n_topics):
+                    inner += np.float64(row[m]) * h[m]
+                squares += h[k] * (inner - 2.0 * up[k])
+            squares /= 2
+            losses[0] += a * squares
+            losses[1] += squares if b > 0 else 0.0
+            losses[2] += b * squares
+            if len(cell_loss) > 0:
+                cell_loss[i] = squares

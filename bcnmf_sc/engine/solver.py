@@ -1,0 +1,191 @@
+"""The algorithm: multiplicative updates of usage and loadings under a target and a background weight per cell.
+
+Solved is the nested problem (Li et al. 2026, with the inner minimum that their updates imply)
+
+    min_{W >= 0}  f_X(W) - alpha f_Y(W),    f_X(W) = min_{H >= 0} L(X, H W'),    f_Y(W) = min_{H >= 0} L(Y, H W').
+
+One iteration: every cell's usage takes a step towards fitting that cell, whichever condition it is from; then W takes one step
+in which the background's two terms are swapped. ``alpha = 0`` is plain NMF; W frozen is projection; some topics frozen are
+background topics. The solver knows no array type and no likelihood by name.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .kernels import TINY, Pass, Rows, Sums, sweep
+
+if TYPE_CHECKING:
+    from .likelihoods import Likelihood
+    from .sources import RowSource
+
+LOADINGS_FLOOR = 1e-10
+"""Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
+MAX_BETA = 0.9
+"""Cap of the extrapolation."""
+USAGE_STEPS, USAGE_TOL = 500, 1e-4
+"""Projection on given loadings: steps per cell at most, and the share of its usage by which it moves at the end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run. None of it changes what is sought."""
+
+    max_iter: int = 1000
+    tol: float = 1e-4
+    """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
+    accelerate: bool = True
+    """Extrapolate usage and loadings along their last move."""
+    check_every: int = 10
+    """Iterations between two looks at the loss."""
+    max_time: float = np.inf
+    """Seconds after which to stop."""
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a fit ends with."""
+
+    W: np.ndarray
+    """Loadings, genes x topics, columns sum to 1."""
+    H: np.ndarray
+    """Usage, cells x topics, of all cells: the best fit of each at W."""
+    cell_loss: np.ndarray
+    """Loss of each cell at W and H."""
+    loss: np.ndarray
+    """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
+    n_iter: int
+    converged: bool
+
+
+@dataclass
+class State:
+    """All that an iteration hands to the next."""
+
+    W: np.ndarray
+    W_prev: np.ndarray
+    scale: np.ndarray
+    rows: Rows
+    momentum: float = 1.0
+    change: float = np.inf
+    n_iter: int = 0
+    loss: list[list[float]] = field(default_factory=list)
+
+
+def fit(
+    source: RowSource,
+    likelihood: Likelihood,
+    n_topics: int,
+    *,
+    target: np.ndarray,
+    background: np.ndarray,
+    start: np.ndarray | None = None,
+    frozen: np.ndarray | None = None,
+    random_state: int = 0,
+    run: Run = Run(),  # noqa: B008 (frozen)
+) -> Factors:
+    """Find the loadings that the target needs and the background does not.
+
+    Parameters
+    ----------
+    source
+        The data, cells x genes.
+    likelihood
+        What they are thought to be.
+    n_topics
+        Number of free topics.
+    target, background
+        Weights per cell: 1 for the target's cells; alpha, on the paper's scale (sums over cells), for the background's.
+        Cells with neither take no part in the fit and are projected on its result.
+    start
+        Loadings to start from, genes x ``n_topics``; drawn from (0, 1) with ``random_state`` by default. The usage starts
+        from the cell's total, spread evenly over the topics.
+    frozen
+        Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
+    random_state
+        Seed of the start.
+    run
+        How to run.
+    """
+    free = initial_loadings(source.shape[1], n_topics, random_state) if start is None else normalise(start)[0]
+    frozen = np.zeros((source.shape[1], 0)) if frozen is None else frozen
+    W = np.hstack([frozen, free])
+    rows = Rows.of(target, background, W.shape[1], source.dtype, prev=run.accelerate, loss=False)
+    state = State(W, W, np.ones(W.shape[1]), rows)
+    deadline = time.monotonic() + run.max_time
+    with tqdm(total=run.max_iter, disable=not run.progress, delay=2, desc="fit", unit="it") as bar:
+        while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
+            iterate(source, likelihood, state, frozen.shape[1], run)
+            bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
+            bar.update()
+    H, cell_loss = transform(source, likelihood, state.W)
+    return Factors(state.W, H, cell_loss, np.array(state.loss), state.n_iter, state.change <= run.tol)
+
+
+def iterate(source: RowSource, likelihood: Likelihood, state: State, n_frozen: int, run: Run) -> None:
+    """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
+    beta, momentum = extrapolation(state.momentum) if run.accelerate else (0.0, 1.0)
+    W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
+    state.n_iter += 1
+    check = state.n_iter == 1 or state.n_iter % run.check_every == 0
+
+    todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check)
+    sums = source.reduce(partial(sweep, todo=todo, likelihood=likelihood), state.rows)
+    new = W.copy()
+    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, likelihood)[:, n_frozen:])
+
+    change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W))
+    turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
+    state.momentum = 1.0 if turned else momentum
+    state.W_prev, state.W, state.change = state.W, new, change
+    state.scale = np.append(np.ones(n_frozen), scale)
+    if check:
+        loss_x, loss_y, alpha_loss_y = sums.loss
+        state.loss.append([state.n_iter, loss_x, loss_y, loss_x - alpha_loss_y, change])
+
+
+def loadings_step(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> np.ndarray:
+    """``W <- W * (P_X + alpha N_Y) / (N_X + alpha P_Y)``: never raises ``L(X) - alpha L(Y)`` at the usage of the sums."""
+    n_x, n_y = (W @ n if likelihood.n_kind == "mu" else n for n in (sums.n_x, sums.n_y))
+    new = W * (sums.p_x + n_y) / np.maximum(n_x + sums.p_y, TINY)
+    new[~(sums.p_x.any(1) | sums.p_y.any(1))] = 0  # genes without a count in any cell
+    return new
+
+
+def normalise(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return W with columns that sum to 1, floored in all genes but the empty ones, and the sums, which the usage takes over."""
+    scale = np.maximum(W.sum(0), TINY)
+    W = W / scale
+    return np.where(W.any(1, keepdims=True), np.maximum(W, LOADINGS_FLOOR), 0.0), scale
+
+
+def extrapolation(momentum: float) -> tuple[float, float]:
+    """Nesterov's rule: how far to extrapolate now, and the momentum to go on with."""
+    ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+    return min((momentum - 1) / ahead, MAX_BETA), ahead
+
+
+def initial_loadings(n_genes: int, n_topics: int, random_state: int) -> np.ndarray:
+    """Loadings drawn from (0, 1), columns summing to 1."""
+    return normalise(np.random.default_rng(random_state).random((n_genes, n_topics)))[0]
+
+
+def transform(source: RowSource, likelihood: Likelihood, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Usage of every cell at given loadings, ``argmin_{h >= 0} L(x, W h)``, and its loss there.
+
+    The result for a cell depends on W and that cell alone, and is had in one pass over the data.
+    """
+    every = np.ones(source.shape[0])
+    rows = Rows.of(every, np.zeros_like(every), W.shape[1], source.dtype, prev=False, loss=True)
+    todo = Pass(
+        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=USAGE_TOL, cold=True, sums=False, loss=True
+    )
+    source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
+    return rows.H, rows.loss

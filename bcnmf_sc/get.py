@@ -1,0 +1,260 @@
+"""Read the results that `bcnmf_sc.tl` stored in an AnnData as labelled tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from anndata import AnnData
+
+__all__ = ["loadings", "top_genes", "topics", "usage"]
+
+FLOOR = 0.1  # of the loading that every gene would have if all were alike; added to both sides of the specificity
+
+
+def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.DataFrame:
+    """Return how much each cell uses each topic.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    key
+        The `key_added` under which it was stored.
+    normalize
+        Divide each cell's usage by its sum, so that a row holds proportions. The default is usage in the units
+        of the data (counts). A cell that uses no topic at all keeps zeros.
+
+    Returns
+    -------
+    Table of cells by topics, labelled by `adata.obs_names` and the topics' names; a copy.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.get.usage(adata, normalize=True).columns.tolist()
+    ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
+    """
+    names = _topic_names(adata, key)
+    values = np.array(_slot(adata, "obsm", f"X_{key}"))
+    if normalize:
+        total = values.sum(axis=1, keepdims=True)
+        values = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    return pd.DataFrame(values, index=adata.obs_names, columns=names)
+
+
+def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = None) -> pd.DataFrame:
+    """Return how much each gene weighs in each topic.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    key
+        The `key_added` under which it was stored.
+    gene_symbols
+        Column of `adata.var` that labels the rows instead of `adata.var_names`. A gene without a symbol keeps
+        its name.
+
+    Returns
+    -------
+    Table of genes by topics; a copy. A topic's column sums to 1; genes that were not used have zero rows.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.get.loadings(adata).sum().round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    names = _topic_names(adata, key)
+    values = np.array(_slot(adata, "varm", key))
+    return pd.DataFrame(values, index=_gene_labels(adata, gene_symbols), columns=names)
+
+
+def top_genes(
+    adata: AnnData,
+    n_genes: int | None = 10,
+    *,
+    key: str = "bcnmf",
+    by: Literal["loading", "specificity"] = "loading",
+    topics: str | Sequence[str] | None = None,
+    gene_symbols: str | None = None,
+) -> pd.DataFrame:
+    r"""Return the leading genes of each topic.
+
+    By loading, these are the genes that make up most of a topic's counts; strongly expressed genes lead several
+    topics. By specificity, they are the genes that set a topic apart: with :math:`w` the loadings and :math:`G`
+    the number of genes used, gene :math:`g` in topic :math:`k` has the specificity
+
+    .. math:: \log_2 (w_{gk} + f) - \log_2 (\max_{j \ne k} w_{gj} + f), \qquad f = 0.1 / G.
+
+    The floor :math:`f`, a tenth of the loading in a flat topic, keeps genes with next to no loading from leading.
+    The maximum runs over all other topics, also those left out by `topics`.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    n_genes
+        Genes per topic; None for all that were used.
+    key
+        The `key_added` under which it was stored.
+    by
+        What ranks the genes. Ties keep the order of `adata.var_names`.
+    topics
+        Names of the topics to list, in this order; None for all.
+    gene_symbols
+        Column of `adata.var` that names the genes instead of `adata.var_names`. A gene without a symbol keeps
+        its name.
+
+    Returns
+    -------
+    Long table with the columns `topic`, `rank` (from 1), `gene`, `loading` and `specificity` (log2; NaN where there
+    is one topic only).
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> genes = bc.get.top_genes(adata, 5, by="specificity")
+    >>> genes.columns.tolist()
+    ['topic', 'rank', 'gene', 'loading', 'specificity']
+    >>> genes.pivot(index="rank", columns="topic", values="gene").shape
+    (5, 4)
+    """
+    if n_genes is not None and n_genes < 1:
+        msg = f"`n_genes` must be at least 1, got {n_genes}. None lists every gene used."
+        raise ValueError(msg)
+    if by not in ("loading", "specificity"):
+        msg = f"`by` must be 'loading' or 'specificity', got {by!r}."
+        raise ValueError(msg)
+    w = loadings(adata, key=key, gene_symbols=gene_symbols)
+    chosen = _pick_topics(w.columns, topics)
+    if by == "specificity" and w.shape[1] == 1:
+        msg = "`by` must be 'loading' where there is one topic only, got 'specificity'."
+        raise ValueError(msg)
+
+    w = w[(w > 0).any(axis=1).to_numpy()]
+    specificity = _specificity(w.to_numpy(dtype=np.float64))
+    blocks = []
+    for topic in chosen:
+        k = w.columns.get_loc(topic)
+        table = {"gene": w.index.to_numpy(), "loading": w[topic].to_numpy(), "specificity": specificity[:, k]}
+        order = np.argsort(-table[by], kind="stable")[:n_genes]
+        block = pd.DataFrame({name: column[order] for name, column in table.items()})
+        block.insert(0, "rank", np.arange(1, len(order) + 1))
+        blocks.append(block)
+    long = pd.concat(blocks, ignore_index=True)
+    labels = np.repeat(np.arange(len(chosen)), [len(block) for block in blocks])
+    long.insert(0, "topic", pd.Categorical.from_codes(labels, categories=chosen))
+    return long
+
+
+def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
+    """Return the table of topics: what each is and how it differs between target and background.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    key
+        The `key_added` under which it was stored.
+
+    Returns
+    -------
+    Copy of `adata.uns[key]["topics"]`, one row per topic.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.get.topics(adata).index.tolist()
+    ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
+    """
+    return _result(adata, key)["topics"].copy()
+
+
+# Shared with `pl`.
+
+
+def _result(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """`adata.uns[key]` of a stored factorisation, or the error that says which call is missing."""
+    if key not in adata.uns:
+        msg = f"`key` {key!r} is not in `adata.uns`. {_present(adata.uns)} Run `bcnmf_sc.tl.bcnmf` first."
+        raise ValueError(msg)
+    stored = adata.uns[key]
+    if not hasattr(stored, "keys") or "topics" not in stored:
+        msg = (
+            f"`key` must name a factorisation, got {key!r}, whose `adata.uns` entry has no table of topics. "
+            f"{_present(adata.uns)} Run `bcnmf_sc.tl.bcnmf` first."
+        )
+        raise ValueError(msg)
+    return stored
+
+
+def _slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
+    """Return `adata.<attribute>[name]`, or raise the error that names the `call` writing it."""
+    mapping = getattr(adata, attribute)
+    if name not in mapping:
+        msg = f"{name!r} is not in `adata.{attribute}`. {_present(mapping)} Run `bcnmf_sc.{call}` first."
+        raise ValueError(msg)
+    return mapping[name]
+
+
+def _topic_names(adata: AnnData, key: str) -> pd.Index:
+    """Names of the topics, in the order of the columns of usage and loadings."""
+    return pd.Index(_result(adata, key)["topics"].index.to_numpy())
+
+
+def _pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+    """`chosen` as a list, checked against the topics there are; all of them for None."""
+    names = list(names)
+    if chosen is None:
+        return names
+    picked = [chosen] if isinstance(chosen, str) else list(chosen)
+    unknown = [topic for topic in picked if topic not in names]
+    if unknown or not picked or len(set(picked)) < len(picked):
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. {_present(names)}"
+        raise ValueError(msg)
+    return picked
+
+
+def _present(names: Iterable[object]) -> str:
+    """Sentence that lists what exists, for error messages."""
+    listed = ", ".join(repr(str(name)) for name in names)
+    return f"Present: {listed or 'nothing'}."
+
+
+def _gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+    if gene_symbols is None:
+        return adata.var_names
+    if gene_symbols not in adata.var:
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. {_present(adata.var.columns)}"
+        raise ValueError(msg)
+    symbols = adata.var[gene_symbols]
+    missing = symbols.isna().to_numpy()
+    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
+    return pd.Index(labels, name=gene_symbols)
+
+
+def _specificity(w: np.ndarray) -> np.ndarray:
+    n_genes, n_topics = w.shape
+    if n_topics == 1:
+        return np.full_like(w, np.nan)
+    highest = np.sort(w, axis=1)
+    first, second = highest[:, -1:], highest[:, -2:-1]
+    # The highest of the others is the second where this topic holds the first. Tied firsts equal the second.
+    others = np.where(w == first, second, first)
+    floor = FLOOR / n_genes
+    return np.log2(w + floor) - np.log2(others + floor)
