@@ -359,8 +359,6 @@ def _download(url: str, file_name: str) -> Path:
 
     folder = Path(os.environ.get("BCNMF_SC_DATA") or pooch.os_cache("bcnmf_sc"))
     path = folder / file_name
-    if path.exists():
-        return path
     try:
         return Path(pooch.retrieve(url, known_hash=None, fname=file_name, path=folder))
     except OSError as error:  # requests' exceptions are OSErrors too

@@ -297,7 +297,7 @@ def _check_adata(adata: AnnData) -> None:
             raise ValueError(msg)
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
+def _check_at_least(name: str, value: float, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or value < least:
         msg = f"`{name}` must be an integer of at least {least}, got {value!r}."
         raise ValueError(msg)
@@ -418,7 +418,8 @@ def _highly_variable(
     if n_top_genes >= eligible.sum():
         logger.info("`n_top_genes` %d is no less than the %d eligible genes: all kept.", n_top_genes, eligible.sum())
 
-    work = AnnData(counts[:, eligible].astype(np.float32))  # astype copies
+    chosen = counts[:, eligible].astype(np.float32)  # astype copies
+    work = AnnData(sparse.csr_matrix(chosen) if sparse.issparse(chosen) else chosen)  # scanpy stumbles over csr_array
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some cells have zero counts", category=UserWarning)
         if flavor != "seurat_v3":
