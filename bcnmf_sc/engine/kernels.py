@@ -37,6 +37,8 @@ class CSR(NamedTuple):
 
 Block = CSR | np.ndarray
 """Rows of the data, sparse or dense."""
+Matrix = sparse.csr_array | np.ndarray
+"""The same as arrays that multiply."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Pass:
     """Gather the sums for the loadings' step."""
     loss: bool = False
     """Gather the loss, at W and the new usage."""
+    evidence: bool = False
+    """Gather what the likelihood's own parameters are refined from, over the target's cells."""
 
 
 @dataclass
@@ -101,13 +105,16 @@ class Sums:
     n_y: np.ndarray
     loss: np.ndarray
     """Loss of the target, of the background, and of the background weighted by alpha."""
+    evidence: np.ndarray
+    """`Likelihood.evidence`, summed over the target's cells; anything x genes."""
 
     @classmethod
     def zeros(cls, W: Floats, likelihood: Likelihood) -> Sums:
         """Nothing gathered yet."""
         topics = W.shape[1:]
         n = {"one": topics, "mu": topics * 2, "full": W.shape}[likelihood.n_kind]
-        return cls(np.zeros(W.shape), np.zeros(W.shape), np.zeros(n), np.zeros(n), np.zeros(3))
+        evidence = np.zeros((likelihood.n_evidence, W.shape[0]))
+        return cls(np.zeros(W.shape), np.zeros(W.shape), np.zeros(n), np.zeros(n), np.zeros(3), evidence)
 
     def __iadd__(self, other: Sums) -> Sums:
         """Add another block's."""
@@ -116,6 +123,7 @@ class Sums:
         self.n_x += other.n_x
         self.n_y += other.n_y
         self.loss += other.loss
+        self.evidence += other.evidence
         return self
 
 
@@ -141,7 +149,7 @@ def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
 # -- sub-blocks of cells, any likelihood, sparse or dense ----------------------------------------------------------------------
 
 
-def _matrix(block: Block, part: slice) -> sparse.csr_array | np.ndarray:
+def _matrix(block: Block, part: slice) -> Matrix:
     if not isinstance(block, CSR):
         return block[part]
     indptr = block.indptr[part.start : part.stop + 1]
@@ -153,7 +161,7 @@ def _matrix(block: Block, part: slice) -> sparse.csr_array | np.ndarray:
 
 
 def _sweep_products(
-    x: sparse.csr_array | np.ndarray, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums
+    x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums
 ) -> None:
     W = todo.W
     x = x.astype(W.dtype, copy=False)
@@ -188,6 +196,8 @@ def _sweep_products(
         total.loss += [target @ cells, (background > 0) @ cells, background @ cells]
         if len(rows.loss):
             rows.loss[used] = cells
+    if todo.evidence and target.any():
+        _add_evidence(total.evidence, x, mu, target, likelihood)
 
 
 def _add_n(n_sum: Floats, weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> None:
@@ -201,34 +211,52 @@ def _add_n(n_sum: Floats, weight: Floats, h: Floats, n: Floats | None, likelihoo
 def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
     """Usage from which the steps begin; moves `Rows.H_prev` on."""
     n_topics = todo.W.shape[1]
-    h = np.repeat(totals / n_topics, n_topics, axis=1) if todo.cold else rows.H[used] * todo.scale
+    h = np.repeat(totals / n_topics, n_topics, axis=1) if todo.cold else rows.H[used] * todo.scale.astype(todo.W.dtype)
     if not len(rows.H_prev):
         return h
     before, rows.H_prev[used] = rows.H_prev[used], h
     return h + todo.W.dtype.type(todo.beta) * np.maximum(h - before, 0)
 
 
-def _terms(
-    x: sparse.csr_array | np.ndarray, mu: Floats, likelihood: Likelihood
-) -> tuple[sparse.csr_array | np.ndarray, Floats | None]:
+def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Floats | None]:
     """p and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
     if not sparse.issparse(x):
         return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
-    cells, here = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), likelihood.at(x.indices)
-    mu_x = mu[cells, x.indices]
+    cells, mu_x, here = _at_values(x, mu, likelihood)
     n = likelihood.n(mu.dtype.type(0), mu)
     n[cells, x.indices] = here.n(x.data, mu_x)
     return sparse.csr_array((here.p(x.data, mu_x), x.indices, x.indptr), shape=x.shape), n
 
 
-def _loss(x: sparse.csr_array | np.ndarray, mu: Floats, likelihood: Likelihood) -> np.ndarray:
+def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
     """Loss of every cell (float64)."""
     if not sparse.issparse(x):
         return likelihood.loss(x, mu).sum(1, dtype=np.float64)
-    cells, here = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), likelihood.at(x.indices)
-    mu_x = mu[cells, x.indices]
-    loss = likelihood.loss(mu.dtype.type(0), mu).sum(1, dtype=np.float64)
-    return loss + np.bincount(cells, here.loss(x.data, mu_x) - here.loss(mu.dtype.type(0), mu_x), minlength=len(loss))
+    cells, mu_x, here = _at_values(x, mu, likelihood)
+    zero = mu.dtype.type(0)
+    loss = likelihood.loss(zero, mu).sum(1, dtype=np.float64)
+    return loss + np.bincount(cells, here.loss(x.data, mu_x) - here.loss(zero, mu_x), minlength=len(loss))
+
+
+def _add_evidence(evidence: np.ndarray, x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> None:
+    if not sparse.issparse(x):
+        for total, part in zip(evidence, likelihood.evidence(x, mu), strict=True):
+            total += weight @ part
+        return
+    cells, mu_x, here = _at_values(x, mu, likelihood)
+    zero = mu.dtype.type(0)
+    parts = zip(
+        evidence, likelihood.evidence(zero, mu), here.evidence(x.data, mu_x), here.evidence(zero, mu_x), strict=True
+    )
+    for total, zeros, at_values, as_zeros in parts:
+        total += weight @ zeros
+        total += np.bincount(x.indices, weight[cells] * (at_values - as_zeros), minlength=len(total))
+
+
+def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple[np.ndarray, Floats, Likelihood]:
+    """Return the cell of each value, its expectation, and its gene's likelihood."""
+    cells = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    return cells, mu[cells, x.indices], likelihood.at(x.indices)
 
 
 # -- fused passes over sparse rows -------------------------------------------------------------------------------------------

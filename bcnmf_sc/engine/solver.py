@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -63,6 +63,8 @@ class Factors:
     """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
     n_iter: int
     converged: bool
+    likelihood: Likelihood
+    """As given, or with its parameters as estimated."""
 
 
 @dataclass
@@ -72,7 +74,9 @@ class State:
     W: np.ndarray
     W_prev: np.ndarray
     scale: np.ndarray
-    rows: Rows
+    rows: Any
+    """The cells' `Rows`, as `RowSource.place` left them."""
+    likelihood: Likelihood
     momentum: float = 1.0
     change: float = np.inf
     n_iter: int = 0
@@ -88,6 +92,7 @@ def fit(
     background: np.ndarray,
     start: np.ndarray | None = None,
     frozen: np.ndarray | None = None,
+    refine: bool = False,
     random_state: int = 0,
     run: Run = Run(),  # noqa: B008 (frozen)
 ) -> Factors:
@@ -109,6 +114,8 @@ def fit(
         from the cell's total, spread evenly over the topics.
     frozen
         Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
+    refine
+        Whether to estimate the likelihood's own parameters, one for each gene, on the target's cells along the way.
     random_state
         Seed of the start.
     run
@@ -117,35 +124,40 @@ def fit(
     free = initial_loadings(source.shape[1], n_topics, random_state) if start is None else normalise(start)[0]
     frozen = np.zeros((source.shape[1], 0)) if frozen is None else frozen
     W = np.hstack([frozen, free])
-    rows = Rows.of(target, background, W.shape[1], source.dtype, prev=run.accelerate, loss=False)
-    state = State(W, W, np.ones(W.shape[1]), rows)
+    make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
+    state = State(W, W, np.ones(W.shape[1]), source.place(make_rows, target, background), likelihood)
+    refine_on = float(target.sum()) if refine else 0.0
     deadline = time.monotonic() + run.max_time
     with tqdm(total=run.max_iter, disable=not run.progress, delay=2, desc="fit", unit="it") as bar:
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
-            iterate(source, likelihood, state, frozen.shape[1], run)
+            iterate(source, state, n_frozen=frozen.shape[1], refine_on=refine_on, run=run)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
-    H, cell_loss = transform(source, likelihood, state.W)
-    return Factors(state.W, H, cell_loss, np.array(state.loss), state.n_iter, state.change <= run.tol)
+    H, cell_loss = transform(source, state.likelihood, state.W)
+    converged = state.change <= run.tol
+    return Factors(state.W, H, cell_loss, np.array(state.loss), state.n_iter, converged, state.likelihood)
 
 
-def iterate(source: RowSource, likelihood: Likelihood, state: State, n_frozen: int, run: Run) -> None:
+def iterate(source: RowSource, state: State, *, n_frozen: int = 0, refine_on: float = 0.0, run: Run) -> None:
     """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
     beta, momentum = extrapolation(state.momentum) if run.accelerate else (0.0, 1.0)
     W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
     state.n_iter += 1
     check = state.n_iter == 1 or state.n_iter % run.check_every == 0
+    refine = refine_on > 0 and (check or state.n_iter < run.check_every)
 
-    todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check)
-    sums = source.reduce(partial(sweep, todo=todo, likelihood=likelihood), state.rows)
+    todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check, evidence=refine)
+    sums = source.reduce(partial(sweep, todo=todo, likelihood=state.likelihood), state.rows)
     new = W.copy()
-    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, likelihood)[:, n_frozen:])
+    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, state.likelihood)[:, n_frozen:])
 
     change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W))
     turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
     state.momentum = 1.0 if turned else momentum
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale = np.append(np.ones(n_frozen), scale)
+    if refine:
+        state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
         loss_x, loss_y, alpha_loss_y = sums.loss
         state.loss.append([state.n_iter, loss_x, loss_y, loss_x - alpha_loss_y, change])
@@ -183,9 +195,11 @@ def transform(source: RowSource, likelihood: Likelihood, W: np.ndarray) -> tuple
     The result for a cell depends on W and that cell alone, and is had in one pass over the data.
     """
     every = np.ones(source.shape[0])
-    rows = Rows.of(every, np.zeros_like(every), W.shape[1], source.dtype, prev=False, loss=True)
+    rows = source.place(
+        partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), every, np.zeros_like(every)
+    )
     todo = Pass(
         W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=USAGE_TOL, cold=True, sums=False, loss=True
     )
     source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
-    return rows.H, rows.loss
+    return source.gather(rows, "H"), source.gather(rows, "loss")

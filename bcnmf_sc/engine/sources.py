@@ -6,7 +6,9 @@ on it. Blocks are added in the order of the rows, so the number of threads does 
 
 from __future__ import annotations
 
+import itertools
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +21,14 @@ from threadpoolctl import threadpool_limits
 from .kernels import CSR, Block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .likelihoods import Likelihood
 
 BLOCK_VALUES = 2**18
 """Values (non-zeros, if sparse) per block: much against the sums that a block returns, little against the data."""
+READ_VALUES = 2**22
+"""Values that are read from disk at once."""
 
 
 class Additive(Protocol):
@@ -44,37 +48,43 @@ class PerCell(Protocol):
 
 
 T = TypeVar("T", bound=Additive)
-R = TypeVar("R", bound=PerCell)
 
 
-class RowSource:
-    """Cells x genes in memory, handed out in blocks without copying."""
+class RowSource(ABC):
+    """Cells x genes, whatever holds them."""
 
-    def __init__(self, data: CSR | np.ndarray, *, block_rows: int | None = None, n_threads: int | None = None) -> None:
-        self.data = data
-        self.n_threads = n_threads or len(os.sched_getaffinity(0))
-        sparse_ends = data.indptr[1:] if isinstance(data, CSR) else None
-        self.shape = (len(data.indptr) - 1, data.n_genes) if isinstance(data, CSR) else data.shape
-        self.dtype = (data.values if isinstance(data, CSR) else data).dtype
-        if block_rows is not None:
-            cuts = np.arange(block_rows, self.shape[0], block_rows)
-        else:
-            ends = np.arange(1, self.shape[0] + 1) * self.shape[1] if sparse_ends is None else sparse_ends
-            size = max(BLOCK_VALUES, 16 * self.shape[1])
-            cuts = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
-        self._bounds = np.unique(np.concatenate([[0], cuts, [self.shape[0]]]))
+    shape: tuple[int, int]
+    dtype: np.dtype
 
+    @abstractmethod
+    def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> Any:
+        """Make what belongs to the cells, ``make(*arrays)`` with arrays over all cells, and leave it where the cells are."""
+
+    @abstractmethod
+    def reduce(self, fn: Callable[[Block, Any], T], rows: Any) -> T:
+        """Sum ``fn(block, its rows)`` over all blocks; what ``fn`` changes in its rows stays changed."""
+
+    @abstractmethod
+    def gather(self, rows: Any, name: str) -> np.ndarray:
+        """Return an attribute of the rows, over all cells."""
+
+
+class LocalSource(RowSource):
+    """Blocks handed out in this process, one after the other, and worked on by threads."""
+
+    n_threads: int
+
+    @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, Block]]:
         """Yield the blocks in the order of the rows."""
-        for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
-            rows = slice(int(start), int(stop))
-            if isinstance(self.data, CSR):
-                yield rows, self.data._replace(indptr=self.data.indptr[start : stop + 1])
-            else:
-                yield rows, self.data[rows]
 
-    def reduce(self, fn: Callable[[Block, R], T], rows: R) -> T:
-        """Sum ``fn(block, its rows)`` over all blocks; what ``fn`` changes in its rows stays changed in ``rows``."""
+    def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> PerCell:  # noqa: D102
+        return make(*arrays)
+
+    def gather(self, rows: PerCell, name: str) -> np.ndarray:  # noqa: D102
+        return getattr(rows, name)
+
+    def reduce(self, fn: Callable[[Block, Any], T], rows: PerCell) -> T:  # noqa: D102
         totals: list[T] = []
 
         def add(done: Future[T]) -> None:
@@ -83,7 +93,8 @@ class RowSource:
             else:
                 totals.append(done.result())
 
-        # One thread per block: the block products inside need no threads of their own.
+        # One thread works on one block: its matrix products need no threads of their own. While they work, this thread
+        # fetches the next block, which for data on disk is the read-ahead.
         with threadpool_limits(1), ThreadPoolExecutor(self.n_threads) as pool:
             waiting: deque[Future[T]] = deque()
             for part, block in self.blocks():
@@ -93,6 +104,87 @@ class RowSource:
             while waiting:
                 add(waiting.popleft())
         return totals[0]
+
+
+class MemorySource(LocalSource):
+    """A matrix in memory; blocks are views."""
+
+    def __init__(self, matrix: Block, *, block_rows: int | None, n_threads: int) -> None:
+        self.matrix, self.n_threads = matrix, n_threads
+        self.shape, self.dtype = _shape(matrix), _values(matrix).dtype
+        self._cuts = _cuts(matrix, block_rows)
+
+    def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
+        for start, stop in itertools.pairwise(self._cuts):
+            yield slice(start, stop), _rows(self.matrix, slice(start, stop))
+
+
+class ReadSource(LocalSource):
+    """A matrix too large for memory, read in row chunks that are cut into blocks."""
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Any],
+        cuts: Sequence[int],
+        n_genes: int,
+        *,
+        genes: np.ndarray | None,
+        dtype: type,
+        block_rows: int | None,
+        n_threads: int,
+    ) -> None:
+        self._read, self._cuts, self._genes, self._block_rows = read, cuts, genes, block_rows
+        self.shape = (cuts[-1], n_genes if genes is None else len(genes))
+        self.dtype, self.n_threads = np.dtype(dtype), n_threads
+
+    def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
+        for start, stop in itertools.pairwise(self._cuts):
+            chunk = to_block(self._read(start, stop), self._genes, self.dtype)
+            for low, high in itertools.pairwise(_cuts(chunk, self._block_rows)):
+                yield slice(start + low, start + high), _rows(chunk, slice(low, high))
+
+
+def _shape(block: Block) -> tuple[int, int]:
+    return (len(block.indptr) - 1, block.n_genes) if isinstance(block, CSR) else block.shape
+
+
+def _values(block: Block) -> np.ndarray:
+    return block.values if isinstance(block, CSR) else block
+
+
+def _rows(block: Block, part: slice) -> Block:
+    """Views of some of the rows."""
+    return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
+
+
+def _cuts(block: Block, block_rows: int | None) -> list[int]:
+    """Row numbers at which blocks begin and end."""
+    n_rows, n_genes = _shape(block)
+    if block_rows is not None:
+        inner = np.arange(block_rows, n_rows, block_rows)
+    else:
+        ends = block.indptr[1:] if isinstance(block, CSR) else np.arange(1, n_rows + 1) * n_genes
+        size = max(BLOCK_VALUES, 16 * n_genes)
+        inner = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
+    return np.unique(np.concatenate([[0], inner, [n_rows]])).tolist()
+
+
+def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
+    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order, of one type."""
+    if genes is not None and len(genes) != matrix.shape[1]:
+        matrix = matrix[:, genes]
+    if not sparse.issparse(matrix):
+        return np.ascontiguousarray(matrix, dtype=dtype)
+    matrix = matrix.tocsr()
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return CSR(
+        matrix.indptr.astype(np.int64, copy=False),
+        matrix.indices.astype(np.int32, copy=False),
+        matrix.data.astype(dtype, copy=False),
+        matrix.shape[1],
+    )
 
 
 def row_source(
@@ -108,8 +200,9 @@ def row_source(
     Parameters
     ----------
     matrix
-        NumPy array or SciPy sparse matrix. Float32 CSR with int32 columns and float32 arrays in C order are used as they are,
-        anything else is converted once.
+        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as they are,
+        anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset (CSR), an HDF5 or
+        zarr array, or a dask array with chunks of either kind.
     genes
         Numbers of the columns to use; all by default.
     dtype
@@ -119,22 +212,28 @@ def row_source(
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
     """
-    if genes is not None and len(genes) != matrix.shape[1]:
-        matrix = matrix[:, genes]
-    if sparse.issparse(matrix):
-        matrix = matrix.tocsr()
-        if not matrix.has_canonical_format:
-            matrix = matrix.copy()
-            matrix.sum_duplicates()
-        data: CSR | np.ndarray = CSR(
-            matrix.indptr.astype(np.int64, copy=False),
-            matrix.indices.astype(np.int32, copy=False),
-            matrix.data.astype(dtype, copy=False),
-            matrix.shape[1],
-        )
+    how: dict[str, Any] = {"block_rows": block_rows, "n_threads": n_threads or len(os.sched_getaffinity(0))}
+    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
+        return MemorySource(to_block(matrix, genes, dtype), **how)
+    n_rows, n_genes = matrix.shape
+    if hasattr(matrix, "chunks") and hasattr(matrix, "dask"):
+        cuts = np.cumsum([0, *matrix.chunks[0]]).tolist()
+
+        def read(start: int, stop: int) -> Any:
+            return matrix[start:stop].compute(scheduler="synchronous")
+
     else:
-        data = np.ascontiguousarray(matrix, dtype=dtype)
-    return RowSource(data, block_rows=block_rows, n_threads=n_threads)
+        if getattr(matrix, "format", "csr") != "csr":
+            msg = f"A matrix on disk must be CSR to be read by rows, got {matrix.format}. Read it into memory, or store it as CSR."
+            raise ValueError(msg)
+        n_values = len(matrix.group["data"]) if hasattr(matrix, "group") else n_rows * n_genes
+        step = max(1, int(READ_VALUES * n_rows / max(n_values, 1)))
+        cuts = [*range(0, n_rows, step), n_rows]
+
+        def read(start: int, stop: int) -> Any:
+            return matrix[start:stop]
+
+    return ReadSource(read, cuts, n_genes, genes=genes, dtype=dtype, **how)
 
 
 @dataclass
