@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from .engine.likelihoods import Likelihood
     from .engine.sources import Summary
 
+CELL_FIELDS = ("role", "target_share", "enriched", "pvalue")
+GENE_FIELDS = ("suppressed", "dispersion", "dropout")
+"""What a factorisation may write to obs and var, after its key."""
 MaskVar = str | np.ndarray | Literal["auto"] | None
 
 
@@ -51,29 +57,36 @@ def read_design(
     """Split the cells by an obs column."""
     if background_key not in adata.obs:
         msg = f"`background_key` {background_key!r} is not in `adata.obs`. Present: {_names(adata.obs.columns)}."
-        raise KeyError(msg)
-    column = adata.obs[background_key]
-    labels = column.astype(str).where(column.notna()).to_numpy()  # a missing label is no category
-    present = sorted({x for x in labels if isinstance(x, str)})
+        raise ValueError(msg)
+    column = pd.Categorical(adata.obs[background_key])
+    present = [name for code, name in enumerate(column.categories) if (column.codes == code).any()]
 
-    def categories(argument: str, value: str | Sequence[str] | Mapping[str, float]) -> list[str]:
-        wanted = [value] if isinstance(value, str) else [str(x) for x in value]
-        missing = [x for x in wanted if x not in present]
+    def cells_of(argument: str, value: Any) -> dict[str, np.ndarray]:
+        wanted = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+        found = {}
+        for name in wanted:
+            # By value, else by how it is written: numbers and booleans come as text from a command line.
+            match = next((x for x in present if x == name), next((x for x in present if str(x) == str(name)), None))
+            if match is not None:
+                found[str(name)] = np.asarray(column == match)
+        missing = [name for name in wanted if str(name) not in found]
         if missing or not wanted:
-            found = f"got {_names(missing)}" if missing else "got none"
-            msg = f"`{argument}` must name categories of `adata.obs[{background_key!r}]`, {found}. Present: {_names(present)}."
+            got = _names(missing) if missing else "none"
+            msg = (
+                f"`{argument}` must name categories of `adata.obs[{background_key!r}]`, got {got}. "
+                f"Present: {_names(present)}."
+            )
             raise ValueError(msg)
-        return wanted
+        return found
 
-    chosen = categories("background", [background] if isinstance(background, (bool, int, float)) else background)
-    backgrounds = {name: labels == name for name in chosen}
-    is_background = np.any(list(backgrounds.values()), axis=0)
+    backgrounds = cells_of("background", background)
+    labelled = column.codes >= 0
     if isinstance(target, str) and target == "all" and "all" not in present:
-        is_target = np.isin(labels.astype(str), present)
+        is_target = labelled
     elif target is None:
-        is_target = np.isin(labels.astype(str), present) & ~is_background
+        is_target = labelled & ~np.any(list(backgrounds.values()), axis=0)
     else:
-        is_target = np.isin(labels.astype(str), categories("target", target))
+        is_target = np.any(list(cells_of("target", target).values()), axis=0)
     if not is_target.any():
         msg = (
             f"No target cells are left: every category of `adata.obs[{background_key!r}]` ({_names(present)}) is in "
@@ -91,10 +104,10 @@ def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
         name = "highly_variable" if mask_var == "auto" else mask_var
         if name not in adata.var:
             msg = f"`mask_var` {name!r} is not in `adata.var`. Present: {_names(adata.var.columns)}."
-            raise KeyError(msg)
+            raise ValueError(msg)
         mask = adata.var[name]
     else:
-        mask = pd.Series(np.asarray(mask_var))
+        mask = mask_var.reindex(adata.var_names) if isinstance(mask_var, pd.Series) else pd.Series(np.asarray(mask_var))
     if len(mask) != adata.n_vars or mask.isna().any() or not pd.api.types.is_bool_dtype(mask.infer_objects()):
         msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {len(mask)} values of {mask.dtype}."
         raise ValueError(msg)
@@ -105,7 +118,7 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer, cells x genes, as it is stored."""
     if layer is not None and layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {_names(adata.layers.keys())}."
-        raise KeyError(msg)
+        raise ValueError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {_names(adata.layers.keys())}."
@@ -145,25 +158,38 @@ def write(
     adata: AnnData,
     key: str,
     *,
-    genes: np.ndarray,
+    used: np.ndarray,
     W: np.ndarray,
     H: np.ndarray,
-    role: pd.Categorical | None,
-    suppressed: np.ndarray | None,
+    role: pd.Categorical,
+    genes: Mapping[str, np.ndarray],
     record: dict[str, Any],
 ) -> None:
     """Write a factorisation into the slots that carry its key."""
+    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
+        table = getattr(adata, axis)
+        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
+        if stale:
+            setattr(adata, axis, table.drop(columns=stale))
     loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
-    loadings[genes] = W
+    loadings[used] = W
     adata.obsm["X_" + key] = np.asarray(H, np.float32)
     adata.varm[key] = loadings
-    if role is not None:
-        adata.obs[key + "_role"] = pd.Categorical(role)
-    if suppressed is not None:
-        flags = np.zeros(adata.n_vars, bool)
-        flags[genes] = suppressed
-        adata.var[key + "_suppressed"] = flags
+    adata.obs[key + "_role"] = role
+    for name, values in genes.items():
+        column = (
+            np.zeros(adata.n_vars, values.dtype) if values.dtype == bool else np.full(adata.n_vars, np.nan, np.float32)
+        )
+        column[used] = values
+        adata.var[f"{key}_{name}"] = column
     adata.uns[key] = record
+
+
+def check_key(key: str) -> None:
+    """Refuse names that cannot be stored in a file."""
+    if not isinstance(key, str) or not key or "/" in key:
+        msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
+        raise ValueError(msg)
 
 
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
@@ -194,8 +220,19 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the record of a stored factorisation."""
     if key not in adata.uns or key not in adata.varm or "topics" not in adata.uns[key]:
         msg = f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {_names(adata.uns.keys())}. Run `bcnmf_sc.tl.bcnmf` first."
-        raise KeyError(msg)
+        raise ValueError(msg)
     return adata.uns[key]
+
+
+def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
+    """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
+    kind = LIKELIHOODS[str(reference.uns[key]["params"]["likelihood"])]
+    columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
+    parameters = {
+        name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)
+        for name in (field.name for field in fields(kind))
+    }
+    return kind(**parameters)
 
 
 def _names(items: Any, most: int = 8) -> str:

@@ -1,7 +1,7 @@
 """What the benchmark scripts share: simulated counts, a process per measured side, memory, tables.
 
-Each side of a comparison runs alone in a fresh process (`alone`) with one thread, so that neither its memory nor its threads
-are the other's. Counts are made once, in chunks of cells, and read from a temporary folder by each side.
+Each side of a comparison runs alone in a fresh process (`alone`) with one thread, so that neither its memory nor its
+threads are the other's. Counts are made once, in chunks of cells, and read from a temporary folder by each side.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from bcnmf_sc.engine.kernels import Rows
+from bcnmf_sc.engine.solver import State
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from bcnmf_sc.engine import Likelihood, RowSource
 
 CHUNK = 1000
 """Cells that are dense at a time while counts are made."""
@@ -31,7 +37,10 @@ ONE_THREAD = dict.fromkeys(
 def simulate(
     n_target: int, n_background: int, n_genes: int, *, zeros: float, n_programs: int = 20, seed: int = 0
 ) -> sparse.csr_array:
-    """Poisson counts of low rank with the given share of zeros, target cells first; a quarter of the programs is the target's."""
+    """Poisson counts of low rank with the given share of zeros, target cells first.
+
+    A quarter of the programs is the target's alone.
+    """
     rng = np.random.default_rng(seed)
     W = rng.gamma(0.3, size=(n_genes, n_programs)) * rng.lognormal(sigma=1.0, size=(n_genes, 1))
     W = (W / W.sum(0)).astype(np.float32)
@@ -63,6 +72,20 @@ def load(folder: str | Path) -> sparse.csr_array:
     """Read what `save` wrote."""
     data, indices, indptr, shape = (np.load(Path(folder) / f"{n}.npy") for n in ("data", "indices", "indptr", "shape"))
     return sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+
+
+def begin(
+    source: RowSource,
+    likelihood: Likelihood,
+    cells: tuple[np.ndarray, np.ndarray],
+    *,
+    start: np.ndarray,
+    accelerate: bool = False,
+) -> State:
+    """State from which `bcnmf_sc.engine.solver.iterate` goes on; ``cells`` are their target and background weights."""
+    n_topics = start.shape[1]
+    make_rows = partial(Rows.of, n_topics=n_topics, dtype=source.dtype, prev=accelerate, loss=False)
+    return State(start, start, np.ones(n_topics), source.place(make_rows, *cells), likelihood)
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:

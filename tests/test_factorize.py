@@ -51,9 +51,9 @@ def test_fields(adata):
     is_target = (adata.obs["condition"] == "case").to_numpy()
     np.testing.assert_allclose(record["topics"]["usage_target"], share[is_target].mean(0), rtol=1e-4)
     np.testing.assert_allclose(record["topics"]["usage_background"], share[~is_target].mean(0), rtol=1e-4)
-    assert record["alpha_effective"] == pytest.approx(0.5)
+    assert record["alpha_effective"] == pytest.approx(0.3)
     total = adata.X.sum(1).A1 if hasattr(adata.X.sum(1), "A1") else np.asarray(adata.X.sum(1)).ravel()
-    expected = 0.5 * total[is_target].sum() / total[~is_target].sum()
+    expected = 0.3 * total[is_target].sum() / total[~is_target].sum()
     assert record["alphas"]["sum"].tolist() == pytest.approx([expected])
 
 
@@ -220,8 +220,18 @@ def all_zero_background(adata):
 
 
 BAD = {
-    "unknown key": ({"background_key": "cond"}, None, KeyError, "`background_key` 'cond' is not in `adata.obs`.*'condition'"),
-    "unknown category": ({"background": "control"}, None, ValueError, "`background` must name categories.*'control'.*'ctrl'"),
+    "unknown key": (
+        {"background_key": "cond"},
+        None,
+        ValueError,
+        "`background_key` 'cond' is not in `adata.obs`.*'condition'",
+    ),
+    "unknown category": (
+        {"background": "control"},
+        None,
+        ValueError,
+        "`background` must name categories.*'control'.*'ctrl'",
+    ),
     "no background": ({"background": []}, None, ValueError, "`background` must name categories"),
     "unknown target": ({"target": "drug"}, None, ValueError, "`target` must name categories.*'drug'"),
     "no target": ({"background": ["case", "ctrl"]}, None, ValueError, "No target cells are left"),
@@ -236,8 +246,8 @@ BAD = {
     "nan alpha": ({"background": {"ctrl": float("nan")}}, None, ValueError, "`alpha` must be a finite number"),
     "scale": ({"alpha_scale": "cells"}, None, ValueError, "`alpha_scale` must be 'effective' or 'sum', got 'cells'"),
     "likelihood": ({"likelihood": "normal"}, None, ValueError, "`likelihood` must be one of.*'poisson'.*got 'normal'"),
-    "layer": ({"layer": "counts"}, None, KeyError, "`layer` 'counts' is not in `adata.layers`"),
-    "mask": ({"mask_var": "hvg"}, None, KeyError, "`mask_var` 'hvg' is not in `adata.var`"),
+    "layer": ({"layer": "counts"}, None, ValueError, "`layer` 'counts' is not in `adata.layers`"),
+    "mask": ({"mask_var": "hvg"}, None, ValueError, "`mask_var` 'hvg' is not in `adata.var`"),
     "short mask": ({"mask_var": np.ones(3, bool)}, None, ValueError, "`mask_var` must be True or False for each"),
     "one gene": ({"mask_var": np.arange(500) == 1}, None, ValueError, "At least 2 genes"),
     "start": ({"init": np.ones((3, 3))}, None, ValueError, "`init` must be finite, non-negative loadings of 500 genes"),
@@ -280,10 +290,12 @@ def test_projection_refuses_other_genes(adata):
     new.var["symbol"] = new.var_names.to_numpy()
     new.var_names = [f"ENSG{i}" for i in range(new.n_vars)]
     before = state(new)
-    with pytest.raises(ValueError, match=r"at least half of the 500 genes .* got 0 .*`adata.var\['symbol'\]` holds matching"):
+    with pytest.raises(
+        ValueError, match=r"at least half of the 500 genes .* got 0 .*`adata.var\['symbol'\]` holds matching"
+    ):
         bc.tl.project(new, adata)
     assert_same(before, new)
-    with pytest.raises(KeyError, match="'other' is not a factorisation"):
+    with pytest.raises(ValueError, match="'other' is not a factorisation"):
         bc.tl.project(new, adata, key="other")
     few = bc.datasets.simulated()[:, :300].copy()
     with pytest.warns(UserWarning, match="200 of the 500 genes"):
@@ -310,3 +322,45 @@ def test_kang(data_folder):
     by_enrichment = adata.uns["bcnmf"]["topics"]["log2_enrichment"].idxmax()
     leading = set(top.loc[top["topic"] == by_enrichment, "gene"])
     assert len(leading & {"ISG15", "IFIT1", "IFIT3", "IFI6", "MX1", "LY6E", "ISG20", "IFIT2", "CXCL10"}) >= 3
+
+
+def test_labels_of_any_type(adata):
+    is_case = (adata.obs["condition"] == "case").to_numpy()
+    bc.tl.bcnmf(adata, **QUICK, key_added="names")
+    columns = {
+        "flag": (is_case, False),
+        "number": (np.where(is_case, 3, 7), 7),
+        "real": (np.where(is_case, 3.0, 7.0), 7),
+        "np": (np.where(is_case, 3, 7), np.int64(7)),
+        "text": (np.where(is_case, "3", "7"), 7),
+        "unused": (pd.Categorical(np.where(is_case, "a", "b"), categories=["a", "b", "never"]), ["b"]),
+    }
+    for name, (values, background) in columns.items():
+        adata.obs[name] = values
+        bc.tl.bcnmf(adata, **QUICK | {"background_key": name, "background": background}, key_added="other")
+        np.testing.assert_array_equal(adata.varm["other"], adata.varm["names"])
+    with pytest.raises(ValueError, match="`background` must name categories.*'never'"):
+        bc.tl.bcnmf(adata, **QUICK | {"background_key": "unused", "background": "never"})
+
+
+def test_a_second_fit_under_the_same_key_leaves_nothing_of_the_first(adata):
+    bc.tl.bcnmf(adata, **QUICK, likelihood="nb")
+    assert {"bcnmf_suppressed", "bcnmf_dispersion"} <= set(adata.var)
+    bc.tl.nmf(adata, n_topics=3, tol=1e-2, key_added="bcnmf")
+    assert not [name for name in adata.var if name.startswith("bcnmf")]
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_overdispersed_counts(adata, likelihood, tmp_path):
+    bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood)
+    assert (adata.var["bcnmf_dispersion"] > 0).all()
+    assert ("bcnmf_dropout" in adata.var) == (likelihood == "zinb")
+    bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood, dispersion=2.0, dropout=0.1, key_added="fixed")
+    assert (adata.var["fixed_dispersion"] == 2).all()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    new = bc.datasets.simulated()[:50].copy()
+    bc.tl.project(new, anndata.read_h5ad(tmp_path / "a.h5ad"))
+    np.testing.assert_allclose(new.obsm["X_bcnmf"], adata.obsm["X_bcnmf"][:50], rtol=1e-2, atol=0.5)
+    for wrong in ({"dispersion": 0}, {"dispersion": "guess"}, {"dropout": 1.5, "dispersion": 1.0}):
+        with pytest.raises(ValueError, match="`(dispersion|dropout)` must"):
+            bc.tl.bcnmf(adata, **QUICK, likelihood="zinb", **wrong)

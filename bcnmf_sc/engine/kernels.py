@@ -109,21 +109,22 @@ class Sums:
     """`Likelihood.evidence`, summed over the target's cells; anything x genes."""
 
     @classmethod
-    def zeros(cls, W: Floats, likelihood: Likelihood) -> Sums:
-        """Nothing gathered yet."""
-        topics = W.shape[1:]
-        n = {"one": topics, "mu": topics * 2, "full": W.shape}[likelihood.n_kind]
-        evidence = np.zeros((likelihood.n_evidence, W.shape[0]))
-        return cls(np.zeros(W.shape), np.zeros(W.shape), np.zeros(n), np.zeros(n), np.zeros(3), evidence)
+    def zeros(cls) -> Sums:
+        """Nothing gathered yet: zeros of no shape, which cost nothing to add."""
+        return cls(*(np.zeros(()) for _ in range(4)), np.zeros(3), np.zeros(()))
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Add to one of the sums, in double precision."""
+        total = getattr(self, name)
+        if not total.shape:
+            setattr(self, name, np.asarray(values, np.float64))
+        elif np.shape(values):
+            total += values
 
     def __iadd__(self, other: Sums) -> Sums:
         """Add another block's."""
-        self.p_x += other.p_x
-        self.p_y += other.p_y
-        self.n_x += other.n_x
-        self.n_y += other.n_y
-        self.loss += other.loss
-        self.evidence += other.evidence
+        for name in self.__dataclass_fields__:
+            self.add(name, getattr(other, name))
         return self
 
 
@@ -133,8 +134,8 @@ def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
     ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's weights
     a and the background's b, and the loss.
     """
-    total = Sums.zeros(todo.W, likelihood)
-    if isinstance(block, CSR) and likelihood.n_kind != "full":
+    total = Sums.zeros()
+    if isinstance(block, CSR) and likelihood.name in FUSED:
         _sweep_fused(block, rows, todo, likelihood, total)
         return total
     n_rows = len(rows.target)
@@ -160,9 +161,7 @@ def _matrix(block: Block, part: slice) -> Matrix:
     )
 
 
-def _sweep_products(
-    x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums
-) -> None:
+def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
     W = todo.W
     x = x.astype(W.dtype, copy=False)
     h = _start(np.asarray(x.sum(1)).reshape(-1, 1), rows, used, todo)
@@ -187,25 +186,24 @@ def _sweep_products(
     mu = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
     if todo.sums:
         p, n = (x, None) if linear else _terms(x, mu, likelihood)
-        for weight, p_sum, n_sum in ((target, total.p_x, total.n_x), (background, total.p_y, total.n_y)):
+        for part, weight in (("x", target), ("y", background)):
             if weight.any():
-                p_sum += p.T @ (weight[:, None] * h)
-                _add_n(n_sum, weight, h, n, likelihood)
+                total.add("p_" + part, p.T @ (weight[:, None] * h))
+                total.add("n_" + part, _n_sum(weight, h, n, likelihood))
     if todo.loss:
         cells = _loss(x, mu, likelihood)
         total.loss += [target @ cells, (background > 0) @ cells, background @ cells]
         if len(rows.loss):
             rows.loss[used] = cells
     if todo.evidence and target.any():
-        _add_evidence(total.evidence, x, mu, target, likelihood)
+        total.add("evidence", _evidence(x, mu, target, likelihood))
 
 
-def _add_n(n_sum: Floats, weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> None:
-    """Add ``n' diag(weight) H`` in the form that `Likelihood.n_kind` allows."""
+def _n_sum(weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> Floats:
+    """``n' diag(weight) H`` in the form that `Likelihood.n_kind` allows."""
     if likelihood.n_kind == "one":
-        n_sum += weight @ h
-    else:
-        n_sum += (h if n is None else n).T @ (weight[:, None] * h)
+        return weight @ h
+    return (h if n is None else n).T @ (weight[:, None] * h)
 
 
 def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
@@ -238,19 +236,19 @@ def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
     return loss + np.bincount(cells, here.loss(x.data, mu_x) - here.loss(zero, mu_x), minlength=len(loss))
 
 
-def _add_evidence(evidence: np.ndarray, x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> None:
+def _evidence(x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> np.ndarray:
+    """`Likelihood.evidence` summed over cells."""
     if not sparse.issparse(x):
-        for total, part in zip(evidence, likelihood.evidence(x, mu), strict=True):
-            total += weight @ part
-        return
+        return np.stack([weight @ part for part in likelihood.evidence(x, mu)])
     cells, mu_x, here = _at_values(x, mu, likelihood)
     zero = mu.dtype.type(0)
-    parts = zip(
-        evidence, likelihood.evidence(zero, mu), here.evidence(x.data, mu_x), here.evidence(zero, mu_x), strict=True
-    )
-    for total, zeros, at_values, as_zeros in parts:
-        total += weight @ zeros
-        total += np.bincount(x.indices, weight[cells] * (at_values - as_zeros), minlength=len(total))
+    totals = []
+    for zeros, at_values, as_zeros in zip(
+        likelihood.evidence(zero, mu), here.evidence(x.data, mu_x), here.evidence(zero, mu_x), strict=True
+    ):
+        mended = np.bincount(x.indices, weight[cells] * (at_values - as_zeros), minlength=x.shape[1])
+        totals.append(weight @ zeros + mended)
+    return np.stack(totals)
 
 
 def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple[np.ndarray, Floats, Likelihood]:
@@ -266,21 +264,26 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
     n_topics = todo.W.shape[1]
     W = np.zeros((todo.W.shape[0], -(-n_topics // 8) * 8), todo.W.dtype)  # whole vector registers
     W[:, :n_topics] = todo.W
-    p_x, p_y = np.zeros((2, *W.shape), W.dtype)
-    run, down = (_poisson_rows, W.sum(0)) if likelihood.n_kind == "one" else (_gaussian_rows, W.T @ W)
+    run = FUSED[likelihood.name]
+    down = W.sum(0) if likelihood.n_kind == "one" else W.T @ W
+    # A part without cells in this block, as is usual in sorted data, needs no sums.
+    weights = {"x": rows.target, "y": rows.background}
+    present = {part: todo.sums and bool(weight.any()) for part, weight in weights.items()}
+    p = {part: np.zeros(W.shape if here else (0, 0), W.dtype) for part, here in present.items()}
     run(
         block.indptr, block.indices, block.values, W, down, rows.target, rows.background, rows.H, rows.H_prev,
         todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.steps, todo.tol, todo.cold, todo.sums, todo.loss,
-        p_x, p_y, total.loss, rows.loss,
+        p["x"], p["y"], total.loss, rows.loss,
     )  # fmt: skip
-    if todo.sums:
-        total.p_x += p_x[:, :n_topics]
-        total.p_y += p_y[:, :n_topics]
-        _add_n(total.n_x, rows.target, rows.H, None, likelihood)
-        _add_n(total.n_y, rows.background, rows.H, None, likelihood)
+    for part, here in present.items():
+        if here:
+            total.add("p_" + part, p[part][:, :n_topics])
+            total.add("n_" + part, _n_sum(weights[part], rows.H, None, likelihood))
 
 
-_jit = numba.njit(fastmath=True, nogil=True, boundscheck=False, error_model="numpy", cache=True)
+_jit = numba.njit(
+    fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy", cache=True
+)
 
 
 @_jit
@@ -474,3 +477,7 @@ def _gaussian_rows(
             losses[2] += b * squares
             if len(cell_loss) > 0:
                 cell_loss[i] = squares
+
+
+FUSED = {"poisson": _poisson_rows, "gaussian": _gaussian_rows}
+"""Likelihoods for which sparse rows need one fused pass."""

@@ -236,7 +236,9 @@ def _theta_derivatives(x: Array, mu: Array, theta: Array) -> tuple[Array, Array]
     q = theta / (theta + mu)
     r = (x + theta) / (mu + theta)
     slope = special.digamma(x + theta) - special.digamma(theta) + np.log(q) + 1 - r
-    curvature = special.polygamma(1, x + theta) - special.polygamma(1, theta) + (1 / theta) * (1 - q) - (1 - r) / (mu + theta)
+    curvature = (
+        special.polygamma(1, x + theta) - special.polygamma(1, theta) + (1 / theta) * (1 - q) - (1 - r) / (mu + theta)
+    )
     return theta * slope, theta * slope + theta**2 * curvature
 
 

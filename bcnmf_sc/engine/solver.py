@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from .checkpoint import Checkpoint
 from .kernels import TINY, Pass, Rows, Sums, sweep
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from .likelihoods import Likelihood
     from .sources import RowSource
 
 LOADINGS_FLOOR = 1e-10
 """Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
-MAX_BETA = 0.9
-"""Cap of the extrapolation."""
-USAGE_STEPS, USAGE_TOL = 500, 1e-4
+UNREST = 4.0
+"""Rise of the change, over its smallest so far, at which the cap of the extrapolation is halved."""
+USAGE_STEPS, USAGE_TOL = 1000, 1e-5
 """Projection on given loadings: steps per cell at most, and the share of its usage by which it moves at the end."""
 
 
@@ -46,6 +49,9 @@ class Run:
     """Iterations between two looks at the loss."""
     max_time: float = np.inf
     """Seconds after which to stop."""
+    checkpoint: str | PathLike[str] | None = None
+    """File that the state is written to, and that an interrupted fit is taken up from."""
+    checkpoint_every: int = 50
     progress: bool = False
 
 
@@ -59,10 +65,14 @@ class Factors:
     """Usage, cells x topics, of all cells: the best fit of each at W."""
     cell_loss: np.ndarray
     """Loss of each cell at W and H."""
+    sums: Sums
+    """What the last loadings step was made from."""
     loss: np.ndarray
     """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
     n_iter: int
     converged: bool
+    change: float
+    """Change of W in the last iteration."""
     likelihood: Likelihood
     """As given, or with its parameters as estimated."""
 
@@ -77,7 +87,12 @@ class State:
     rows: Any
     """The cells' `Rows`, as `RowSource.place` left them."""
     likelihood: Likelihood
+    sums: Sums = field(default_factory=Sums.zeros)
     momentum: float = 1.0
+    max_beta: float = 0.9
+    """Cap of the extrapolation."""
+    calmest: float = np.inf
+    """Smallest change so far."""
     change: float = np.inf
     n_iter: int = 0
     loss: list[list[float]] = field(default_factory=list)
@@ -92,6 +107,7 @@ def fit(
     background: np.ndarray,
     start: np.ndarray | None = None,
     frozen: np.ndarray | None = None,
+    expressed: np.ndarray | None = None,
     refine: bool = False,
     random_state: int = 0,
     run: Run = Run(),  # noqa: B008 (frozen)
@@ -114,6 +130,8 @@ def fit(
         from the cell's total, spread evenly over the topics.
     frozen
         Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
+    expressed
+        Bool per gene: those with a value in any cell; all by default. The others get no loadings.
     refine
         Whether to estimate the likelihood's own parameters, one for each gene, on the target's cells along the way.
     random_state
@@ -121,26 +139,65 @@ def fit(
     run
         How to run.
     """
-    free = initial_loadings(source.shape[1], n_topics, random_state) if start is None else normalise(start)[0]
-    frozen = np.zeros((source.shape[1], 0)) if frozen is None else frozen
+    n_cells, n_genes = source.shape
+    expressed = np.ones(n_genes, bool) if expressed is None else expressed
+    free = initial_loadings(n_genes, n_topics, random_state) if start is None else start
+    frozen = np.zeros((n_genes, 0)) if frozen is None else frozen
+    for name, array, shape in (
+        ("target", target, (n_cells,)),
+        ("background", background, (n_cells,)),
+        ("expressed", expressed, (n_genes,)),
+        ("start", free, (n_genes, n_topics)),
+        ("frozen", frozen, (n_genes, frozen.shape[1])),
+    ):
+        _check_shape(name, array, shape)
+    free = normalise(free, expressed)[0]
     W = np.hstack([frozen, free])
+    n_frozen = frozen.shape[1]
+    state = State(W, W, np.ones(W.shape[1]), None, likelihood)
     make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
-    state = State(W, W, np.ones(W.shape[1]), source.place(make_rows, target, background), likelihood)
+    checkpoint = Checkpoint.open(run.checkpoint, W, target, background, n_frozen, run.accelerate)
+    if not checkpoint.restore(source, state, target, background):
+        state.rows = source.place(make_rows, target, background)
     refine_on = float(target.sum()) if refine else 0.0
     deadline = time.monotonic() + run.max_time
-    with tqdm(total=run.max_iter, disable=not run.progress, delay=2, desc="fit", unit="it") as bar:
+    with (
+        checkpoint,
+        tqdm(
+            initial=state.n_iter,
+            total=run.max_iter,
+            disable=None if run.progress else True,
+            delay=2,
+            desc="fit",
+            unit="it",
+        ) as bar,
+    ):
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
-            iterate(source, state, n_frozen=frozen.shape[1], refine_on=refine_on, run=run)
+            iterate(source, state, expressed, n_frozen=n_frozen, refine_on=refine_on, run=run)
+            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
+                checkpoint.save(source, state)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
+        checkpoint.save(source, state)
     H, cell_loss = transform(source, state.likelihood, state.W)
-    converged = state.change <= run.tol
-    return Factors(state.W, H, cell_loss, np.array(state.loss), state.n_iter, converged, state.likelihood)
+    return Factors(
+        W=state.W,
+        H=H,
+        cell_loss=cell_loss,
+        sums=state.sums,
+        loss=np.array(state.loss).reshape(-1, 5),
+        n_iter=state.n_iter,
+        converged=state.change <= run.tol,
+        change=state.change,
+        likelihood=state.likelihood,
+    )
 
 
-def iterate(source: RowSource, state: State, *, n_frozen: int = 0, refine_on: float = 0.0, run: Run) -> None:
+def iterate(
+    source: RowSource, state: State, expressed: np.ndarray, *, n_frozen: int = 0, refine_on: float = 0.0, run: Run
+) -> None:
     """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
-    beta, momentum = extrapolation(state.momentum) if run.accelerate else (0.0, 1.0)
+    beta, momentum = extrapolation(state.momentum, state.max_beta) if run.accelerate else (0.0, 1.0)
     W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
     state.n_iter += 1
     check = state.n_iter == 1 or state.n_iter % run.check_every == 0
@@ -149,13 +206,16 @@ def iterate(source: RowSource, state: State, *, n_frozen: int = 0, refine_on: fl
     todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check, evidence=refine)
     sums = source.reduce(partial(sweep, todo=todo, likelihood=state.likelihood), state.rows)
     new = W.copy()
-    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, state.likelihood)[:, n_frozen:])
+    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, state.likelihood)[:, n_frozen:], expressed)
 
-    change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W))
+    change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W[:, n_frozen:]))
     turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
     state.momentum = 1.0 if turned else momentum
+    state.calmest = min(state.calmest, change)
+    if change > UNREST * state.calmest:  # extrapolation stirs up what plain updates would settle: do less of it
+        state.max_beta /= 2
     state.W_prev, state.W, state.change = state.W, new, change
-    state.scale = np.append(np.ones(n_frozen), scale)
+    state.scale, state.sums = np.append(np.ones(n_frozen), scale), sums
     if refine:
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
@@ -165,41 +225,49 @@ def iterate(source: RowSource, state: State, *, n_frozen: int = 0, refine_on: fl
 
 def loadings_step(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> np.ndarray:
     """``W <- W * (P_X + alpha N_Y) / (N_X + alpha P_Y)``: never raises ``L(X) - alpha L(Y)`` at the usage of the sums."""
-    n_x, n_y = (W @ n if likelihood.n_kind == "mu" else n for n in (sums.n_x, sums.n_y))
-    new = W * (sums.p_x + n_y) / np.maximum(n_x + sums.p_y, TINY)
-    new[~(sums.p_x.any(1) | sums.p_y.any(1))] = 0  # genes without a count in any cell
-    return new
+    n_x, n_y = (W @ n if likelihood.n_kind == "mu" and n.shape else n for n in (sums.n_x, sums.n_y))
+    return W * (sums.p_x + n_y) / np.maximum(n_x + sums.p_y, TINY)
 
 
-def normalise(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return W with columns that sum to 1, floored in all genes but the empty ones, and the sums, which the usage takes over."""
+def normalise(W: np.ndarray, expressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return W with columns that sum to 1, floored in expressed genes and zero in others, and the sums, which H takes over."""
+    W = np.where(expressed[:, None], W, 0.0)
     scale = np.maximum(W.sum(0), TINY)
-    W = W / scale
-    return np.where(W.any(1, keepdims=True), np.maximum(W, LOADINGS_FLOOR), 0.0), scale
+    return np.where(expressed[:, None], np.maximum(W / scale, LOADINGS_FLOOR), 0.0), scale
 
 
-def extrapolation(momentum: float) -> tuple[float, float]:
+def extrapolation(momentum: float, max_beta: float) -> tuple[float, float]:
     """Nesterov's rule: how far to extrapolate now, and the momentum to go on with."""
     ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-    return min((momentum - 1) / ahead, MAX_BETA), ahead
+    return min((momentum - 1) / ahead, max_beta), ahead
 
 
 def initial_loadings(n_genes: int, n_topics: int, random_state: int) -> np.ndarray:
-    """Loadings drawn from (0, 1), columns summing to 1."""
-    return normalise(np.random.default_rng(random_state).random((n_genes, n_topics)))[0]
+    """Loadings drawn from (0, 1)."""
+    return np.random.default_rng(random_state).random((n_genes, n_topics))
 
 
-def transform(source: RowSource, likelihood: Likelihood, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Usage of every cell at given loadings, ``argmin_{h >= 0} L(x, W h)``, and its loss there.
+def transform(
+    source: RowSource, likelihood: Likelihood, W: np.ndarray, cells: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Usage of cells (all, or those of a bool array) at given loadings, ``argmin_{h >= 0} L(x, W h)``, and their loss there.
 
     The result for a cell depends on W and that cell alone, and is had in one pass over the data.
     """
-    every = np.ones(source.shape[0])
+    _check_shape("W", W, (source.shape[1], W.shape[1]))
+    use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
+    _check_shape("cells", use, source.shape[:1])
     rows = source.place(
-        partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), every, np.zeros_like(every)
+        partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
     )
     todo = Pass(
         W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=USAGE_TOL, cold=True, sums=False, loss=True
     )
     source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
     return source.gather(rows, "H"), source.gather(rows, "loss")
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:  # the kernels do not look
+        msg = f"`{name}` must have shape {shape}, got {array.shape}."
+        raise ValueError(msg)

@@ -7,13 +7,15 @@ on it. Blocks are added in the order of the rows, so the number of threads does 
 from __future__ import annotations
 
 import itertools
-import os
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+import joblib
 import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
@@ -68,6 +70,11 @@ class RowSource(ABC):
     def gather(self, rows: Any, name: str) -> np.ndarray:
         """Return an attribute of the rows, over all cells."""
 
+    @contextmanager
+    def working(self) -> Iterator[Any]:
+        """Hold for several passes what one pass needs."""
+        yield None
+
 
 class LocalSource(RowSource):
     """Blocks handed out in this process, one after the other, and worked on by threads."""
@@ -93,17 +100,51 @@ class LocalSource(RowSource):
             else:
                 totals.append(done.result())
 
-        # One thread works on one block: its matrix products need no threads of their own. While they work, this thread
-        # fetches the next block, which for data on disk is the read-ahead.
-        with threadpool_limits(1), ThreadPoolExecutor(self.n_threads) as pool:
+        with self.working() as pool:
             waiting: deque[Future[T]] = deque()
-            for part, block in self.blocks():
+            for part, block in self.blocks():  # meanwhile the pool works: for data on disk this is the read-ahead
                 waiting.append(pool.submit(fn, block, rows[part]))
                 if len(waiting) > self.n_threads:
                     add(waiting.popleft())
             while waiting:
                 add(waiting.popleft())
         return totals[0]
+
+    @contextmanager
+    def working(self) -> Iterator[ThreadPoolExecutor]:
+        """Keep the threads for several passes."""
+        if self._pool is not None:
+            yield self._pool
+            return
+        with _ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads) as self._pool:
+            try:
+                yield self._pool
+            finally:
+                self._pool = None
+
+    _pool: ThreadPoolExecutor | None = None
+
+
+class _OneThreadEach:
+    """Matrix products need no threads of their own where blocks have them. Nests, and lets fits run side by side."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._limits = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limits = threadpool_limits(1)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limits.restore_original_limits()
+
+
+_ONE_THREAD_EACH = _OneThreadEach()
 
 
 class MemorySource(LocalSource):
@@ -164,14 +205,14 @@ def _cuts(block: Block, block_rows: int | None) -> list[int]:
         inner = np.arange(block_rows, n_rows, block_rows)
     else:
         ends = block.indptr[1:] if isinstance(block, CSR) else np.arange(1, n_rows + 1) * n_genes
-        size = max(BLOCK_VALUES, 16 * n_genes)
+        size = max(BLOCK_VALUES, 64 * n_genes)
         inner = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
     return np.unique(np.concatenate([[0], inner, [n_rows]])).tolist()
 
 
 def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
     """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order, of one type."""
-    if genes is not None and len(genes) != matrix.shape[1]:
+    if genes is not None and not np.array_equal(genes, np.arange(matrix.shape[1])):
         matrix = matrix[:, genes]
     if not sparse.issparse(matrix):
         return np.ascontiguousarray(matrix, dtype=dtype)
@@ -179,6 +220,9 @@ def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> B
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
+    if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < matrix.shape[1]:
+        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {matrix.indices.max()}: the matrix is broken."
+        raise ValueError(msg)
     return CSR(
         matrix.indptr.astype(np.int64, copy=False),
         matrix.indices.astype(np.int32, copy=False),
@@ -212,7 +256,7 @@ def row_source(
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
     """
-    how: dict[str, Any] = {"block_rows": block_rows, "n_threads": n_threads or len(os.sched_getaffinity(0))}
+    how: dict[str, Any] = {"block_rows": block_rows, "n_threads": n_threads or joblib.cpu_count()}
     if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
         return MemorySource(to_block(matrix, genes, dtype), **how)
     n_rows, n_genes = matrix.shape

@@ -1,0 +1,133 @@
+"""Interrupt a long fit and take it up again: the state of the solver in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import zipfile
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from .kernels import Rows
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+    from .likelihoods import Likelihood
+    from .solver import State
+    from .sources import RowSource
+
+_NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
+_ARRAYS = ("W", "W_prev", "scale")
+
+
+@dataclass
+class Checkpoint:
+    """A file that holds the state of one fit. Without a path, it does nothing.
+
+    As a context it holds Ctrl-C back until the iteration is done and saved, so that the state on disk is a whole one.
+    """
+
+    path: Path | None
+    identity: str
+    """Of the fit that the file belongs to: where it starts, and under which weights."""
+    interrupted: bool = False
+    _before: Any = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None, *what: Any) -> Checkpoint:
+        """Set up a checkpoint of the fit that `what` describes."""
+        if path is None:
+            return cls(None, "")
+        place = Path(path)
+        if not place.parent.is_dir():
+            msg = f"`checkpoint` must lie in a folder that exists, got {str(place)!r}."
+            raise ValueError(msg)
+        digest = hashlib.sha256()
+        for part in what:
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return cls(place, digest.hexdigest())
+
+    def save(self, source: RowSource, state: State) -> None:
+        """Write the state, then put it in the place of the last one; where interrupted, stop here."""
+        if self.path is not None and state.n_iter:
+            parameters = {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}  # type: ignore[arg-type]
+            unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+            try:
+                with unfinished.open("wb") as file:
+                    np.savez(
+                        file,
+                        identity=np.array(self.identity),
+                        H=source.gather(state.rows, "H"),
+                        H_prev=source.gather(state.rows, "H_prev"),
+                        loss=np.array(state.loss),
+                        numbers=np.array([getattr(state, name) for name in _NUMBERS]),
+                        **{name: getattr(state, name) for name in _ARRAYS},
+                        **parameters,
+                    )
+                    file.flush()
+                    os.fsync(file.fileno())
+                unfinished.replace(self.path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        if self.interrupted:
+            msg = f"The fit was interrupted after {state.n_iter} iterations. The same call takes it up from {str(self.path)!r}."
+            raise KeyboardInterrupt(msg)
+
+    def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:
+        """Set the state to what the file holds; False where there is none yet."""
+        if self.path is None or not self.path.exists():
+            return False
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                stored = {name: file[name] for name in file.files}
+            if str(stored.pop("identity")) != self.identity:
+                msg = (
+                    f"`checkpoint` {str(self.path)!r} belongs to another fit (other data, weights, topics or seed). "
+                    "Name another file, or remove it."
+                )
+                raise ValueError(msg)
+            H, H_prev = stored.pop("H"), stored.pop("H_prev")
+            for name, value in zip(_NUMBERS, stored.pop("numbers").tolist(), strict=True):
+                setattr(state, name, type(getattr(state, name))(value))
+            for name in _ARRAYS:
+                setattr(state, name, stored.pop(name))
+            state.loss = stored.pop("loss").tolist()
+            state.likelihood = _with(state.likelihood, stored)
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            msg = (
+                f"`checkpoint` {str(self.path)!r} is not a whole checkpoint ({error}). Name another file, or remove it."
+            )
+            raise ValueError(msg) from error
+        dtype = source.dtype
+        state.rows = source.place(Rows, target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(0))
+        return True
+
+    def __enter__(self) -> Self:
+        """Hold Ctrl-C back."""
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:  # asked twice: stop at once
+                signal.default_int_handler(number, frame)
+            self.interrupted = True
+
+        if self.path is not None and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, hold)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let Ctrl-C through again."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _with(likelihood: Likelihood, stored: dict[str, np.ndarray]) -> Likelihood:
+    parameters = {f.name: stored["likelihood_" + f.name] for f in fields(likelihood)}  # type: ignore[arg-type]
+    return type(likelihood)(**parameters)

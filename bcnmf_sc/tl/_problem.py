@@ -1,0 +1,341 @@
+"""What every factorisation does around the engine: read and check a problem, set alpha, record how the fit ended."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+
+from .. import _anndata
+from ..engine import LIKELIHOODS, Factors, Likelihood, RowSource, Run, row_source, transform
+from ..engine.sources import Groups, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from anndata import AnnData
+
+    from .._anndata import Design, MaskVar
+
+logger = logging.getLogger(__name__)
+
+LikelihoodName = Literal["gaussian", "poisson", "nb", "zinb"]
+MAX_SUPPRESSED = 0.1
+"""Share of suppressed genes from which on a fit warns."""
+VANISHED = 1e-8
+"""Loading below which a gene counts for nothing."""
+SAFE_ALPHA = 0.5
+"""Effective alpha up to which a fit is accelerated by default."""
+
+
+class RunOptions(TypedDict, total=False):
+    """How a fit is run; none of it changes what is sought. The same for every fit."""
+
+    max_iter: int
+    """Iterations at most (1000)."""
+    tol: float
+    """Stop when the loadings move by less than this share in one iteration (1e-4)."""
+    max_time: float
+    """Seconds after which to stop (none)."""
+    accelerate: bool | None
+    """Extrapolate the updates. By default where it is safe: up to an effective alpha of 0.5."""
+    n_threads: int | None
+    """Threads that work on blocks of cells; all that the machine lends by default. The result does not depend on it."""
+    batch_size: int | None
+    """Cells per block; chosen by default. The result does not depend on it (to about 1e-5)."""
+    checkpoint: str | PathLike[str] | None
+    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none)."""
+    checkpoint_every: int
+    """Iterations between two writes (50)."""
+    progress: bool
+    """Show a progress bar once a fit takes more than two seconds (True)."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Alpha in its two scales, per background, and what follows from it before any fit."""
+
+    weight: np.ndarray
+    """Background weight per cell."""
+    effective: dict[str, float]
+    on_sums: dict[str, float]
+    suppressed: np.ndarray | None
+    """Bool per gene used; known after the fit only where the likelihood is none of counts."""
+
+    @property
+    def total(self) -> float:
+        """The effective alpha of all backgrounds."""
+        return float(sum(self.effective.values()))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A factorisation to be solved: what is read from the AnnData, checked."""
+
+    design: Design
+    source: RowSource
+    likelihood: Likelihood
+    refine: bool
+    """Whether the likelihood's parameters are to be estimated."""
+    genes: np.ndarray
+    """Numbers of the genes used."""
+    expressed: np.ndarray
+    """Bool per gene used: those with a value in any cell."""
+    sums: np.ndarray
+    """Gene sums, a row for the target and one for each background."""
+    mass: np.ndarray
+    """The same of the values' mass (`Likelihood.mass`)."""
+    params: dict[str, Any]
+    """What to record of it."""
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        design: Design,
+        *,
+        likelihood: str | Likelihood,
+        n_topics: int | None,
+        layer: str | None,
+        mask_var: MaskVar,
+        random_state: int = 0,
+        dispersion: float | Literal["estimate"] = "estimate",
+        dropout: float | Literal["estimate"] = "estimate",
+        run: RunOptions,
+    ) -> Problem:
+        """Read and check all that a fit needs. Raises before anything is done."""
+        _check_run(run)
+        whole_number("random_state", random_state, 0)
+        model, refine = _model(likelihood, dispersion, dropout)
+        _anndata.check_names(adata)
+        matrix = _anndata.read_matrix(adata, layer)
+        genes = _anndata.read_genes(adata, mask_var)
+        if len(genes) < 2:  # noqa: PLR2004
+            msg = f"At least 2 genes must be used, got {len(genes)}. See `mask_var`."
+            raise ValueError(msg)
+        if n_topics is not None:
+            whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
+
+        source = row_source(matrix, genes=genes, block_rows=run.get("batch_size"), n_threads=run.get("n_threads"))
+        every = np.ones(adata.n_obs, bool)
+        member = np.column_stack([design.target, *design.backgrounds.values(), every])
+        groups = source.place(Groups, member, np.zeros(adata.n_obs))
+        summary = source.reduce(partial(summarise, likelihood=model), groups)
+        _anndata.check_values(summary, model, adata, layer)
+        for name, mass in zip(["target", *design.backgrounds], summary.mass[:-1], strict=True):
+            if design.target.any() and not mass.any():
+                msg = f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. Check `layer` and `mask_var`."
+                raise ValueError(msg)
+        n_empty_cells = int((source.gather(groups, "total") == 0).sum())
+        expressed = summary.mass[-1] > 0
+        n_empty_genes = int((~expressed).sum())
+        if n_empty_cells or n_empty_genes:
+            logger.info("%d cells and %d genes hold nothing but zeros: they get zeros.", n_empty_cells, n_empty_genes)
+        params = {
+            "likelihood": model.name,
+            "n_topics": n_topics,
+            "layer": layer,
+            "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
+            "random_state": random_state,
+            "n_genes": len(genes),
+            "n_empty_cells": n_empty_cells,
+            "n_empty_genes": n_empty_genes,
+            "version": version("bcnmf-sc"),
+        }
+        return cls(design, source, model, refine, genes, expressed, summary.sums[:-1], summary.mass[:-1], params)
+
+    def contrast(self, alphas: Mapping[str, float], scale: str, *, pooled: bool, key: str) -> Contrast:
+        """Set each background's weight; warn where it suppresses many genes.
+
+        ``alpha_effective = alpha * mass(Y) / mass(X)``; backgrounds that are pooled share one alpha as one background would.
+        """
+        target_mass, *background_mass = self.mass
+        masses = dict(zip(self.design.backgrounds, background_mass, strict=True))
+        ratio = {name: float(mass.sum() / target_mass.sum()) for name, mass in masses.items()}
+        together = sum(ratio.values())
+        on_sums = dict(alphas)
+        if scale == "effective":
+            on_sums = {name: alpha / (together if pooled else ratio[name]) for name, alpha in alphas.items()}
+        weight = np.zeros(len(self.design.target))
+        for name, cells in self.design.backgrounds.items():
+            weight[cells] = on_sums[name]
+
+        effective = {name: alpha * ratio[name] for name, alpha in on_sums.items()}
+        suppressed = self._suppressed(masses, on_sums, sum(effective.values()), pooled=pooled, key=key)
+        return Contrast(weight, effective, on_sums, suppressed)
+
+    def _suppressed(
+        self, masses: Mapping[str, np.ndarray], alphas: Mapping[str, float], total: float, *, pooled: bool, key: str
+    ) -> np.ndarray | None:
+        """Genes that die for certain: known before a fit where ``p`` is ``x / mu``."""
+        if not self.likelihood.counts:
+            return None
+        pressure = sum((alphas[name] * mass for name, mass in masses.items()), np.zeros(len(self.genes)))
+        fold = np.divide(self.mass[0], pressure, out=np.full(len(pressure), np.inf), where=pressure > 0)
+        suppressed, in_target = fold < 1, self.mass[0] > 0
+        n_lost, n_genes = int((suppressed & in_target).sum()), int(in_target.sum())
+        if n_lost > MAX_SUPPRESSED * n_genes:
+            # With all alphas multiplied by it, the gene that is MAX_SUPPRESSED of the way up is just not suppressed.
+            factor = np.sort(fold[in_target])[int(MAX_SUPPRESSED * n_genes)]
+            less = f"an effective alpha of {factor * total:.2g}" if pooled else f"{factor:.2g} times the alphas"
+            msg = (
+                f"{n_lost} of the target's {n_genes} genes are suppressed at this alpha: the background outweighs them, and "
+                f"their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no more than "
+                f"{MAX_SUPPRESSED:.0%} would be."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=4)
+        return suppressed
+
+    def check_start(self, init: np.ndarray | None, n_topics: int) -> np.ndarray | None:
+        """Loadings to start from, if any are given."""
+        if init is None:
+            return None
+        start = np.asarray(init, np.float64)
+        if start.shape != (len(self.genes), n_topics) or not np.isfinite(start).all() or (start < 0).any():
+            msg = (
+                f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, got shape "
+                f"{start.shape}. Cut an array over all genes down to those of `mask_var`."
+            )
+            raise ValueError(msg)
+        return start
+
+    def deviance_explained(self, factors: Factors) -> dict[str, float]:
+        """Share of the deviance from one topic, the mean profile of the part, that the topics explain."""
+        explained = {}
+        parts = {
+            "target": (self.design.target, self.sums[0]),
+            "background": (self.design.background, self.sums[1:].sum(0)),
+        }
+        for part, (cells, profile) in parts.items():
+            if cells.any():
+                _, null = transform(self.source, factors.likelihood, (profile / profile.sum())[:, None])
+                loss, most = factors.cell_loss[cells].sum(), null[cells].sum()
+                explained[part] = float(1 - loss / most) if most > 0 else 0.0
+        return explained
+
+    def write(self, adata: AnnData, key: str, factors: Factors, contrast: Contrast, params: dict[str, Any]) -> None:
+        """Write the result, and warn of what is wrong with it."""
+        if not np.isfinite(factors.W).all():
+            msg = "The fit ended in loadings that are not finite; nothing is written. Lower `alpha`, or check `init`."
+            raise FloatingPointError(msg)
+        explained = self.deviance_explained(factors)
+        record = {
+            "params": params | self.params,
+            "topics": topics_table(self.design, factors.H),
+            "loss": pd.DataFrame(factors.loss, columns=["iteration", "target", "background", "contrast", "change"]),
+            "n_iter": factors.n_iter,
+            "converged": factors.converged,
+            "deviance_explained": explained,
+        }
+        genes: dict[str, np.ndarray] = {}
+        if self.design.backgrounds:
+            record["alpha_effective"] = contrast.total
+            record["alphas"] = pd.DataFrame({"effective": contrast.effective, "sum": contrast.on_sums})
+            dead = factors.W.max(1) < VANISHED
+            genes["suppressed"] = dead if contrast.suppressed is None else contrast.suppressed
+        for name, attribute in (("dispersion", "theta"), ("dropout", "pi")):
+            if hasattr(factors.likelihood, attribute):
+                genes[name] = np.broadcast_to(getattr(factors.likelihood, attribute), len(self.genes))
+        _anndata.write(
+            adata, key, used=self.genes, W=factors.W, H=factors.H, role=self.design.role, genes=genes, record=record
+        )
+        _warn_of_fit(factors, explained)
+
+
+def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
+    """The solver's share of the options."""
+    names = ("max_iter", "tol", "max_time", "checkpoint", "checkpoint_every")
+    given = {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
+    if options.get("accelerate") is not None:
+        accelerate = bool(options["accelerate"])
+    return Run(accelerate=accelerate, progress=options.get("progress", True), **given)
+
+
+def topics_table(design: Design, H: np.ndarray) -> pd.DataFrame:
+    """One row per topic: its mean share of the usage in target and background."""
+    total = H.sum(1, keepdims=True)
+    share = np.divide(H, total, out=np.zeros_like(H), where=total > 0).astype(np.float64)
+    names = pd.Index([f"Topic {k + 1}" for k in range(H.shape[1])], name="topic")
+    table = pd.DataFrame({"kind": "target", "usage_target": share[design.target].mean(0)}, index=names)
+    if design.backgrounds:
+        table["usage_background"] = share[design.background].mean(0)
+        floor = 1e-6  # the ratio of two vanishing shares says nothing
+        table["log2_enrichment"] = np.log2((table["usage_target"] + floor) / (table["usage_background"] + floor))
+    return table
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
+    """Refuse what is no whole number between two bounds."""
+    if (
+        isinstance(value, bool | np.bool_)
+        or not isinstance(value, int | np.integer)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        upto = f"of at least {least}" if most is None else f"from {least} to {most}" + (f" ({why})" if why else "")
+        msg = f"`{name}` must be a whole number {upto}, got {value!r}."
+        raise ValueError(msg)
+
+
+def _check_run(run: RunOptions) -> None:
+    unknown = set(run) - set(RunOptions.__annotations__)
+    if unknown:
+        msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(RunOptions.__annotations__)}."
+        raise TypeError(msg)
+    for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every"):
+        if run.get(name) is not None:
+            whole_number(name, run[name], 1)  # type: ignore[literal-required]
+    for name in ("tol", "max_time"):
+        value = run.get(name)
+        if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
+            msg = f"`{name}` must be a number of at least 0, got {value!r}."
+            raise ValueError(msg)
+
+
+def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
+    """Return the likelihood, and whether its parameters are to be estimated."""
+    if not isinstance(likelihood, str):
+        return likelihood, False
+    if likelihood not in LIKELIHOODS:
+        msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}."
+        raise ValueError(msg)
+    asked = {"nb": {"theta": dispersion}, "zinb": {"theta": dispersion, "pi": dropout}}.get(likelihood, {})
+    estimate = [value for value in asked.values() if isinstance(value, str)]
+    given: dict[str, Any] = {}
+    for (name, value), argument, most in zip(asked.items(), ("dispersion", "dropout"), (np.inf, 1.0), strict=False):
+        if isinstance(value, str):
+            if value != "estimate":
+                msg = f"`{argument}` must be a number or 'estimate', got {value!r}."
+                raise ValueError(msg)
+            continue
+        if not 0 < value < most:
+            msg = f"`{argument}` must lie between 0 and {most}, got {value!r}."
+            raise ValueError(msg)
+        given[name] = float(value)
+    if estimate and given:
+        msg = "`dispersion` and `dropout` must both be numbers or both 'estimate'."
+        raise ValueError(msg)
+    return LIKELIHOODS[likelihood](**given), bool(estimate)
+
+
+def _warn_of_fit(factors: Factors, explained: dict[str, float]) -> None:
+    if not factors.converged:
+        msg = (
+            f"The loadings still moved by {factors.change:.1e} an iteration after {factors.n_iter} iterations. Raise "
+            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: lower `alpha`."
+        )
+        warnings.warn(msg, ConvergenceWarning, stacklevel=4)
+    if explained["target"] < 0:
+        msg = (
+            f"The topics describe the target worse than its mean profile does (deviance explained: "
+            f"{explained['target']:.2f}): the contrast took too much. Lower `alpha`."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
