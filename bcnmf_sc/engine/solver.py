@@ -163,6 +163,7 @@ def fit(
     deadline = time.monotonic() + run.max_time
     with (
         checkpoint,
+        source.working(),
         tqdm(
             initial=state.n_iter,
             total=run.max_iter,
