@@ -200,7 +200,7 @@ def write(
     adata.uns[key] = record
 
 
-def check_key(key: str) -> None:
+def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
     if not isinstance(key, str) or key == "" or "/" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
