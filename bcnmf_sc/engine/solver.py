@@ -32,8 +32,8 @@ LOADINGS_FLOOR = 1e-10
 """Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
 UNREST = 4.0
 """Rise of the change, over its smallest so far, at which the cap of the extrapolation is halved."""
-USAGE_STEPS, USAGE_TOL = 1000, 1e-5
-"""Projection on given loadings: steps per cell at most, and the share of its usage by which it moves at the end."""
+USAGE_STEPS = 1000
+"""Steps per cell, at most, in a projection on given loadings."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Run:
     """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
     accelerate: bool = True
     """Extrapolate usage and loadings along their last move."""
+    usage_tol: float = 1e-5
+    """The same for the usage of each cell, at the end."""
     check_every: int = 10
     """Iterations between two looks at the loss."""
     max_time: float = np.inf
@@ -183,7 +185,7 @@ def fit(
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
         checkpoint.save(source, state)
-    H, cell_loss = transform(source, state.likelihood, state.W, project)
+    H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
     return Factors(
         W=state.W,
         H=H,
@@ -252,7 +254,12 @@ def initial_loadings(n_genes: int, n_topics: int, random_state: int) -> np.ndarr
 
 
 def transform(
-    source: RowSource, likelihood: Likelihood, W: np.ndarray, cells: np.ndarray | None = None
+    source: RowSource,
+    likelihood: Likelihood,
+    W: np.ndarray,
+    cells: np.ndarray | None = None,
+    *,
+    tol: float = 1e-5,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the usage of cells (all, or those of a bool array) at given loadings, and their loss there.
 
@@ -266,7 +273,7 @@ def transform(
         partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
     )
     todo = Pass(
-        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=USAGE_TOL, cold=True, sums=False, loss=True
+        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=tol, cold=True, sums=False, loss=True
     )
     source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
     return source.gather(rows, "H"), source.gather(rows, "loss")

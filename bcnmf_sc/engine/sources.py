@@ -102,7 +102,7 @@ class LocalSource(RowSource):
 
         def add(done: Future[T]) -> None:
             if totals:
-                totals[0] += done.result()
+                totals[0] += done.result()  # type: ignore[operator] # mypy looks for __add__
             else:
                 totals.append(done.result())
 

@@ -78,14 +78,14 @@ def bcnmf(
         Number of topics; with background topics, of target topics.
     n_background_topics
         Number of topics that are first learned on the background alone and then held fixed: a home for what target and
-        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain ratio.
-        0 is the paper's plain contrast.
+        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain
+        ratio. 0 is the paper's plain contrast.
     basis
-        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics are
-        fitted as without them, then all cells on both.
+        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics
+        are fitted as without them, then all cells on both.
     cross_fit
-        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have not
-        seen it. `None` scores nothing.
+        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have
+        not seen it. `None` scores nothing.
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor.
     fdr_level
@@ -134,8 +134,9 @@ def bcnmf(
     ``.obs[key_added + "_role"]`` : categorical
         ``target``, ``background``, ``both`` or ``projected``.
     ``.obs[key_added + "_target_share"]``, ``"_enriched"``, ``"_pvalue"`` : float32, bool, float32
-        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not seen the
-        cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p against them.
+        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
+        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
+        against them.
     ``.var[key_added + "_suppressed"]`` : bool
         Genes that the background outweighs at this alpha; their loadings vanish.
     ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
@@ -369,7 +370,7 @@ def project(
     _anndata.check_key(name)
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
-    used = W.any(axis=1)
+    used = np.asarray(W.any(axis=1))
     problem = Problem.read(
         adata,
         _anndata.Design(np.zeros(adata.n_obs, bool), {}),
@@ -390,10 +391,10 @@ def project(
 
 
 def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
-    own = isinstance(background, Mapping)
-    alphas = (
-        {str(name): value for name, value in background.items()} if own else dict.fromkeys(design.backgrounds, alpha)
-    )
+    if isinstance(background, Mapping):
+        alphas = {str(name): value for name, value in background.items()}
+    else:
+        alphas = dict.fromkeys(design.backgrounds, alpha)
     for name, value in alphas.items():
         if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
             msg = f"`alpha` must be a finite number of at least 0, got {value!r} for background {name!r}."

@@ -80,8 +80,8 @@ def call_topics(
 ) -> pd.DataFrame:
     """Add p, whether a topic is called, and its stability: does its usage separate target from background out of fold?
 
-    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the cell
-    (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the
+    cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
     """
     n_topics = scores.usage.shape[1]
     p = np.array([_separation(scores.usage[:, k], scores.fold, design, samples) for k in range(n_topics)])

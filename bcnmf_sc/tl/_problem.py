@@ -224,7 +224,9 @@ class Problem:
                 explained[part] = float(1 - loss / most) if most > 0 else 0.0
         return explained
 
-    def model(self, contrast: Contrast, n_topics: int, n_background_topics: int, basis: Literal["split", "shared"]) -> Model:
+    def model(
+        self, contrast: Contrast, n_topics: int, n_background_topics: int, basis: Literal["split", "shared"]
+    ) -> Model:
         """Return what is to be fitted."""
         return Model(
             likelihood=self.likelihood,
@@ -301,7 +303,9 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     share = shares_of(H)
     n_shared = H.shape[1] - n_topics
     names = [f"Topic {k + 1}" for k in range(n_topics)] + [f"Background {k + 1}" for k in range(n_shared)]
-    table = pd.DataFrame({"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic"))
+    table = pd.DataFrame(
+        {"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic")
+    )
     table["usage_target"] = share[design.target].mean(0)
     if design.backgrounds:
         table["usage_background"] = share[design.background].mean(0)
