@@ -175,7 +175,7 @@ class Gain:
 
     @property
     def ratio(self) -> float:
-        """How many times more the target topics give to the target than to the background; near 1, nothing is specific."""
+        """How many times more the target topics give the target than the background; near 1, nothing is specific."""
         return self.target / max(self.background, 1e-12)
 
 
