@@ -1,20 +1,22 @@
-"""Four non-zeros of a row at a time in explicit vector instructions: what numba's own loops lose half their time over.
+"""Four non-zeros of a row at a time in explicit vector instructions.
 
 Loops over topics are too short (8 to 40) for LLVM's loop vectoriser: run-time checks for overlap, remainder loops and one
-horizontal sum per non-zero cost more than the arithmetic. Here the vectors are written out, eight numbers wide on any
+horizontal sum for each non-zero cost more than the arithmetic. Here the vectors are written out, eight numbers wide on any
 machine (LLVM splits them where registers are smaller), and the four sums are turned into one vector and divided at once.
 Arrays must be C-contiguous, their number of topics a multiple of eight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LANES = 8
 STEP = 4

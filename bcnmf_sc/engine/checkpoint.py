@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .solver import State
     from .sources import RowSource
 
-_NUMBERS = ("momentum", "max_beta", "calmest", "n_unrest", "change", "n_iter")
+_NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
 _ARRAYS = ("W", "W_prev", "scale")
 
 

@@ -322,7 +322,7 @@ def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
 
 @_jit
 def _finish_step(h, up, down, last, n_topics):
-    """``h <- h * up / down``, floored; by what share the usage moved, and whether that leads back where it came from."""
+    """``h <- h * up / down``, floored; by what share the usage moved, and whether back where it came from."""
     zero = h.dtype.type(0)
     moved, total, along = zero, zero, zero
     for k in range(n_topics):

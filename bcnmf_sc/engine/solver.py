@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 LOADINGS_FLOOR = 1e-10
 """Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
-UNREST, PATIENCE = 4.0, 50
-"""The cap of the extrapolation is halved when the change is so many times its smallest for so many iterations."""
+UNREST = 4.0
+"""Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
 USAGE_STEPS = 1000
 """Steps per cell, at most, in a projection on given loadings."""
 
@@ -94,9 +94,7 @@ class State:
     max_beta: float = MAX_BETA
     """Cap of the extrapolation."""
     calmest: float = np.inf
-    """Smallest change since the cap was last lowered."""
-    n_unrest: int = 0
-    """Iterations in a row that were far from it."""
+    """Smallest change so far."""
     change: float = np.inf
     n_iter: int = 0
     loss: list[list[float]] = field(default_factory=list)
@@ -220,10 +218,10 @@ def iterate(
     turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
     state.momentum = 1.0 if turned else momentum
     state.calmest = min(state.calmest, change)
-    # Topics that set out anew move faster for a while; unrest that lasts is stirred up by extrapolation: do less of it.
-    state.n_unrest = state.n_unrest + 1 if change > UNREST * state.calmest else 0
-    if state.n_unrest > PATIENCE:
-        state.max_beta, state.calmest, state.n_unrest = state.max_beta / 2, change, 0
+    if sums.p_y.shape and change > UNREST * state.calmest:
+        state.max_beta /= (
+            2  # under a contrast, extrapolation can stir up what plain updates would settle: do less of it
+        )
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale, state.sums = np.append(np.ones(n_frozen), scale), sums
     if refine:
