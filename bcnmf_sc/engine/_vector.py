@@ -1,9 +1,9 @@
 """Four non-zeros of a row at a time in explicit vector instructions.
 
-Loops over topics are too short (8 to 40) for LLVM's loop vectoriser: run-time checks for overlap, remainder loops and one
-horizontal sum for each non-zero cost more than the arithmetic. Here the vectors are written out, eight numbers wide on any
-machine (LLVM splits them where registers are smaller), and the four sums are turned into one vector and divided at once.
-Arrays must be C-contiguous, their number of topics a multiple of eight.
+Loops over topics are too short (8 to 40) for LLVM's loop vectoriser: run-time checks for overlap, remainder loops and
+one horizontal sum for each non-zero cost more than the arithmetic. Here the vectors are written out, eight numbers wide
+on any machine (LLVM splits them where registers are smaller), and the four sums become one vector that is divided at
+once. Arrays must be C-contiguous, their number of topics a multiple of eight.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Run:
     """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
     accelerate: bool = True
     """Extrapolate usage and loadings along their last move."""
-    usage_tol: float = 1e-5
+    usage_tol: float = 1e-4
     """The same for the usage of each cell, at the end."""
     check_every: int = 10
     """Iterations between two looks at the loss."""
@@ -220,7 +220,7 @@ def iterate(
     state.calmest = min(state.calmest, change)
     if sums.p_y.shape and change > UNREST * state.calmest:
         state.max_beta /= (
-            2  # under a contrast, extrapolation can stir up what plain updates would settle: do less of it
+            2  # extrapolation can stir up what plain updates would settle: do less
         )
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale, state.sums = np.append(np.ones(n_frozen), scale), sums
@@ -261,7 +261,7 @@ def transform(
     W: np.ndarray,
     cells: np.ndarray | None = None,
     *,
-    tol: float = 1e-5,
+    tol: float = 1e-4,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the usage of cells (all, or those of a bool array) at given loadings, and their loss there.
 
