@@ -1,6 +1,6 @@
 """Tools: factorise, project, interpret."""
 
-from ._factorize import bcnmf, nmf, project
+from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
 from ._problem import RunOptions
 from ._select import background_check, consensus, select_alpha, select_n_topics
@@ -15,4 +15,5 @@ __all__ = [
     "select_alpha",
     "select_n_topics",
     "umap",
+    "update",
 ]
