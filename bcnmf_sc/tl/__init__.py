@@ -1,9 +1,10 @@
 """Tools: factorise, project, interpret."""
 
+from ._background import background_check
 from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
 from ._problem import RunOptions
-from ._select import background_check, consensus, select_alpha, select_n_topics
+from ._select import consensus, select_alpha, select_n_topics
 
 __all__ = [
     "RunOptions",

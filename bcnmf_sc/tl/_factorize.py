@@ -425,8 +425,8 @@ def update(
 
     Returns
     -------
-    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in the
-    reference; cells of others are projected.
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
+    the reference; cells of others are projected.
 
     Raises
     ------
@@ -457,7 +457,10 @@ def update(
         raise ValueError(msg)
     missing = names.difference(adata.var_names)
     if len(missing):
-        msg = f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: {_anndata.listed(missing)}."
+        msg = (
+            f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
+            f"{_anndata.listed(missing)}."
+        )
         raise ValueError(msg)
     background = [str(name) for name in params["background"]]
     target = params["target"]
