@@ -76,7 +76,7 @@ def _ratios(
         _add(b, _pick(b, x, y, [0, 4, 1, 5]), _pick(b, x, y, [2, 6, 3, 7]))
         for x, y in ((halves[0], halves[1]), (halves[2], halves[3]))
     ]
-    mu = _add(b, _pick(b, *pairs, [0, 1, 4, 5]), _pick(b, *pairs, [2, 3, 6, 7]))
+    mu = _add(b, _pick(b, pairs[0], pairs[1], [0, 1, 4, 5]), _pick(b, pairs[0], pairs[1], [2, 3, 6, 7]))
     ratio = b.fdiv(_aligned(b, _at(b, values, at, STEP)), _add(b, mu, _spread(b, tiny, STEP)))
     return offsets, [_pick(b, ratio, ratio, [q] * LANES) for q in range(STEP)]
 

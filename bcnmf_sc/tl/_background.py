@@ -1,4 +1,4 @@
-"""Is this background fit to be one?"""
+"""Whether a background is fit to be one."""
 
 from __future__ import annotations
 

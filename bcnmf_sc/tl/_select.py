@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _anndata
-from ..engine import ensemble
+from ..engine import ensemble, transform
 from ._folds import make_folds
 from ._problem import MAX_SUPPRESSED, SAFE_ALPHA, VANISHED, Problem, one_of, run_settings, whole_number
 
@@ -136,7 +136,7 @@ def select_alpha(
     ['alpha', 'reason', 'table']
     """
     _anndata.check_key(key_added)
-    if not len(alphas) or not all(isinstance(a, int | float | np.number) and 0 <= a < np.inf for a in alphas):
+    if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
         msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
         raise ValueError(msg)
     whole_number("n_restarts", n_restarts, 1)
@@ -445,7 +445,7 @@ def consensus(
     fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
     W, stability, members = ensemble.consensus([f.W for f in fits], density=density, random_state=random_state)
     last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
-    H, cell_loss = ensemble.transform(problem.source, last.likelihood, W)
+    H, cell_loss = transform(problem.source, last.likelihood, W)
     factors = replace(last, W=W, H=H, cell_loss=cell_loss)
     params = {
         "background_key": background_key,
