@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence  # noqa: TC003 (the hints are read)
 from typing import Literal, TypedDict, Unpack
@@ -312,6 +313,7 @@ class TestUsage:
         code = "import sys; from bcnmf_sc.cli import main; main(sys.argv[1:])"
         command = [sys.executable, "-c", code, "fit", source, *argv]
         terminal, end = os.openpty()  # a bar is for terminals only
+        termios.tcsetwinsize(end, (24, 80))
         process = subprocess.Popen(command, stderr=end, stdout=subprocess.PIPE)
         os.close(end)
         err, deadline = b"", time.monotonic() + 60
@@ -328,6 +330,7 @@ class TestUsage:
         finally:
             process.kill()
             os.close(terminal)
+        assert b"fit:" in err
         err = err.decode().replace("\r\n", "\n")
         assert process.returncode == 130
         assert err.rstrip().endswith("Interrupted; no incomplete file is left.")
