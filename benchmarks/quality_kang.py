@@ -1,6 +1,6 @@
 """How well stimulated cells are found in the Kang data, and what is found where there is nothing.
 
-Target: stimulated PBMC, background: control PBMC (Kang et al. 2018). All methods have the same number of topics or components.
+Target: stimulated PBMC, background: control PBMC (Kang et al. 2018). All methods have the same number of topics.
 Split: bcNMF with background topics, scored out of fold. Null: one random half of the controls against the other.
 
     python benchmarks/quality_kang.py [--data FOLDER] [--seeds 10] [--topics 4]

@@ -275,7 +275,8 @@ def select_n_topics(
 
     For every pair of numbers, topics are learned without a fold of the cells (or donors), and the fold is scored: by
     what share of its null deviance do the target topics bring target cells closer, and by what share background cells?
-    The number of background topics is that of the largest ratio. The number of target topics is then the smallest
+    The number of background topics is that of the largest ratio beside the most target topics, where
+    shared structure without a home would show. The number of target topics is then the smallest
     whose gain in held-out target cells lies within one standard error over folds of the best.
 
     Parameters
@@ -354,13 +355,14 @@ def select_n_topics(
             for (k, b), g in zip(pairs, gains, strict=True)
         ]
     )
-    n_shared = int(table.loc[table["gain_ratio"].idxmax(), "n_background_topics"])
+    most = table[table["n_topics"] == max(n_topics)].set_index("n_background_topics")["gain_ratio"]
+    n_shared = int(most.idxmax())
     beside = table[table["n_background_topics"] == n_shared].set_index("n_topics")
     top = beside["gain_target"].idxmax()
     enough = beside["gain_target"] >= beside["gain_target"][top] - beside["gain_target_se"][top]
     n_target = int(beside.index[enough].min())
     reason = (
-        f"{n_shared} background topics have the largest held-out gain ratio ({table['gain_ratio'].max():.3g}). "
+        f"{n_shared} background topics have the largest held-out gain ratio ({most.max():.3g}). "
         f"Beside them, "
         f"{n_target} is the smallest number of target topics whose gain in held-out target cells "
         f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best "
