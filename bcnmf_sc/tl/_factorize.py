@@ -347,7 +347,9 @@ def project(
     copy
         Return a changed copy instead of changing ``adata``.
 
-    Returns ------- `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
     ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
     ``projected``) and ``.uns[key_added]``.
 
