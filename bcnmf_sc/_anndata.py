@@ -192,6 +192,16 @@ def check_key(key: str) -> None:
         raise ValueError(msg)
 
 
+def check_copy(adata: AnnData, *, copy: bool) -> None:
+    """Refuse a copy in memory of what is read from a file."""
+    if copy and adata.isbacked:
+        msg = (
+            "`copy` must be False for an AnnData that is backed by a file, got True. Results are written to `adata` in memory; "
+            "the file stays as it is. Store them with `adata.copy(new_file)`, or call `adata.to_memory()` first."
+        )
+        raise ValueError(msg)
+
+
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
     """Loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
     W = pd.DataFrame(np.asarray(reference.varm[key]), index=reference.var_names)
