@@ -192,9 +192,12 @@ def check_key(key: str) -> None:
         raise ValueError(msg)
 
 
-def check_copy(adata: AnnData, *, copy: bool) -> None:
-    """Refuse a copy in memory of what is read from a file."""
-    if copy and adata.isbacked:
+def check_backed(adata: AnnData, *, copy: bool) -> None:
+    """Refuse what an AnnData backed by a file cannot do: be copied in memory, take results as a view."""
+    if adata.isbacked and adata.is_view:
+        msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
+        raise ValueError(msg)
+    if adata.isbacked and copy:
         msg = (
             "`copy` must be False for an AnnData that is backed by a file, got True. Results are written to `adata` in memory; "
             "the file stays as it is. Store them with `adata.copy(new_file)`, or call `adata.to_memory()` first."

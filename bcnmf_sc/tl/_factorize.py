@@ -130,7 +130,7 @@ def bcnmf(
     ((1000, 4), (500, 4))
     """
     _anndata.check_key(key_added)
-    _anndata.check_copy(adata, copy=copy)
+    _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
     alphas = _alphas(alpha, background, design)
     if alpha_scale not in ("effective", "sum"):
@@ -222,7 +222,7 @@ def nmf(
     (1000, 4)
     """
     _anndata.check_key(key_added)
-    _anndata.check_copy(adata, copy=copy)
+    _anndata.check_backed(adata, copy=copy)
     learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {learn.dtype} {learn.shape}."
@@ -313,7 +313,7 @@ def project(
     """
     name = key if key_added is None else key_added
     _anndata.check_key(name)
-    _anndata.check_copy(adata, copy=copy)
+    _anndata.check_backed(adata, copy=copy)
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
     used = W.any(axis=1)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from anndata import AnnData
-    from distributed import Client
 
     from .._anndata import Design, MaskVar
 
@@ -56,7 +55,7 @@ class RunOptions(TypedDict, total=False):
     """File to which the state of the fit is written, and from which an interrupted fit is taken up (none)."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
-    client: Client | None
+    client: Any
     """Client of a dask cluster whose workers fit a dask array; the active client, if there is one, by default. The result does
     not depend on it (to about 1e-5)."""
     progress: bool
