@@ -1,11 +1,12 @@
 """Cells on many machines: a row source over the workers of a dask cluster.
 
-The chunks of a dask array are loaded once, turned into blocks, and stay on the workers with what belongs to their cells. A
-pass sends out one message (the function, which holds the loadings), and the sums come back through a tree.
+The chunks of a dask array are loaded once, turned into blocks, and stay on the workers with what belongs to their
+cells. A pass sends out one message (the function, which holds the loadings), and the sums come back through a tree.
 
-Every step of a chunk is a pure task: it copies the chunk's rows and returns the new ones. So dask can repeat what a worker
-that dies takes with it, from the chunk, the messages and the first rows, and the result is the same to the bit. What it has to
-remember for that is bounded: every `SNAPSHOT_EVERY` passes the rows are fetched and sent out again, as new first rows.
+Every step of a chunk is a pure task: it copies the chunk's rows and returns the new ones. So dask can repeat what a
+worker that dies takes with it, from the chunk, the messages and the first rows, and the result is the same to the bit.
+What it has to remember for that is bounded: every `SNAPSHOT_EVERY` passes the rows are fetched and sent out again, as
+new first rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
+from dask.delayed import delayed
 
 from .sources import ONE_THREAD_EACH, RowSource, cut, part_of, to_block
 
@@ -64,8 +66,8 @@ class DaskSource(RowSource):
         if matrix.numblocks[1] > 1:
             matrix = matrix.rechunk({1: -1})
         filled = [chunk for chunk, n in zip(matrix.to_delayed().ravel(), matrix.chunks[0], strict=True) if n]
-        prepare = dask.delayed(_prepare, pure=False)
-        arguments = dask.delayed((genes, dtype, block_rows), traverse=False)
+        prepare = delayed(_prepare, pure=False)
+        arguments = delayed((genes, dtype, block_rows), traverse=False)
         blocks = [prepare(chunk, arguments) for chunk in filled]
         # Neighbours on one worker: then most sums are added where they are made.
         self._chunks: list[Any] = []
@@ -121,7 +123,7 @@ def _large_messages() -> Any:
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
 
 
-# -- on the workers ------------------------------------------------------------------------------------------------------------
+# -- on the workers ----------------------------------------------------------------------------------------------------
 
 
 def _prepare(chunk: Any, arguments: tuple[np.ndarray | None, type, int | None]) -> Blocks:
@@ -130,11 +132,11 @@ def _prepare(chunk: Any, arguments: tuple[np.ndarray | None, type, int | None]) 
     return [(slice(*ends), part_of(block, slice(*ends))) for ends in itertools.pairwise(cut(block, block_rows))]
 
 
-def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> PerCell:  # noqa: ARG001
+def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> PerCell:
     return make(*arrays)
 
 
-def _placed(blocks: Blocks, rows: PerCell) -> PerCell:  # noqa: ARG001
+def _placed(blocks: Blocks, rows: PerCell) -> PerCell:
     return rows
 
 
@@ -148,12 +150,12 @@ def _step(blocks: Blocks, rows: PerCell, message: Callable[[Block, Any], T]) -> 
         parts = (message(block, rows[part]) for part, block in blocks)
         total = next(parts)
         for part in parts:
-            total += part
+            total += part  # type: ignore[operator] # mypy looks for __add__
     return rows, total
 
 
 def _add(parts: Sequence[T]) -> T:
     total = deepcopy(parts[0])
     for part in parts[1:]:
-        total += deepcopy(part)  # which it may take over
+        total += deepcopy(part)  # type: ignore[operator] # which it may take over
     return total

@@ -1,7 +1,8 @@
 """Where the cells come from: row sources hand out blocks of cells and add up what a function makes of them.
 
-`RowSource.reduce` is all that the solver knows of the data. A source decides how large a block is, where it lies and who works
-on it. Blocks are added in the order of the rows, so the number of threads does not change a bit of the result.
+`RowSource.reduce` is all that the solver knows of the data. A source decides how large a block is, where it lies and
+who works on it. Blocks are added in the order of the rows, so the number of threads does not change a bit of the
+result.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -46,11 +48,11 @@ class PerCell(Protocol):
     """What belongs to the cells of a source."""
 
     def __getitem__(self, part: slice) -> Self:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         ...
 
 
-T = TypeVar("T", bound=Additive)
+T = TypeVar("T", bound="Additive")
 
 
 class RowSource(ABC):
@@ -61,7 +63,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> Any:
-        """Make what belongs to the cells, ``make(*arrays)`` with arrays over all cells, and leave it where the cells are."""
+        """Make what belongs to the cells, ``make(*arrays)`` of arrays over all cells, and leave it where they are."""
 
     @abstractmethod
     def reduce(self, fn: Callable[[Block, Any], T], rows: Any) -> T:
@@ -75,6 +77,10 @@ class RowSource(ABC):
     def working(self) -> Iterator[Any]:
         """Hold for several passes what one pass needs."""
         yield None
+
+    def shares(self) -> list[RowSource]:
+        """Return sources of the same data that can be worked on side by side."""
+        return [self]
 
 
 class LocalSource(RowSource):
@@ -97,7 +103,7 @@ class LocalSource(RowSource):
 
         def add(done: Future[T]) -> None:
             if totals:
-                totals[0] += done.result()
+                totals[0] += done.result()  # type: ignore[operator] # mypy looks for __add__
             else:
                 totals.append(done.result())
 
@@ -130,7 +136,8 @@ class _OneThreadEach:
     """Matrix products need no threads of their own where blocks have them. Nests, and lets fits run side by side."""
 
     def __init__(self) -> None:
-        self._lock, self._users, self._limits = threading.Lock(), 0, None
+        self._lock, self._users = threading.Lock(), 0
+        self._limits: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
@@ -160,6 +167,15 @@ class MemorySource(LocalSource):
     def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
         for start, stop in itertools.pairwise(self._cuts):
             yield slice(start, stop), part_of(self.matrix, slice(start, stop))
+
+    def shares(self) -> list[RowSource]:
+        """Return sources with one thread each: many small fits use them better than one fit uses many threads."""
+        shares: list[RowSource] = []
+        for _ in range(self.n_threads):
+            share = copy(self)
+            share.n_threads, share._pool = 1, None
+            shares.append(share)
+        return shares
 
 
 class ReadSource(LocalSource):
@@ -203,7 +219,7 @@ def _values(block: Block) -> np.ndarray:
 
 
 def part_of(block: Block, part: slice) -> Block:
-    """Views of some of the rows."""
+    """Return views of some of the rows."""
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
@@ -220,7 +236,7 @@ def cut(block: Block, block_rows: int | None) -> list[int]:
 
 
 def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
-    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order, of one type."""
+    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order."""
     if genes is not None and not np.array_equal(genes, np.arange(matrix.shape[1])):
         matrix = matrix[:, genes]
     if not sparse.issparse(matrix):
@@ -230,7 +246,8 @@ def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> B
         matrix = matrix.copy()
         matrix.sum_duplicates()
     if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < matrix.shape[1]:
-        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {matrix.indices.max()}: the matrix is broken."
+        bad = matrix.indices.max()
+        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {bad}: the matrix is broken."
         raise ValueError(msg)
     return CSR(
         matrix.indptr.astype(np.int64, copy=False),
@@ -254,9 +271,9 @@ def row_source(
     Parameters
     ----------
     matrix
-        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as they are,
-        anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset (CSR), an HDF5 or
-        zarr array, or a dask array with chunks of either kind.
+        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as
+        they are, anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset
+        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind.
     genes
         Numbers of the columns to use; all by default.
     dtype
@@ -266,8 +283,8 @@ def row_source(
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
     client
-        Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them. By
-        default the active client, if there is one.
+        Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them;
+        the active client by default, if there is one.
     """
     if hasattr(matrix, "chunks") and hasattr(matrix, "dask"):
         client = _active_client() if client is None else client
@@ -324,7 +341,9 @@ def _chunk_cuts(matrix: Any) -> list[int]:
 def _disk_cuts(matrix: Any) -> list[int]:
     """Row numbers at which to cut a matrix on disk so that about `READ_VALUES` values are read at once."""
     if not hasattr(matrix, "shape") or len(matrix.shape) != 2:  # noqa: PLR2004
-        msg = f"The matrix must be an array of cells x genes in memory, on disk or in dask, got {type(matrix).__name__}."
+        msg = (
+            f"The matrix must be an array of cells x genes in memory, on disk or in dask, got {type(matrix).__name__}."
+        )
         raise TypeError(msg)
     n_rows, n_genes = matrix.shape
     if not hasattr(matrix, "group"):
@@ -332,8 +351,8 @@ def _disk_cuts(matrix: Any) -> list[int]:
         return [*range(0, n_rows, step), n_rows]
     if matrix.format != "csr":
         msg = (
-            f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into memory, or "
-            "store it as CSR."
+            f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into memory, "
+            "or store it as CSR."
         )
         raise ValueError(msg)
     ends = matrix.group["indptr"][1:]
@@ -351,7 +370,7 @@ class Groups:
     """Sum of each cell's values (float64)."""
 
     def __getitem__(self, part: slice) -> Groups:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Groups(self.member[part], self.total[part])
 
 
