@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import joblib
@@ -123,7 +124,9 @@ class LocalSource(RowSource):
         if self._pool is not None:
             yield self._pool
             return
-        with ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads) as self._pool:
+        # what OpenMP may use is set for each thread by itself
+        each = partial(threadpool_limits, 1, "openmp")
+        with ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads, initializer=each) as self._pool:
             try:
                 yield self._pool
             finally:
@@ -286,7 +289,8 @@ def row_source(
         Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them;
         the active client by default, if there is one.
     """
-    if hasattr(matrix, "chunks") and hasattr(matrix, "dask"):
+    is_dask = hasattr(matrix, "dask")
+    if is_dask:
         client = _active_client() if client is None else client
         cuts = _chunk_cuts(matrix)
         if client is not None:
@@ -307,7 +311,7 @@ def row_source(
     n_threads = n_threads or joblib.cpu_count()
     if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
         return MemorySource(to_block(matrix, genes, dtype), block_rows=block_rows, n_threads=n_threads)
-    if not hasattr(matrix, "dask"):
+    if not is_dask:
         cuts = _disk_cuts(matrix)
 
         def read(start: int, stop: int) -> Any:
@@ -351,8 +355,8 @@ def _disk_cuts(matrix: Any) -> list[int]:
         return [*range(0, n_rows, step), n_rows]
     if matrix.format != "csr":
         msg = (
-            f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into memory, "
-            "or store it as CSR."
+            f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into "
+            "memory, or store it as CSR."
         )
         raise ValueError(msg)
     ends = matrix.group["indptr"][1:]
