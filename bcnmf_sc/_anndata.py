@@ -207,6 +207,19 @@ def check_key(key: object) -> None:
         raise ValueError(msg)
 
 
+def check_backed(adata: AnnData, *, copy: bool) -> None:
+    """Refuse what an AnnData backed by a file cannot do: be copied in memory, take results as a view."""
+    if adata.isbacked and adata.is_view:
+        msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
+        raise ValueError(msg)
+    if adata.isbacked and copy:
+        msg = (
+            "`copy` must be False for an AnnData that is backed by a file, got True. Results are written to `adata` in "
+            "memory; the file stays as it is. Store them with `adata.copy(new_file)`, or call `adata.to_memory()`."
+        )
+        raise ValueError(msg)
+
+
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
     """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
     W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)

@@ -345,7 +345,7 @@ class TestUsage:
 
 class TestGenerator:
     @pytest.mark.parametrize(
-        ("name", "skipped"), [("bcnmf", {"adata", "init", "copy"}), ("project", {"adata", "copy"})]
+        ("name", "skipped"), [("bcnmf", {"adata", "init", "copy", "client"}), ("project", {"adata", "copy", "client"})]
     )
     def test_options_are_the_arguments(self, name, skipped):
         function = getattr(bc.tl, name)

@@ -8,6 +8,7 @@ result.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import joblib
@@ -122,7 +124,9 @@ class LocalSource(RowSource):
         if self._pool is not None:
             yield self._pool
             return
-        with _ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads) as self._pool:
+        # what OpenMP may use is set for each thread by itself
+        each = partial(threadpool_limits, 1, "openmp")
+        with ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads, initializer=each) as self._pool:
             try:
                 yield self._pool
             finally:
@@ -151,7 +155,8 @@ class _OneThreadEach:
                 self._limits.restore_original_limits()
 
 
-_ONE_THREAD_EACH = _OneThreadEach()
+ONE_THREAD_EACH = _OneThreadEach()
+"""The process's only one."""
 
 
 class MemorySource(LocalSource):
@@ -160,11 +165,11 @@ class MemorySource(LocalSource):
     def __init__(self, matrix: Block, *, block_rows: int | None, n_threads: int) -> None:
         self.matrix, self.n_threads = matrix, n_threads
         self.shape, self.dtype = _shape(matrix), _values(matrix).dtype
-        self._cuts = _cuts(matrix, block_rows)
+        self._cuts = cut(matrix, block_rows)
 
     def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
         for start, stop in itertools.pairwise(self._cuts):
-            yield slice(start, stop), _rows(self.matrix, slice(start, stop))
+            yield slice(start, stop), part_of(self.matrix, slice(start, stop))
 
     def shares(self) -> list[RowSource]:
         """Return sources with one thread each: many small fits use them better than one fit uses many threads."""
@@ -177,7 +182,7 @@ class MemorySource(LocalSource):
 
 
 class ReadSource(LocalSource):
-    """A matrix too large for memory, read in row chunks that are cut into blocks."""
+    """A matrix too large for memory, read in row chunks that are cut into blocks; a thread reads one chunk ahead."""
 
     def __init__(
         self,
@@ -195,10 +200,17 @@ class ReadSource(LocalSource):
         self.dtype, self.n_threads = np.dtype(dtype), n_threads
 
     def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
-        for start, stop in itertools.pairwise(self._cuts):
-            chunk = to_block(self._read(start, stop), self._genes, self.dtype)
-            for low, high in itertools.pairwise(_cuts(chunk, self._block_rows)):
-                yield slice(start + low, start + high), _rows(chunk, slice(low, high))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._chunk, *part) for part in itertools.pairwise(self._cuts[:2])]
+            for start, *next_part in itertools.zip_longest(self._cuts[:-1], self._cuts[1:-1], self._cuts[2:]):
+                chunk = ahead.pop().result()
+                if None not in next_part:
+                    ahead.append(reader.submit(self._chunk, *next_part))
+                for low, high in itertools.pairwise(cut(chunk, self._block_rows)):
+                    yield slice(start + low, start + high), part_of(chunk, slice(low, high))
+
+    def _chunk(self, start: int, stop: int) -> Block:
+        return to_block(self._read(start, stop), self._genes, self.dtype)
 
 
 def _shape(block: Block) -> tuple[int, int]:
@@ -209,12 +221,12 @@ def _values(block: Block) -> np.ndarray:
     return block.values if isinstance(block, CSR) else block
 
 
-def _rows(block: Block, part: slice) -> Block:
+def part_of(block: Block, part: slice) -> Block:
     """Return views of some of the rows."""
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
-def _cuts(block: Block, block_rows: int | None) -> list[int]:
+def cut(block: Block, block_rows: int | None) -> list[int]:
     """Row numbers at which blocks begin and end."""
     n_rows, n_genes = _shape(block)
     if block_rows is not None:
@@ -255,6 +267,7 @@ def row_source(
     dtype: type = np.float32,
     block_rows: int | None = None,
     n_threads: int | None = None,
+    client: Any = None,
 ) -> RowSource:
     """Make a row source of a matrix, cells x genes.
 
@@ -272,32 +285,83 @@ def row_source(
         Cells per block; by default as many as hold about `BLOCK_VALUES` values.
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
+    client
+        Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them;
+        the active client by default, if there is one.
     """
-    how: dict[str, Any] = {"block_rows": block_rows, "n_threads": n_threads or joblib.cpu_count()}
-    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
-        return MemorySource(to_block(matrix, genes, dtype), **how)
-    n_rows, n_genes = matrix.shape
-    if hasattr(matrix, "chunks") and hasattr(matrix, "dask"):
-        cuts = np.cumsum([0, *matrix.chunks[0]]).tolist()
+    is_dask = hasattr(matrix, "dask")
+    if is_dask:
+        client = _active_client() if client is None else client
+        cuts = _chunk_cuts(matrix)
+        if client is not None:
+            from .dask_source import DaskSource
+
+            return DaskSource(matrix, cuts, client, genes=genes, dtype=dtype, block_rows=block_rows)
 
         def read(start: int, stop: int) -> Any:
             return matrix[start:stop].compute(scheduler="synchronous")
 
-    else:
-        if getattr(matrix, "format", "csr") != "csr":
-            msg = (
-                f"A matrix on disk must be CSR to be read by rows, got {matrix.format}. "
-                "Read it into memory, or store it as CSR."
-            )
-            raise ValueError(msg)
-        n_values = len(matrix.group["data"]) if hasattr(matrix, "group") else n_rows * n_genes
-        step = max(1, int(READ_VALUES * n_rows / max(n_values, 1)))
-        cuts = [*range(0, n_rows, step), n_rows]
+    elif client is not None:
+        msg = (
+            f"`client` must come with a dask array, got {type(matrix).__name__}. Read the matrix with "
+            "`anndata.experimental.read_elem_lazy`, or leave `client` out."
+        )
+        raise ValueError(msg)
+
+    n_threads = n_threads or joblib.cpu_count()
+    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
+        return MemorySource(to_block(matrix, genes, dtype), block_rows=block_rows, n_threads=n_threads)
+    if not is_dask:
+        cuts = _disk_cuts(matrix)
 
         def read(start: int, stop: int) -> Any:
             return matrix[start:stop]
 
-    return ReadSource(read, cuts, n_genes, genes=genes, dtype=dtype, **how)
+    n_genes = matrix.shape[1]
+    return ReadSource(read, cuts, n_genes, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads)
+
+
+def _active_client() -> Any:
+    """Return the dask client in use, or None; neither imports nor starts anything."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import Client
+
+    try:
+        return Client.current()
+    except ValueError:
+        return None
+
+
+def _chunk_cuts(matrix: Any) -> list[int]:
+    """Row numbers at which the chunks of a dask array begin and end."""
+    rows = np.array(matrix.chunks[0], float)
+    if not np.isfinite([*rows, matrix.shape[1]]).all():
+        msg = "A dask array must know the sizes of its chunks. Call its `compute_chunk_sizes()` first."
+        raise ValueError(msg)
+    return np.unique([0, *np.cumsum(rows).astype(int)]).tolist()
+
+
+def _disk_cuts(matrix: Any) -> list[int]:
+    """Row numbers at which to cut a matrix on disk so that about `READ_VALUES` values are read at once."""
+    if not hasattr(matrix, "shape") or len(matrix.shape) != 2:  # noqa: PLR2004
+        msg = (
+            f"The matrix must be an array of cells x genes in memory, on disk or in dask, got {type(matrix).__name__}."
+        )
+        raise TypeError(msg)
+    n_rows, n_genes = matrix.shape
+    if not hasattr(matrix, "group"):
+        step = max(1, READ_VALUES // max(n_genes, 1))
+        return [*range(0, n_rows, step), n_rows]
+    if matrix.format != "csr":
+        msg = (
+            f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into "
+            "memory, or store it as CSR."
+        )
+        raise ValueError(msg)
+    ends = matrix.group["indptr"][1:]
+    inner = np.searchsorted(ends, np.arange(READ_VALUES, ends[-1], READ_VALUES), side="right")
+    return np.unique([0, *inner, n_rows]).tolist()
 
 
 @dataclass

@@ -162,6 +162,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
     if alpha is None:
         alpha = 0.3 if n_background_topics == 0 else 0.5 if basis == "shared" else 0.0
@@ -276,6 +277,7 @@ def nmf(
     (1000, 4)
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
         got = f"{learn.dtype} {learn.shape}"
@@ -371,6 +373,7 @@ def project(
     """
     name = key if key_added is None else key_added
     _anndata.check_key(name)
+    _anndata.check_backed(adata, copy=copy)
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
     used = np.asarray(W.any(axis=1))

@@ -57,6 +57,9 @@ class RunOptions(TypedDict, total=False):
     """File to which the state of the fit is written, and from which an interrupted fit is taken up (none)."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
+    client: Any
+    """Client of a dask cluster whose workers fit a dask array; the active client by default, if there is one. The
+    result does not depend on it (to about 1e-5)."""
     progress: bool
     """Show a progress bar once a fit takes more than two seconds (True)."""
 
@@ -126,7 +129,13 @@ class Problem:
         if n_topics is not None:
             whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
 
-        source = row_source(matrix, genes=genes, block_rows=run.get("batch_size"), n_threads=run.get("n_threads"))
+        source = row_source(
+            matrix,
+            genes=genes,
+            block_rows=run.get("batch_size"),
+            n_threads=run.get("n_threads"),
+            client=run.get("client"),
+        )
         every = np.ones(adata.n_obs, bool)
         member = np.column_stack([design.target, *design.backgrounds.values(), every])
         groups = source.place(Groups, member, np.zeros(adata.n_obs))
