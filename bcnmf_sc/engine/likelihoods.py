@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import array_api_compat
 import numpy as np
-from scipy import special
+import scipy.special
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -237,9 +237,13 @@ def _x_log_ratio(x: Array, mu: Array) -> Array:
 
 def _theta_derivatives(x: Array, mu: Array, theta: Array) -> tuple[Array, Array]:
     """Return the derivatives of the negative binomial's log-likelihood in ``log theta``."""
+    xp = array_api_compat.array_namespace(mu)
+    special: Any = scipy.special
+    if array_api_compat.is_torch_array(mu):
+        special, theta = xp.special, xp.asarray(theta, dtype=mu.dtype, device=mu.device)
     q = theta / (theta + mu)
     r = (x + theta) / (mu + theta)
-    slope = special.digamma(x + theta) - special.digamma(theta) + np.log(q) + 1 - r
+    slope = special.digamma(x + theta) - special.digamma(theta) + xp.log(q) + 1 - r
     curvature = (
         special.polygamma(1, x + theta) - special.polygamma(1, theta) + (1 / theta) * (1 - q) - (1 - r) / (mu + theta)
     )

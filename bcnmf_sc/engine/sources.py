@@ -8,6 +8,7 @@ result.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -214,14 +215,14 @@ def _rows(block: Block, part: slice) -> Block:
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
-def _cuts(block: Block, block_rows: int | None) -> list[int]:
+def _cuts(block: Block, block_rows: int | None, block_values: int = BLOCK_VALUES) -> list[int]:
     """Row numbers at which blocks begin and end."""
     n_rows, n_genes = _shape(block)
     if block_rows is not None:
         inner = np.arange(block_rows, n_rows, block_rows)
     else:
         ends = block.indptr[1:] if isinstance(block, CSR) else np.arange(1, n_rows + 1) * n_genes
-        size = max(BLOCK_VALUES, 64 * n_genes)
+        size = max(block_values, 64 * n_genes)
         inner = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
     return np.unique(np.concatenate([[0], inner, [n_rows]])).tolist()
 
@@ -255,6 +256,8 @@ def row_source(
     dtype: type = np.float32,
     block_rows: int | None = None,
     n_threads: int | None = None,
+    device: str | None = None,
+    device_memory: int | None = None,
 ) -> RowSource:
     """Make a row source of a matrix, cells x genes.
 
@@ -263,7 +266,8 @@ def row_source(
     matrix
         NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as
         they are, anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset
-        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind.
+        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind; or a torch tensor (dense, sparse COO
+        or CSR) on any device, of which the CPU gets a copy.
     genes
         Numbers of the columns to use; all by default.
     dtype
@@ -272,7 +276,25 @@ def row_source(
         Cells per block; by default as many as hold about `BLOCK_VALUES` values.
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
+    device
+        A CUDA device, as torch names it, that the work is done on; the CPU by default, without torch.
+    device_memory
+        Bytes of the device that the data may take; by default what is free, less what the work needs. Data beyond are
+        sent there with every pass.
     """
+    if device is not None and device != "cpu":
+        from .torch_source import TorchSource, cuda_device
+
+        cuda_device(device)  # before any work
+        host = row_source(matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads)
+        if not isinstance(host, LocalSource):
+            msg = f"`device` must be 'cpu' for data that lie on other workers, got {device!r}."
+            raise ValueError(msg)
+        return TorchSource(host, device, memory=device_memory, block_rows=block_rows)
+    if "torch" in sys.modules and isinstance(matrix, sys.modules["torch"].Tensor):
+        from .torch_source import from_torch
+
+        matrix = from_torch(matrix)
     how: dict[str, Any] = {"block_rows": block_rows, "n_threads": n_threads or joblib.cpu_count()}
     if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
         return MemorySource(to_block(matrix, genes, dtype), **how)
