@@ -236,11 +236,14 @@ def _x_log_ratio(x: Array, mu: Array) -> Array:
 
 
 def _theta_derivatives(x: Array, mu: Array, theta: Array) -> tuple[Array, Array]:
-    """Return the derivatives of the negative binomial's log-likelihood in ``log theta``."""
+    """Return the derivatives of the negative binomial's log-likelihood in ``log theta``.
+
+    In double precision: for a large theta the terms nearly cancel.
+    """
     xp = array_api_compat.array_namespace(mu)
-    special: Any = scipy.special
-    if array_api_compat.is_torch_array(mu):
-        special, theta = xp.special, xp.asarray(theta, dtype=mu.dtype, device=mu.device)
+    special: Any = xp.special if array_api_compat.is_torch_array(mu) else scipy.special
+    device = array_api_compat.device(mu)
+    x, mu, theta = (xp.asarray(each, dtype=xp.float64, device=device) for each in (x, mu, theta))
     q = theta / (theta + mu)
     r = (x + theta) / (mu + theta)
     slope = special.digamma(x + theta) - special.digamma(theta) + xp.log(q) + 1 - r

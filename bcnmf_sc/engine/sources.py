@@ -215,14 +215,14 @@ def _rows(block: Block, part: slice) -> Block:
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
-def _cuts(block: Block, block_rows: int | None, block_values: int = BLOCK_VALUES) -> list[int]:
+def _cuts(block: Block, block_rows: int | None, block_values: int | None = None) -> list[int]:
     """Row numbers at which blocks begin and end."""
     n_rows, n_genes = _shape(block)
     if block_rows is not None:
         inner = np.arange(block_rows, n_rows, block_rows)
     else:
         ends = block.indptr[1:] if isinstance(block, CSR) else np.arange(1, n_rows + 1) * n_genes
-        size = max(block_values, 64 * n_genes)
+        size = block_values or max(BLOCK_VALUES, 64 * n_genes)
         inner = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
     return np.unique(np.concatenate([[0], inner, [n_rows]])).tolist()
 
@@ -277,7 +277,8 @@ def row_source(
     n_threads
         Threads that work on blocks; as many as the machine lends by default.
     device
-        A CUDA device, as torch names it, that the work is done on; the CPU by default, without torch.
+        A CUDA device, as torch names it, that the work is done on; by default the CPU, by other kernels and without
+        importing torch, whether or not there is a CUDA device.
     device_memory
         Bytes of the device that the data may take; by default what is free, less what the work needs. Data beyond are
         sent there with every pass.

@@ -369,15 +369,16 @@ def _loss(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> Tensor:
 
 def _evidence(x: Cells, mu: Tensor, weight: Tensor, likelihood: Likelihood) -> Tensor:
     """`Likelihood.evidence` summed over cells."""
+    weight = weight.double()
     if isinstance(x, DenseCells):
-        return torch.stack([weight @ part for part in likelihood.evidence(x.values, mu)]).double()
+        return torch.stack([weight @ part.double() for part in likelihood.evidence(x.values, mu)])
     mu_x, here = mu.view(-1)[x.positions], likelihood.at(x.indices)
     totals = []
     for zeros, at_values in zip(likelihood.evidence(mu.new_zeros(()), mu), here.evidence(x.values, mu_x), strict=True):
-        part = zeros.expand(mu.shape).contiguous()
-        part.view(-1)[x.positions] = at_values
+        part = zeros.double().expand(mu.shape).contiguous()
+        part.view(-1)[x.positions] = at_values.double()
         totals.append(weight @ part)
-    return torch.stack(totals).double()
+    return torch.stack(totals)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

@@ -122,22 +122,23 @@ class TorchSource(RowSource):
 
     def _reduce(self, fn: Callable[..., Any], rows: TorchRows) -> TorchSums:
         total = TorchSums()
-        row, failed = 0, None
+        row = 0
         while row < self.shape[0]:
             blocks = self._blocks(row)
+            tried, failed = None, None
             try:
                 for part, block in blocks:
+                    tried = (len(block.cells), _n_values(block.cells))
                     total += fn(block, rows[part])
-                    row = part.stop
                     self._keep(part, block)
+                    row, tried = part.stop, None
             except torch.cuda.OutOfMemoryError as error:
-                failed = error.with_traceback(None)  # which would hold on to what filled the memory
+                failed = error.with_traceback(None)  # its frames would hold on to what filled the memory
             finally:
                 blocks.close()
-            if failed is not None:
                 block = None
-                self._shrink(row, failed)
-                failed = None
+            if failed is not None:
+                self._shrink(row, tried, failed)
         return total
 
     def _blocks(self, start: int) -> Generator[tuple[slice, Any], None, None]:
@@ -252,12 +253,16 @@ class TorchSource(RowSource):
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _shrink(self, row: int, error: torch.cuda.OutOfMemoryError) -> None:
-        """After running out of memory at a row, take smaller parts from there on, and leave more memory for work."""
-        if self._block_values <= SMALLEST:
+    def _shrink(self, row: int, tried: tuple[int, int] | None, error: torch.cuda.OutOfMemoryError) -> None:
+        """After running out of memory at a row, take smaller parts from there on, and leave more memory for work.
+
+        ``tried`` are the cells and values of the block at fault, unless it was on its way.
+        """
+        n_cells, n_values = tried or (self.shape[0], self._block_values)
+        if n_cells == 1 or (tried is None and n_values <= SMALLEST):
             raise error
-        self._block_values //= 2
-        self._piece_values //= 2
+        self._block_values = max(1, min(self._block_values, n_values) // 2)
+        self._piece_values = min(self._piece_values, n_cells * self.shape[1]) // 2
         if self._block_rows is not None:
             self._block_rows = max(1, self._block_rows // 2)
         self._reserve *= 2
