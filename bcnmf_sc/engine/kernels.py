@@ -18,6 +18,7 @@ from ._vector import add_outer, add_pull
 
 if TYPE_CHECKING:
     from .likelihoods import Likelihood
+    from .torch_kernels import TorchBlock
 
 Floats = np.ndarray
 SUB_BLOCK = 128
@@ -133,12 +134,17 @@ class Sums:
         return self
 
 
-def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
+def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likelihood) -> Any:
     """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
 
     ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's
-    weights a and the background's b, and the loss.
+    weights a and the background's b, and the loss. Returns `Sums`; for a block on a
+    device, whose rows are there too, sums that are there.
     """
+    if not isinstance(block, CSR | np.ndarray):  # it lies on a device
+        from . import torch_kernels
+
+        return torch_kernels.sweep(block, rows, todo, likelihood)
     total = Sums.zeros()
     if isinstance(block, CSR) and likelihood.name in FUSED:
         _sweep_fused(block, rows, todo, likelihood, total)

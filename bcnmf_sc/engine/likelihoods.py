@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import array_api_compat
 import numpy as np
-from scipy import special
+import scipy.special
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -236,10 +236,17 @@ def _x_log_ratio(x: Array, mu: Array) -> Array:
 
 
 def _theta_derivatives(x: Array, mu: Array, theta: Array) -> tuple[Array, Array]:
-    """Return the derivatives of the negative binomial's log-likelihood in ``log theta``."""
+    """Return the derivatives of the negative binomial's log-likelihood in ``log theta``.
+
+    In double precision: for a large theta the terms nearly cancel.
+    """
+    xp = array_api_compat.array_namespace(mu)
+    special: Any = xp.special if array_api_compat.is_torch_array(mu) else scipy.special
+    device = array_api_compat.device(mu)
+    x, mu, theta = (xp.asarray(each, dtype=xp.float64, device=device) for each in (x, mu, theta))
     q = theta / (theta + mu)
     r = (x + theta) / (mu + theta)
-    slope = special.digamma(x + theta) - special.digamma(theta) + np.log(q) + 1 - r
+    slope = special.digamma(x + theta) - special.digamma(theta) + xp.log(q) + 1 - r
     curvature = (
         special.polygamma(1, x + theta) - special.polygamma(1, theta) + (1 / theta) * (1 - q) - (1 - r) / (mu + theta)
     )

@@ -226,14 +226,14 @@ def part_of(block: Block, part: slice) -> Block:
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
-def cut(block: Block, block_rows: int | None) -> list[int]:
+def cut(block: Block, block_rows: int | None, block_values: int | None = None) -> list[int]:
     """Row numbers at which blocks begin and end."""
     n_rows, n_genes = _shape(block)
     if block_rows is not None:
         inner = np.arange(block_rows, n_rows, block_rows)
     else:
         ends = block.indptr[1:] if isinstance(block, CSR) else np.arange(1, n_rows + 1) * n_genes
-        size = max(BLOCK_VALUES, 64 * n_genes)
+        size = block_values or max(BLOCK_VALUES, 64 * n_genes)
         inner = np.searchsorted(ends, np.arange(size, ends[-1], size)) + 1
     return np.unique(np.concatenate([[0], inner, [n_rows]])).tolist()
 
@@ -268,6 +268,8 @@ def row_source(
     block_rows: int | None = None,
     n_threads: int | None = None,
     client: Any = None,
+    device: str | None = None,
+    device_memory: int | None = None,
 ) -> RowSource:
     """Make a row source of a matrix, cells x genes.
 
@@ -276,7 +278,8 @@ def row_source(
     matrix
         NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as
         they are, anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset
-        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind.
+        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind; or a torch tensor (dense, sparse COO
+        or CSR) on any device, of which the CPU gets a copy.
     genes
         Numbers of the columns to use; all by default.
     dtype
@@ -288,7 +291,28 @@ def row_source(
     client
         Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them;
         the active client by default, if there is one.
+    device
+        A CUDA device, as torch names it, that the work is done on; by default the CPU, by other kernels and without
+        importing torch, whether or not there is a CUDA device.
+    device_memory
+        Bytes of the device that the data may take; by default what is free, less what the work needs. Data beyond are
+        sent there with every pass.
     """
+    if device is not None and device != "cpu":
+        from .torch_source import TorchSource, cuda_device
+
+        cuda_device(device)  # before any work
+        host = row_source(
+            matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads, client=client
+        )
+        if not isinstance(host, LocalSource):
+            msg = f"`device` must be 'cpu' for data that lie on other workers, got {device!r}."
+            raise ValueError(msg)
+        return TorchSource(host, device, memory=device_memory, block_rows=block_rows)
+    if "torch" in sys.modules and isinstance(matrix, sys.modules["torch"].Tensor):
+        from .torch_source import from_torch
+
+        matrix = from_torch(matrix)
     is_dask = hasattr(matrix, "dask")
     if is_dask:
         client = _active_client() if client is None else client

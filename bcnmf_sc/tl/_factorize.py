@@ -322,6 +322,7 @@ def project(
     layer: str | None = None,
     key_added: str | None = None,
     n_threads: int | None = None,
+    device: str | None = None,
     batch_size: int | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -344,7 +345,7 @@ def project(
         Layer to read instead of ``adata.X``.
     key_added
         Name under which the results are stored; ``key`` by default.
-    n_threads, batch_size
+    n_threads, device, batch_size
         As in `RunOptions`.
     copy
         Return a changed copy instead of changing ``adata``.
@@ -384,7 +385,7 @@ def project(
         n_topics=None,
         layer=layer,
         mask_var=used,
-        run={"n_threads": n_threads, "batch_size": batch_size},
+        run={"n_threads": n_threads, "device": device, "batch_size": batch_size},
     )
     H, _ = transform(problem.source, problem.likelihood, W[used].astype(np.float64))
 
