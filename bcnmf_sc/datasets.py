@@ -353,7 +353,7 @@ def _check_number(name: str, value: float, *, least: float, most: float = np.inf
         raise ValueError(msg)
 
 
-def _download(url: str, file_name: str) -> Path:
+def download(url: str, file_name: str) -> Path:
     """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there."""
     import pooch  # imports requests, which only a download needs
 

@@ -76,7 +76,10 @@ class Checkpoint:
             finally:
                 unfinished.unlink(missing_ok=True)
         if self.interrupted:
-            msg = f"The fit was interrupted after {state.n_iter} iterations. The same call takes it up from {str(self.path)!r}."
+            msg = (
+                f"The fit was interrupted after {state.n_iter} iterations. "
+                f"The same call takes it up from {str(self.path)!r}."
+            )
             raise KeyboardInterrupt(msg)
 
     def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:

@@ -41,7 +41,7 @@ class Cells:
     """Cells x components."""
 
     def __getitem__(self, part: slice) -> Cells:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Cells(self.member[part], self.scores[part])
 
 

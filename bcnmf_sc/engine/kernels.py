@@ -1,14 +1,14 @@
 """The hot pass over a block of cells: usage steps, then the sums that the loadings' step needs.
 
-`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass: ratio,
-usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes through
-sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
+`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass:
+ratio, usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes
+through sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -35,9 +35,9 @@ class CSR(NamedTuple):
     n_genes: int
 
 
-Block = CSR | np.ndarray
+Block: TypeAlias = CSR | np.ndarray
 """Rows of the data, sparse or dense."""
-Matrix = sparse.csr_array | np.ndarray
+Matrix: TypeAlias = sparse.csr_array | np.ndarray
 """The same as arrays that multiply."""
 
 
@@ -91,7 +91,7 @@ class Rows:
         return cls(target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(n if loss else 0))
 
     def __getitem__(self, part: slice) -> Rows:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Rows(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
 
 
@@ -111,7 +111,8 @@ class Sums:
     @classmethod
     def zeros(cls) -> Sums:
         """Nothing gathered yet: zeros of no shape, which cost nothing to add."""
-        return cls(*(np.zeros(()) for _ in range(4)), np.zeros(3), np.zeros(()))
+        p_x, p_y, n_x, n_y, evidence = (np.zeros(()) for _ in range(5))
+        return cls(p_x, p_y, n_x, n_y, np.zeros(3), evidence)
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Add to one of the sums, in double precision."""
@@ -131,8 +132,8 @@ class Sums:
 def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
     """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
 
-    ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's weights
-    a and the background's b, and the loss.
+    ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's
+    weights a and the background's b, and the loss.
     """
     total = Sums.zeros()
     if isinstance(block, CSR) and likelihood.name in FUSED:
@@ -147,7 +148,7 @@ def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
     return total
 
 
-# -- sub-blocks of cells, any likelihood, sparse or dense ----------------------------------------------------------------------
+# -- sub-blocks of cells, any likelihood, sparse or dense --------------------------------------------------------------
 
 
 def _matrix(block: Block, part: slice) -> Matrix:
@@ -166,7 +167,8 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
     x = x.astype(W.dtype, copy=False)
     h = _start(np.asarray(x.sum(1)).reshape(-1, 1), rows, used, todo)
     linear = likelihood.n_kind == "mu"
-    x_w, gram = (x @ W, W.T @ W) if linear else (None, None)
+    x_w: Any = x @ W if linear else None
+    gram = W.T @ W if linear else None
     active = np.arange(len(h))
     for _ in range(todo.steps):
         now = h[active]
@@ -183,7 +185,7 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
             break
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
-    mu = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
+    mu: Any = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
     if todo.sums:
         p, n = (x, None) if linear else _terms(x, mu, likelihood)
         for part, weight in (("x", target), ("y", background)):
@@ -217,8 +219,8 @@ def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
 
 
 def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Floats | None]:
-    """p and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
-    if not sparse.issparse(x):
+    """P and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
+    if isinstance(x, np.ndarray):
         return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
     cells, mu_x, here = _at_values(x, mu, likelihood)
     n = likelihood.n(mu.dtype.type(0), mu)
@@ -228,7 +230,7 @@ def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Float
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
     """Loss of every cell (float64)."""
-    if not sparse.issparse(x):
+    if isinstance(x, np.ndarray):
         return likelihood.loss(x, mu).sum(1, dtype=np.float64)
     cells, mu_x, here = _at_values(x, mu, likelihood)
     zero = mu.dtype.type(0)
@@ -238,7 +240,7 @@ def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
 
 def _evidence(x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> np.ndarray:
     """`Likelihood.evidence` summed over cells."""
-    if not sparse.issparse(x):
+    if isinstance(x, np.ndarray):
         return np.stack([weight @ part for part in likelihood.evidence(x, mu)])
     cells, mu_x, here = _at_values(x, mu, likelihood)
     zero = mu.dtype.type(0)
@@ -257,7 +259,7 @@ def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple
     return cells, mu[cells, x.indices], likelihood.at(x.indices)
 
 
-# -- fused passes over sparse rows -------------------------------------------------------------------------------------------
+# -- fused passes over sparse rows -------------------------------------------------------------------------------------
 
 
 def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, total: Sums) -> None:

@@ -27,7 +27,7 @@ class Units:
     """Number of the unit; -1 for none."""
 
     def __getitem__(self, part: slice) -> Units:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Units(self.code[part])
 
 

@@ -45,13 +45,14 @@ def associate(
 ) -> AnnData | None:
     r"""Test whether groups of cells, or of donors, differ in how much they use each topic.
 
-    Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor: the mean share over
-    a donor's cells is one observation. Without it every cell is one, and a warning says what that means: cells of one donor
-    are alike for reasons that have nothing to do with the groups, so the p-values overstate the evidence, the more so the
-    more cells a donor has. A donor with cells on both sides of a comparison is a pair of observations.
+    Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor: the mean share
+    over a donor's cells is one observation. Without it every cell is one, and a warning says what that means: cells
+    of one donor are alike for reasons that have nothing to do with the groups, so the p-values overstate the
+    evidence, the more so the more cells a donor has. A donor with cells on both sides of a comparison is a pair of
+    observations.
 
-    The tests of target against background on topics that were sought for that contrast are optimistic even by donor, for
-    the topics have seen the labels.
+    The tests of target against background on topics that were sought for that contrast are optimistic even by donor,
+    for the topics have seen the labels.
 
     Parameters
     ----------
@@ -64,8 +65,8 @@ def associate(
     groups
         The group or groups to test; all but the reference by default.
     reference
-        The group that each is compared with, or ``"rest"`` for all other cells. By default the background where ``groupby``
-        is the factorisation's ``background_key``, else the first of two groups, else the rest.
+        The group that each is compared with, or ``"rest"`` for all other cells. By default the background where
+        ``groupby`` is the factorisation's ``background_key``, else the first of two groups, else the rest.
     sample_key
         Column of ``adata.obs`` with the donors (or samples, mice, cell lines).
     pair_key
@@ -73,11 +74,13 @@ def associate(
         compared within themselves; incomplete ones are left out with a warning. By default the donor where donors have
         cells in both groups. Without ``sample_key`` it is the donor too.
     method
-        ``"t"``: Welch's t-test. ``"paired_t"``: t-test of the differences within pairs. ``"auto"`` takes the first of the
-        two that fits the design. ``"logistic"``: logistic regression of the group on the share, by likelihood ratio, which
-        stays defined where the groups separate completely (``separated`` in the table); with few donors it is too bold.
+        ``"t"``: Welch's t-test. ``"paired_t"``: t-test of the differences within pairs. ``"auto"`` takes the first of
+        the two that fits the design. ``"logistic"``: logistic regression of the group on the share, by likelihood
+        ratio, which stays defined where the groups separate completely (``separated`` in the table); with few donors
+        it is too bold.
     cells
-        Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by default.
+        Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by
+        default.
     topics
         Names of the topics to test; all by default.
     copy
@@ -107,7 +110,7 @@ def associate(
     0  Topic 1  case      ctrl  Welch t        3
     """
     share = get.usage(adata, key=key, normalize=True)
-    names = get._pick_topics(share.columns, topics)
+    names = get.pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
     design = Units.read(
@@ -152,10 +155,10 @@ def associate_genes(
 ) -> AnnData | None:
     """Test whether groups differ in the expression of genes, for a look at the genes that lead a topic.
 
-    The same tests as `associate`, on the expression matrix. With ``sample_key`` a donor's counts are added up (pseudobulk)
-    and the unit is the donor; without it the cell. Counts are compared as logarithms of 1 + counts per 10,000. The matrix
-    is read once in blocks and never becomes dense. For a differential expression analysis in its own right, models of the
-    counts (edgeR, DESeq2 on pseudobulk) do better with few donors.
+    The same tests as `associate`, on the expression matrix. With ``sample_key`` a donor's counts are added up
+    (pseudobulk) and the unit is the donor; without it the cell. Counts are compared as logarithms of 1 + counts per
+    10,000. The matrix is read once in blocks and never becomes dense. For a differential expression analysis in its
+    own right, models of the counts (edgeR, DESeq2 on pseudobulk) do better with few donors.
 
     Parameters
     ----------
@@ -170,8 +173,8 @@ def associate_genes(
     layer
         Layer to read instead of ``adata.X``: counts, or other values with ``log_normalize=False``.
     log_normalize
-        Whether to take logarithms of library-scaled values; False compares (means of) the values as they are. By default
-        True where the factorisation's likelihood is one of counts.
+        Whether to take logarithms of library-scaled values; False compares (means of) the values as they are. By
+        default True where the factorisation's likelihood is one of counts.
 
     Returns
     -------
@@ -203,7 +206,7 @@ def associate_genes(
         chosen = adata.var_names.get_indexer(list(genes))
         unknown = [gene for gene, at in zip(genes, chosen, strict=True) if at < 0]
         if unknown or not len(chosen):
-            msg = f"`genes` must be names in `adata.var_names`, got {_anndata._names(unknown)}."
+            msg = f"`genes` must be names in `adata.var_names`, got {_anndata.listed(unknown)}."
             raise ValueError(msg)
     names = adata.var_names[chosen].tolist()
     if log_normalize is None:

@@ -41,10 +41,10 @@ def cpca(
 
     .. math:: C_X - \alpha C_Y
 
-    with the covariances of target and background, each about its own mean. ``alpha=0`` is PCA of the target. It is here
-    as a baseline for `bcnmf`: components have signs and no genes of their own, but the solution is unique and cheap. Give
-    it log-normalised values rather than counts, whose first component would be the library size. Memory is that of a few
-    matrices genes x genes: use a few thousand genes.
+    with the covariances of target and background, each about its own mean. ``alpha=0`` is PCA of the target. It is
+    here as a baseline for `bcnmf`: components have signs and no genes of their own, but the solution is unique and
+    cheap. Give it log-normalised values rather than counts, whose first component would be the library size. Memory
+    is that of a few matrices genes x genes: use a few thousand genes.
 
     Parameters
     ----------

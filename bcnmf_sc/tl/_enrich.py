@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from .. import _anndata, get
-from ._problem import whole_number
+from ._problem import one_of, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-GeneSets = str | Path | Mapping[str, "Iterable[str]"] | pd.DataFrame
+    GeneSets: TypeAlias = str | PathLike[str] | Mapping[str, Iterable[str]] | pd.DataFrame
 
 
 def enrich(
     adata: AnnData,
-    gene_sets: GeneSets | PathLike[str],
+    gene_sets: GeneSets,
     *,
     key: str = "bcnmf",
     method: Literal["ora", "gsea"] = "ora",
@@ -40,14 +40,14 @@ def enrich(
 ) -> AnnData | None:
     r"""Find the gene sets that a topic's genes belong to more often than chance puts them there.
 
-    Over-representation (``"ora"``) counts the members of a set among the ``n_genes`` leading genes of a topic. Of :math:`N`
-    genes that the factorisation used, :math:`M` of them in the set, the probability of at least :math:`k` members among
-    :math:`n` is hypergeometric. The universe is what could have led a topic, the genes used and not the genome: highly
-    variable genes are rich in every immune or cell-cycle set before any topic is looked at. The test takes genes for
-    independent, which co-expressed ones are not, so read p-values as a ranking.
+    Over-representation (``"ora"``) counts the members of a set among the ``n_genes`` leading genes of a topic. Of
+    :math:`N` genes that the factorisation used, :math:`M` of them in the set, the probability of at least :math:`k`
+    members among :math:`n` is hypergeometric. The universe is what could have led a topic, the genes used and not the
+    genome: highly variable genes are rich in every immune or cell-cycle set before any topic is looked at. The test
+    takes genes for independent, which co-expressed ones are not, so read p-values as a ranking.
 
-    Ranked (``"gsea"``) takes all genes used in the order of ``by`` and needs decoupler [BadiaIMompel2022]_ (``pip install
-    'bcnmf-sc[enrich]'``); p-values come from ``n_perms`` permutations of the genes and are no smaller than
+    Ranked (``"gsea"``) takes all genes used in the order of ``by`` and needs decoupler [BadiaIMompel2022]_ (``pip
+    install 'bcnmf-sc[enrich]'``); p-values come from ``n_perms`` permutations of the genes and are no smaller than
     ``1 / (n_perms + 1)``.
 
     Parameters
@@ -55,8 +55,8 @@ def enrich(
     adata
         Annotated data with a stored factorisation.
     gene_sets
-        Path of a GMT file; a mapping from names of sets to their genes; or a table with the columns ``source`` (set) and
-        ``target`` (gene), the network format of decoupler, whose ``weight`` is not used.
+        Path of a GMT file; a mapping from names of sets to their genes; or a table with the columns ``source`` (set)
+        and ``target`` (gene), the network format of decoupler, whose ``weight`` is not used.
     key
         Name of the factorisation.
     method
@@ -103,9 +103,7 @@ def enrich(
     >>> bc.get.enrichment(adata).columns.tolist()[:5]
     ['topic', 'gene_set', 'method', 'set_size', 'n_overlap']
     """
-    if method not in ("ora", "gsea"):
-        msg = f"`method` must be 'ora' or 'gsea', got {method!r}."
-        raise ValueError(msg)
+    one_of("method", method, ("ora", "gsea"))
     whole_number("n_genes", n_genes, 1)
     whole_number("min_size", min_size, 1)
     whole_number("n_perms", n_perms, 1)
@@ -123,9 +121,9 @@ def enrich(
     if not kept:
         largest = max(map(len, sets.values()), default=0)
         msg = (
-            f"`gene_sets` must hold sets with at least `min_size={min_size}` of the {len(universe)} genes used, got {len(sets)} "
-            f"sets, the largest with {largest} of them. Genes here: {_anndata._names(universe[:3])}. Symbols or Ensembl ids? "
-            "See `gene_symbols`."
+            f"`gene_sets` must hold sets with at least `min_size={min_size}` of the {len(universe)} genes used, got "
+            f"{len(sets)} sets, the largest with {largest} of them. Genes here: {_anndata.listed(universe[:3])}. "
+            "Symbols or Ensembl ids? See `gene_symbols`."
         )
         raise ValueError(msg)
     if method == "ora":
@@ -234,11 +232,12 @@ def _ranked(
     return pd.DataFrame(rows)
 
 
-def _read_sets(gene_sets: GeneSets | PathLike[str]) -> dict[str, list[str]]:
+def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
     """Gene sets by name, from any of the forms they come in."""
     if isinstance(gene_sets, pd.DataFrame):
         if not {"source", "target"} <= set(gene_sets.columns):
-            msg = f"`gene_sets` as a table must have the columns 'source' and 'target', got {_anndata._names(gene_sets.columns)}."
+            got = _anndata.listed(gene_sets.columns)
+            msg = f"`gene_sets` as a table must have the columns 'source' and 'target', got {got}."
             raise ValueError(msg)
         return {
             str(name): genes.astype(str).tolist()
@@ -256,7 +255,10 @@ def _read_sets(gene_sets: GeneSets | PathLike[str]) -> dict[str, list[str]]:
             continue
         name, *rest = line.rstrip("\r\n").split("\t")
         if len(rest) < 2:  # noqa: PLR2004
-            msg = f"{gene_sets}, line {number}: a GMT line is a name, a description and genes, separated by tabs. Got {line[:60]!r}."
+            msg = (
+                f"`gene_sets` must be a GMT file, with lines of name, description and genes, separated by tabs; line "
+                f"{number} of {gene_sets} is {line[:60]!r}."
+            )
             raise ValueError(msg)
         sets[name] = [gene.split(",")[0].strip() for gene in rest[1:] if gene.strip()]
     return sets

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from .. import _anndata
+from ._problem import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -125,16 +126,14 @@ class Units:
         cells: str | np.ndarray | None,
         used: np.ndarray,
     ) -> Units:
-        if method not in METHODS:
-            msg = f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}."
-            raise ValueError(msg)
+        one_of("method", method, METHODS)
         keep = used & _cells(adata, key, cells)
         column = _categories(adata, "groupby", groupby)
         codes = np.where(keep, column.codes, -1)
         present = [str(name) for code, name in enumerate(column.categories) if (codes == code).any()]
         code_of = {str(name): code for code, name in enumerate(column.categories)}
         if len(present) < 2:  # noqa: PLR2004
-            msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {_anndata._names(present)}."
+            msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {_anndata.listed(present)}."
             raise ValueError(msg)
         reference = _reference(adata, key, groupby, present, reference)
         tested = [groups] if isinstance(groups, str) else [name for name in present if name != reference]
@@ -143,8 +142,8 @@ class Units:
         unknown = [name for name in tested if name not in present]
         if unknown or not tested or reference in tested:
             msg = (
-                f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got {groups!r}. "
-                f"Present: {_anndata._names(present)}."
+                f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got "
+                f"{groups!r}. Present: {_anndata.listed(present)}."
             )
             raise ValueError(msg)
         contrasts = []
@@ -165,8 +164,8 @@ class Units:
                 msg = "`method='paired_t'` needs `sample_key` or `pair_key`: cells come in no pairs."
                 raise ValueError(msg)
             warnings.warn(
-                "The cells are the units of these tests. Cells of one donor are no independent observations, so the p-values "
-                "overstate the evidence. Name the donors with `sample_key`.",
+                "The cells are the units of these tests. Cells of one donor are no independent observations, so the "
+                "p-values overstate the evidence. Name the donors with `sample_key`.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -190,8 +189,9 @@ class Units:
     ) -> pd.DataFrame:
         """Make the table: every feature, every comparison.
 
-        ``observed(unit, n_units)`` gives the values of the units (compared, and on the scale of ratios), ``of_cells(side)``
-        those of the cells in the comparison, some features at a time, ``of_groups(side)`` their moments.
+        ``observed(unit, n_units)`` gives the values of the units (compared, and on the scale of ratios),
+        ``of_cells(side)`` those of the cells in the comparison, some features at a time, ``of_groups(side)`` their
+        moments.
         """
         blocks = []
         for group, reference, side in self.contrasts:
@@ -237,7 +237,8 @@ class Units:
         side_of = side[at]
         paired = self.method == "paired_t" or (self.method == "auto" and pair is not None)
         if paired and pair is None:
-            msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells both in {group!r} and {reference!r}."
+            both_in = f"both in {group!r} and {reference!r}"
+            msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
             raise ValueError(msg)
         if pair is not None and not paired:
             what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
@@ -256,10 +257,9 @@ class Units:
             msg = f"{n_left_out} pairs have no cells in one of {group!r} and {reference!r}; they are left out."
             warnings.warn(msg, UserWarning, stacklevel=5)
         self._check(len(complete), group, reference, pairs=True)
-        sides = []
-        for part in (values, linear):
-            sides.append([np.stack([part[(pair_of == p) & (side_of == s)].mean(0) for p in complete]) for s in (0, 1)])
-        (low, high), (linear_low, linear_high) = sides
+        of_pair = [[(pair_of == p) & (side_of == s) for p in complete] for s in (0, 1)]
+        low, high = (np.stack([values[units].mean(0) for units in of_side]) for of_side in of_pair)
+        means = [np.stack([linear[units].mean(0) for units in of_side]).mean(0) for of_side in of_pair]
         change = high - low
         flat = change.var(0) <= (1e-12 * np.abs(high).max(0)) ** 2
         with warnings.catch_warnings():
@@ -282,7 +282,7 @@ class Units:
             "statistic": test.statistic * nan,
             "p_value": test.pvalue * nan,
             "separated": False,
-            "linear": (linear_low.mean(0), linear_high.mean(0)),
+            "linear": means,
         }
 
     def _independent(self, summary: Summary, observations: Any) -> dict[str, Any]:
@@ -331,8 +331,9 @@ class Units:
 def likelihood_ratio(x: np.ndarray, label: np.ndarray) -> tuple[float, float, bool]:
     """Test a logistic regression of ``label`` on ``x`` against the intercept alone.
 
-    Returns the likelihood ratio statistic, its p-value and whether ``x`` separates the labels. Where it does, completely or
-    but for ties at one value, the coefficient grows without bound, but the likelihood has a limit: that of the ties alone.
+    Returns the likelihood ratio statistic, its p-value and whether ``x`` separates the labels. Where it does,
+    completely or but for ties at one value, the coefficient grows without bound, but the likelihood has a limit: that
+    of the ties alone.
     """
     low, high = x[label == 0], x[label == 1]
     n = len(x)
@@ -377,11 +378,12 @@ def _cells(adata: AnnData, key: str, cells: str | np.ndarray | None) -> np.ndarr
 
 def _categories(adata: AnnData, argument: str, name: str) -> pd.Categorical:
     if name not in adata.obs:
-        msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {_anndata._names(adata.obs.columns)}."
+        present = _anndata.listed(adata.obs.columns)
+        msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
         raise ValueError(msg)
     column = adata.obs[name]
     if argument == "groupby" and pd.api.types.is_float_dtype(column):
-        msg = f"`groupby` must be a column of groups, got {name!r} with numbers. Cut it into groups, for example by `pandas.qcut`."
+        msg = f"`groupby` must be a column of groups, got {name!r} with numbers. Cut it into groups with `pandas.qcut`."
         raise ValueError(msg)
     return pd.Categorical(column)
 
@@ -389,7 +391,8 @@ def _categories(adata: AnnData, argument: str, name: str) -> pd.Categorical:
 def _reference(adata: AnnData, key: str, groupby: str, present: list[str], reference: str | None) -> str:
     if reference is not None:
         if reference != REST and str(reference) not in present:
-            msg = f"`reference` must be 'rest' or a group of {groupby!r} with cells, got {reference!r}. Present: {_anndata._names(present)}."
+            groups = f"{_anndata.listed(present)}, 'rest'"
+            msg = f"`reference` must be a group of {groupby!r} with cells, got {reference!r}. Present: {groups}."
             raise ValueError(msg)
         return str(reference)
     params = adata.uns[key].get("params", {})
