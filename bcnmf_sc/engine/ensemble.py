@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from .kernels import Pass, Rows, sweep
@@ -175,7 +176,7 @@ class Gain:
 
     @property
     def ratio(self) -> float:
-        """How many times more the target topics give to the target than to the background; near 1, nothing is specific."""
+        """How many times more the target topics give the target than the background; near 1, nothing is specific."""
         return self.target / max(self.background, 1e-12)
 
 
@@ -226,6 +227,28 @@ def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: 
         return fit_model(own, model, random_state=seed, run=quiet)
 
     return run_all(one, spawn(random_state, n_restarts), source, "restarts", run)
+
+
+def consensus(
+    loadings: Sequence[np.ndarray], *, density: float, random_state: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median topics of clusters over restarts, the mean cosine of each cluster to its median, and its size."""
+    n_topics = loadings[0].shape[1]
+    stacked = np.hstack(list(loadings)).T
+    unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+    distance = 1 - np.sort(unit @ unit.T, axis=1)[:, ::-1]
+    near = distance[:, 1 : 1 + max(1, int(0.3 * len(loadings)))].mean(1)
+    kept = np.flatnonzero(near <= density)
+    if len(kept) < n_topics:
+        msg = f"`density` {density} leaves {len(kept)} of {len(near)} topics for {n_topics} clusters. Raise it."
+        raise ValueError(msg)
+    # k-means on unit vectors clusters by cosine
+    labels = KMeans(n_topics, n_init=10, random_state=random_state).fit_predict(unit[kept])
+    W = np.column_stack([np.median(stacked[kept[labels == k]], axis=0) for k in range(n_topics)])
+    W /= W.sum(0)
+    direction = W / np.linalg.norm(W, axis=0)
+    cosine = np.array([(unit[kept[labels == k]] @ direction[:, k]).mean() for k in range(n_topics)])
+    return W, cosine, np.bincount(labels, minlength=n_topics)
 
 
 def stability(fits: Sequence[Factors], n_topics: int) -> float:

@@ -236,7 +236,7 @@ def loadings_step(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> np.ndarr
 
 
 def normalise(W: np.ndarray, expressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return W with columns that sum to 1, floored in expressed genes and zero in others, and the sums for H to take."""
+    """Return W with columns that sum to 1, floored in expressed genes, zero in others, and the sums for H to take."""
     W = np.where(expressed[:, None], W, 0.0)
     scale = np.maximum(W.sum(0), TINY)
     return np.where(expressed[:, None], np.maximum(W / scale, LOADINGS_FLOOR), 0.0), scale

@@ -1,9 +1,25 @@
-"""Tools: factorise, project, test, enrich."""
+"""Tools: factorise, project, choose, interpret."""
 
 from ._associate import associate, associate_genes
 from ._cpca import cpca
 from ._enrich import enrich
 from ._factorize import bcnmf, nmf, project
+from ._interpret import umap
 from ._problem import RunOptions
+from ._select import background_check, consensus, select_alpha, select_n_topics
 
-__all__ = ["RunOptions", "associate", "associate_genes", "bcnmf", "cpca", "enrich", "nmf", "project"]
+__all__ = [
+    "RunOptions",
+    "associate",
+    "associate_genes",
+    "background_check",
+    "bcnmf",
+    "consensus",
+    "cpca",
+    "enrich",
+    "nmf",
+    "project",
+    "select_alpha",
+    "select_n_topics",
+    "umap",
+]

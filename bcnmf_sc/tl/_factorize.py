@@ -25,7 +25,7 @@ N_FOLDS = 5
 """Folds on which the number of background topics is chosen where cells are not scored."""
 
 
-def bcnmf(
+def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     adata: AnnData,
     *,
     background_key: str,
@@ -206,7 +206,7 @@ def bcnmf(
     }
     fold_seed, select_seed, score_seed = spawn(random_state, 3)
     selection: dict[str, Any] = {}
-    fold = None
+    fold: Any = None
     if n_background_topics != 0:
         warn_of_background(design, samples)
         fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
@@ -278,7 +278,8 @@ def nmf(
     _anndata.check_key(key_added)
     learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
-        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {learn.dtype} {learn.shape}."
+        got = f"{learn.dtype} {learn.shape}"
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
         raise ValueError(msg)
     problem = Problem.read(
         adata,
@@ -391,6 +392,7 @@ def project(
 
 
 def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
+    alphas: dict[str, Any]
     if isinstance(background, Mapping):
         alphas = {str(name): value for name, value in background.items()}
     else:
