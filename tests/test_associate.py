@@ -245,7 +245,8 @@ def test_errors(adata, wrong, message) -> None:
 def test_genes_by_donor_are_pseudobulk(adata) -> None:
     bc.tl.associate_genes(adata, groupby="diagnosis", sample_key="donor", genes=["G3", "G0"])
     table = bc.get.associations(adata, table="genes")
-    counts = pd.DataFrame(adata.X.toarray().astype(float), columns=adata.var_names).groupby(adata.obs["donor"].to_numpy()).sum()
+    counts = pd.DataFrame(adata.X.toarray().astype(float), columns=adata.var_names)
+    counts = counts.groupby(adata.obs["donor"].to_numpy()).sum()
     log = np.log1p(counts.div(counts.sum(axis=1), axis=0) * 1e4)
     sick = adata.obs.groupby("donor", observed=True)["diagnosis"].first() == "sick"
     for row, gene in zip(table.itertuples(), ["G3", "G0"], strict=True):
