@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from ._anndata import gene_labels, pick_topics, stored, stored_slot
+from ._anndata import gene_labels, listed, pick_topics, stored, stored_slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-__all__ = ["loadings", "top_genes", "topics", "usage"]
+__all__ = ["associations", "enrichment", "loadings", "top_genes", "topics", "usage"]
 
 FLOOR = 0.1  # of the loading that every gene would have if all were alike; added to both sides of the specificity
 
@@ -185,6 +185,109 @@ def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
     ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
     """
     return stored(adata, key)["topics"].copy()
+
+
+def associations(
+    adata: AnnData,
+    groupby: str | None = None,
+    *,
+    key: str = "bcnmf",
+    table: Literal["topics", "genes"] = "topics",
+) -> pd.DataFrame:
+    """Return the tests of topics, or of genes, against columns of `adata.obs`.
+
+    Parameters
+    ----------
+    adata
+        Annotated data on which :func:`bcnmf_sc.tl.associate` (for genes :func:`bcnmf_sc.tl.associate_genes`) has run.
+    groupby
+        The tests against this column only; None for all that are stored.
+    key
+        The `key_added` under which the factorisation was stored.
+    table
+        The tests of topics or of genes.
+
+    Returns
+    -------
+    Copy of the stored table, one row per feature and comparison: `topic` or `gene`; `groupby`, `group` and `reference`;
+    `test`; `unit` ("sample", "pair" or "cell") and their numbers `n_group` and `n_reference`; `mean_group`,
+    `mean_reference` and their `difference` with its 95 % interval `ci_low` to `ci_high` (of the t-test); `cohen_d`
+    (difference over the root mean variance of the two groups; of the differences where paired); `log2_ratio` of the
+    means (for genes, of counts per 10,000); `statistic`; `p_value`; `p_adjusted` (Benjamini-Hochberg over all rows of
+    one call); `signed_log10_p` (-log10 p with the sign of the difference); `separated` (logistic regression: the
+    groups do not overlap).
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
+    >>> bc.get.associations(adata, "condition").shape
+    (4, 20)
+    """
+    if table not in ("topics", "genes"):
+        msg = f"`table` must be 'topics' or 'genes', got {table!r}."
+        raise ValueError(msg)
+    name, call = ("associations", "associate") if table == "topics" else ("gene_associations", "associate_genes")
+    found = _stored_table(adata, key, name, call=call)
+    if groupby is None:
+        return found
+    chosen = found[found["groupby"].astype(str) == groupby]
+    if not len(chosen):
+        present = listed(found["groupby"].unique())
+        msg = f"`groupby` must be a column that was tested, got {groupby!r}. Present: {present}."
+        raise ValueError(msg)
+    return chosen.reset_index(drop=True)
+
+
+def enrichment(
+    adata: AnnData, topic: str | None = None, *, key: str = "bcnmf", max_p_adjusted: float = 1.0
+) -> pd.DataFrame:
+    """Return the gene sets tested for each topic, the most significant ones of each topic first.
+
+    Parameters
+    ----------
+    adata
+        Annotated data on which :func:`bcnmf_sc.tl.enrich` has run.
+    topic
+        Name of a topic; None for all.
+    key
+        The `key_added` under which the factorisation was stored.
+    max_p_adjusted
+        Leave out sets above this adjusted p-value.
+
+    Returns
+    -------
+    Copy of the stored table, one row per topic and set: `topic`; `gene_set`; `method`; `set_size` (genes of the set
+    among those used); `n_overlap` (of them among the `n_genes` leading ones); `n_genes`; `universe` (genes used);
+    `score` (fold over the overlap that chance gives; for "gsea" the normalised enrichment score); `p_value`;
+    `p_adjusted` (Benjamini-Hochberg over all rows of one call); `genes` (the overlap in the order of the topic; for
+    "gsea" the set's ten leading genes), separated by semicolons.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.enrich(adata, {"first": adata.var_names[:20]}, n_genes=30)
+    >>> len(bc.get.enrichment(adata))
+    4
+    """
+    found = _stored_table(adata, key, "enrichment", call="enrich")
+    if topic is not None:
+        (topic,) = pick_topics(_topic_names(adata, key), topic)
+        found = found[found["topic"].astype(str) == topic]
+    return found[found["p_adjusted"] <= max_p_adjusted].reset_index(drop=True)
+
+
+def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataFrame:
+    """Copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
+    record = stored(adata, key)
+    if name not in record:
+        msg = f"{name!r} is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.{call}` first."
+        raise ValueError(msg)
+    return record[name].copy().reset_index(drop=True)
 
 
 def _topic_names(adata: AnnData, key: str) -> pd.Index:

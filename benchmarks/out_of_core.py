@@ -49,7 +49,9 @@ def write(folder: str, n_cells: int) -> tuple[int, float]:
     rng = np.random.default_rng(0)
     ad.AnnData(sparse.csr_matrix((n_cells, N_GENES), dtype=np.float32)).write_h5ad(f"{folder}/x.h5ad")
     h5, z = h5py.File(f"{folder}/x.h5ad", "a"), zarr.open_group(f"{folder}/x.zarr", mode="w", zarr_format=2)
-    zx = z.create_group("X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, N_GENES]})
+    zx = z.create_group(
+        "X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, N_GENES]}
+    )
     hx, ends = h5["X"], [np.zeros(1, np.int64)]
     for name in ("data", "indices", "indptr"):
         del hx[name]
@@ -124,7 +126,7 @@ def fitted(folder: str, kind: str, n_cells: int, *, in_memory: int = 0) -> dict:
     groups = source.place(Groups, target[:, None], np.zeros(n_cells))
     source.reduce(lambda block, rows: summarise(block, rows, Poisson()), groups)
     run = Run(max_iter=1 + N_PASSES, tol=0, check_every=10**9)
-    import bcnmf_sc.engine.solver as solver
+    from bcnmf_sc.engine import solver
 
     solver.USAGE_STEPS = 5  # the final usage is one pass of many steps: not what is measured
     f = fit(source, Poisson(), N_TOPICS, target=target.astype(float), background=ALPHA * ~target, run=run)
@@ -141,7 +143,9 @@ def main() -> None:
     folder = tempfile.mkdtemp()
     try:
         nnz, peak = fresh(write, folder, n_cells)
-        size = {k: sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file() and k in str(f)) for k in args.kinds}
+        size = {
+            k: sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file() and k in str(f)) for k in args.kinds
+        }
         part = min(n_cells, 100_000)  # the pass in memory is measured on a part, and counts for all
         some = fresh(fitted_part, folder, n_cells, part)
         compute = np.median(some["times"]) * n_cells / part
@@ -150,13 +154,31 @@ def main() -> None:
             reading = min(fresh(read_alone, folder, kind))
             got[kind] = fresh(fitted, folder, kind, n_cells)
             seconds = float(np.median(got[kind]["times"]))
-            rows.append([kind, size[kind] / 1e9, reading, compute, seconds, seconds / (reading + compute), round(got[kind]["peak"])])
+            rows.append(
+                [
+                    kind,
+                    size[kind] / 1e9,
+                    reading,
+                    compute,
+                    seconds,
+                    seconds / (reading + compute),
+                    round(got[kind]["peak"]),
+                ]
+            )
     finally:
         shutil.rmtree(folder)
     table(
         f"{n_cells:,} cells x {N_GENES:,} genes, {nnz / 1e6:.0f} M non-zeros ({1 - nnz / n_cells / N_GENES:.1%} zeros), "
         f"{N_TOPICS} topics, {os.cpu_count()} threads; made in {peak:.0f} MB",
-        ["file", "GB", "s to read alone", "s a pass in memory", "s a pass from the file", "ratio to the sum", "MB at the peak"],
+        [
+            "file",
+            "GB",
+            "s to read alone",
+            "s a pass in memory",
+            "s a pass from the file",
+            "ratio to the sum",
+            "MB at the peak",
+        ],
         rows,
     )
     for row in rows:

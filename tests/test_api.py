@@ -194,5 +194,5 @@ def code_blocks(path: Path) -> list[str]:
 def test_quickstart_runs_as_written(page):
     (code,) = code_blocks(ROOT / page)
     result: dict[str, object] = {}
-    exec(compile(code, page, "exec"), result)  # noqa: S102
+    exec(compile(code, page, "exec"), result)
     assert "bcnmf" in result["adata"].uns

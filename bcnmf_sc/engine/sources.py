@@ -302,9 +302,7 @@ def row_source(
         from .torch_source import TorchSource, cuda_device
 
         cuda_device(device)  # before any work
-        host = row_source(
-            matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads, client=client
-        )
+        host = row_source(matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads, client=client)
         if not isinstance(host, LocalSource):
             msg = f"`device` must be 'cpu' for data that lie on other workers, got {device!r}."
             raise ValueError(msg)

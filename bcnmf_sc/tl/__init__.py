@@ -1,6 +1,9 @@
-"""Tools: factorise, project, interpret."""
+"""Tools: factorise, project, choose, interpret."""
 
+from ._associate import associate, associate_genes
 from ._background import background_check
+from ._cpca import cpca
+from ._enrich import enrich
 from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
 from ._problem import RunOptions
@@ -8,9 +11,13 @@ from ._select import consensus, select_alpha, select_n_topics
 
 __all__ = [
     "RunOptions",
+    "associate",
+    "associate_genes",
     "background_check",
     "bcnmf",
     "consensus",
+    "cpca",
+    "enrich",
     "nmf",
     "project",
     "select_alpha",

@@ -1,8 +1,4 @@
-"""Draw the results that `bcnmf_sc.tl` stored in an AnnData.
-
-Each function draws and computes nothing new, shows nothing and saves nothing. It returns the `Axes`, or the `Figure`
-where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
-"""
+"""Topics: embedding, loadings, usage, how the fit went; and the style that all plots share."""
 
 from __future__ import annotations
 
@@ -15,27 +11,27 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import PowerNorm, to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
-from . import get
-from ._anndata import gene_labels, listed, pick_topics, stored, stored_slot
+from .. import get
+from .._anndata import gene_labels, listed, pick_topics, stored, stored_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["loadings", "loss", "umap", "usage"]
 
 # Okabe and Ito's colour-blind-safe colours, in an order that keeps the first four apart in grey.
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 MISSING = "#D3D3D3"
 PLAIN = "#555555"
 FONT = 8.0  # points, for labels that come in dozens
-CHARACTER = 0.6 * FONT / 72  # inches, a generous mean width
 LEGEND_ROWS = 18
+LEVEL = 0.05
+"""Adjusted p up to which a bar or point is drawn dark."""
 
 
 def umap(
@@ -120,10 +116,11 @@ def loadings(
     topics: str | Sequence[str] | None = None,
     by: Literal["loading", "specificity"] = "loading",
     test: Literal["auto", "p_value", "log2_enrichment"] | None = "auto",
+    gene_test: str | None = None,
     gene_symbols: str | None = None,
     **kwargs: Any,
 ) -> Figure:
-    """Draw each topic's leading genes as a heatmap of loadings, with the topic's test beside them.
+    """Draw each topic's leading genes as a heatmap of loadings, with the tests of genes and topic beside them.
 
     One block of rows per topic, one column per topic: a gene that leads several topics comes once in each block.
     The shade grows with the square root of the loading, since few genes carry most of a topic. The bars at the right
@@ -145,6 +142,9 @@ def loadings(
         Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the log2 enrichment,
         dark for topics that were called; `"log2_enrichment"` compares the usage in target and background. `"auto"`
         takes the first of the two that has values; None draws no bars.
+    gene_test
+        Column of `adata.obs` against which :func:`bcnmf_sc.tl.associate_genes` tested the genes: a bar for each gene,
+        -log10 p with the sign of the difference, dark where the adjusted p is at most 0.05. None draws none.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
     **kwargs
@@ -165,18 +165,18 @@ def loadings(
     names = genes["topic"].cat.categories.tolist()
     table = get.topics(adata, key=key).loc[names]
     tested = _pick_test(table, test)
+    of_genes = None if gene_test is None else _gene_tests(adata, gene_test, genes["gene"], key=key)
     w = get.loadings(adata, key=key)
     rows = w.index.get_indexer(genes["gene"])
     heat = w[names].to_numpy()[rows]
     labels = gene_labels(adata, gene_symbols)[rows].astype(str)
 
     n_rows, n_cols = heat.shape
-    labels_width = CHARACTER * max(map(len, labels))
-    names_width = CHARACTER * max(map(len, map(str, names)))
+    labels_width, names_width = _text_width(labels), _text_width(names)
     height = max(2.2, 0.165 * n_rows) + names_width + 0.3
-    width = labels_width + max(1.2, 0.24 * n_cols) + 1.1 + (1.4 + names_width if tested else 0)
+    ratios = [max(1.2, 0.24 * n_cols), *([1.4] * (of_genes is not None)), *([1.4] * bool(tested))]
+    width = labels_width + sum(ratios) + 1.1 + (names_width if tested else 0)
     fig = plt.figure(figsize=(width, height), layout="constrained")
-    ratios = [max(1.2, 0.24 * n_cols), 1.4] if tested else [1.0]
     axes = fig.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
 
     ax = axes[0]
@@ -191,9 +191,11 @@ def loadings(
     bar = fig.colorbar(image, ax=axes, label="loading", shrink=min(1.0, 2.5 / height), aspect=15, anchor=(0, 1))
     bar.locator = MaxNLocator(5)
     bar.ax.tick_params(labelsize=FONT)
+    if of_genes is not None:
+        _draw_gene_tests(axes[1], of_genes, edges)
     if tested:
         bounds = np.append(edges, n_rows) - 0.5
-        _draw_test(axes[1], table, tested, bounds=bounds)
+        _draw_test(axes[-1], table, tested, bounds=bounds)
     return fig
 
 
@@ -202,14 +204,16 @@ def usage(
     groupby: str | None = None,
     *,
     key: str = "bcnmf",
+    sample_key: str | None = None,
     topics: str | Sequence[str] | None = None,
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw each topic's share of the cells' usage by group: a box over all of the group's cells.
+    """Draw each topic's share of the cells' usage by group: a box over the group's donors, or over all of its cells.
 
     The box spans the quartiles with the median in it, the whiskers reach to 1.5 times its height. The cells are
-    rasterised points; their sideways spread is arbitrary, and the same in every call.
+    rasterised points; their sideways spread is arbitrary, and the same in every call. With `sample_key` a large point
+    is the mean over a donor's cells, what :func:`bcnmf_sc.tl.associate` compares, and the box is over these points.
 
     Parameters
     ----------
@@ -220,6 +224,8 @@ def usage(
         factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
     key
         The `key_added` under which the factorisation was stored.
+    sample_key
+        Column of `adata.obs` with the donors; None draws boxes over cells.
     topics
         Names of the topics to draw, in this order; None for all.
     ax
@@ -251,19 +257,28 @@ def usage(
         msg = f"`groupby` must have a value for at least one cell, got {column!r} with none."
         raise ValueError(msg)
 
+    donors = None if sample_key is None else _obs_column(adata, sample_key, "sample_key").astype("category")
+
     n_groups, n_topics = len(colors), len(names)
     if ax is None:
         inches = min(20.0, max(4.0, n_topics * (0.14 * n_groups + 0.12)) + 0.8)
-        ax = _new_axes(inches, 3.6, map(str, colors))
+        ax = _new_axes(inches, 3.3 + max(0.3, _text_width(names)), map(str, colors))
     space = 0.8 / n_groups
     rng = np.random.default_rng(0)
     for i, (category, shade) in enumerate(colors.items()):
-        values = share.loc[(groups == category).to_numpy(), names].to_numpy()
+        here = (groups == category).to_numpy()
+        values = share.loc[here, names].to_numpy()
         positions = np.arange(n_topics) + (i - (n_groups - 1) / 2) * space
         spread = rng.uniform(-0.35, 0.35, values.shape) * space
         dots: dict[str, Any] = {"marker": ".", "ms": 1.5, "ls": "", "color": shade, "rasterized": True}
-        alpha = float(np.clip(300 / len(values), 0.08, 0.5))
+        alpha = float(np.clip(300 / len(values), 0.08, 0.5)) * (0.6 if donors is not None else 1.0)
         ax.plot((positions + spread).ravel(), values.ravel(), alpha=alpha, **dots)
+        if donors is not None:
+            values = share.loc[here, names].groupby(donors[here], observed=True).mean().to_numpy()
+            aside = (np.arange(len(values)) + 0.5) / len(values) - 0.5
+            at = positions + 0.5 * space * aside[:, None]
+            large: dict[str, Any] = {"marker": "o", "ms": 3.5, "ls": "", "mec": "black", "mew": 0.5, "zorder": 4}
+            ax.plot(at.ravel(), values.ravel(), color=shade, **large)
         options: dict[str, Any] = {
             "widths": 0.8 * space,
             "showfliers": False,
@@ -352,10 +367,10 @@ def _color_values(adata: AnnData, key: str, color: str | None) -> pd.Series | No
     return shares[color]
 
 
-def _obs_column(adata: AnnData, name: str) -> pd.Series:
+def _obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Series:
     """Return a column of obs, as categories unless it holds numbers."""
     if name not in adata.obs:
-        msg = f"`groupby` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
+        msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
         raise ValueError(msg)
     column = adata.obs[name]
     numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
@@ -416,20 +431,55 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
+def _gene_tests(adata: AnnData, groupby: str, genes: pd.Series, *, key: str) -> pd.DataFrame:
+    """Return the tests of genes against a column, one row for each of `genes`."""
+    table = get.associations(adata, groupby, key=key, table="genes")
+    if table["group"].nunique() > 1:
+        several = listed(table["group"].unique())
+        msg = (
+            f"`gene_test` must name a column with one comparison, got {groupby!r} with {several}. "
+            "Name one of its groups in `bcnmf_sc.tl.associate_genes`."
+        )
+        raise ValueError(msg)
+    return table.set_index("gene").reindex(genes)
+
+
+def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
+    """One bar per gene, beside its row of the heatmap."""
+    value = table["signed_log10_p"].to_numpy(dtype=float)
+    dark = (table["p_adjusted"] <= LEVEL).to_numpy()
+    rows = np.arange(len(value))
+    ax.barh(rows, np.nan_to_num(value), 0.8, color=np.where(dark, PLAIN, MISSING), edgecolor=PLAIN, linewidth=0.5)
+    ax.axvline(0, color="black", linewidth=0.8)
+    for edge in edges[1:]:
+        ax.axhline(edge - 0.5, color=PLAIN, linewidth=0.5)
+    ax.set_ylim(len(value) - 0.5, -0.5)
+    ax.set_yticks([])
+    ax.tick_params(axis="x", labelsize=FONT)
+    group, reference = (table[name].dropna().iloc[0] for name in ("group", "reference"))
+    ax.set_xlabel(f"genes, signed\n$-$log10 p,\n{group} against\n{reference}", fontsize=FONT)
+    ax.locator_params(axis="x", nbins=4)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+
+
 def _label_topics(ax: Axes, names: list[str]) -> None:
     """Name the topics under the axis: upright and smaller where they would meet."""
     inches = ax.get_window_extent().width / ax.figure.dpi / len(names)
-    longest = max(map(len, map(str, names)))
-    upright = CHARACTER * longest > 0.7 * inches
+    upright = _text_width(names) > 0.9 * inches
     size = min(FONT, 72 * 0.7 * inches) if upright else FONT
     ax.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+
+
+def _text_width(labels: Iterable[object]) -> float:
+    """Inches that the widest of the labels takes, with a little to spare."""
+    return max((TextPath((0, 0), str(label) or " ", size=FONT).get_extents().width for label in labels), default=0) / 66
 
 
 def _new_axes(width: float, height: float, legend: Any = ()) -> Axes:
     """Axes of about this size in inches, with room for a legend with these labels beside them."""
     labels = list(legend)
     columns = -(-len(labels) // LEGEND_ROWS)
-    room = columns * (0.5 + CHARACTER * max(map(len, labels), default=0))
+    room = columns * (0.5 + _text_width(labels))
     return plt.subplots(figsize=(width + room, height), layout="constrained")[1]
 
 

@@ -1,0 +1,265 @@
+"""Several methods side by side on one AnnData: what `bcnmf_sc.metrics.compare` does."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import _anndata
+from .engine import LIKELIHOODS
+from .engine.moments import log_normalized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anndata import AnnData
+
+METHODS = ("pca", "cpca", "nmf", "bcnmf", "bcnmf_split", "bcnmf_shared")
+KEY = "bcnmf_sc_compared"
+LAYER = "bcnmf_sc_log"
+Fit = tuple[float, np.ndarray, np.ndarray | None, float]
+"""Alpha, proportions or scores of all cells, target share if there is one, seconds."""
+
+
+def compare(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    labels: str,
+    methods: Sequence[str] = METHODS,
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 10,
+    n_background_topics: int = 10,
+    alphas: Sequence[float] = (0.5, 1.0, 2.0),
+    n_seeds: int = 5,
+    n_boot: int = 20,
+    nuisance: str | None = None,
+    sample_key: str | None = None,
+    cells: str = "target",
+    layer: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run several methods at equal numbers of topics over several seeds, and score them in one table.
+
+    Every method gets the same cells, genes and number of topics, its representation is clustered in the same way
+    (k-means with as many clusters as labels, on usage proportions or component scores), and each seed is a row of its
+    own. Nothing is chosen by its score: contrastive PCA has a row for each of its alphas. PCA and contrastive PCA get
+    log-normalised values where the likelihood is one of counts. Of background-topic modes only the target topics are
+    scored, as shares of the whole usage.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; it is not changed.
+    background_key, background, target
+        The contrast, as in :func:`bcnmf_sc.tl.bcnmf`.
+    labels
+        Column of `adata.obs` with the truth.
+    methods
+        Of `"pca"`, `"cpca"`, `"nmf"`, `"bcnmf"` (plain), `"bcnmf_split"` and `"bcnmf_shared"` (with background topics).
+        PCA and NMF learn from the cells that are scored.
+    n_topics
+        Topics, target topics or components of every method.
+    n_background_topics
+        Of the modes that have some, beside `n_topics`.
+    alphas
+        Of contrastive PCA.
+    n_seeds
+        Seeds, from 0; they decide the start of a fit and that of k-means. PCA and contrastive PCA depend on the latter.
+    n_boot
+        Resamples for the standard error of the ARI.
+    nuisance
+        Column of `adata.obs` whose leakage is scored as well.
+    sample_key
+        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors. It is handed to the
+        background-topic modes too.
+    cells
+        `"target"` scores the target's cells, `"all"` those of target and background. Cells without a label are left
+        out.
+    layer
+        Layer to read instead of `adata.X`.
+    **options
+        Passed to :func:`bcnmf_sc.tl.bcnmf`, and those it has (likelihood, mask_var, how to run) to
+        :func:`bcnmf_sc.tl.nmf`.
+
+    Returns
+    -------
+    Table with a row per method, alpha and seed: `method`, `alpha` (of contrastive PCA), `n_topics`, `seed`, `ari`
+    with its bootstrap standard error `ari_se`, `auc` (best single topic), `auc_share` (target cells against
+    background cells by the out-of-fold target share, where the method has one), `leakage` (with `nuisance`),
+    `seconds`.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> table = bc.metrics.compare(
+    ...     bc.datasets.digits(),
+    ...     background_key="condition",
+    ...     background="background",
+    ...     labels="digit",
+    ...     methods=["pca", "cpca", "nmf"],
+    ...     n_topics=2,
+    ...     n_seeds=1,
+    ...     likelihood="gaussian",
+    ... )
+    >>> table["method"].tolist()
+    ['pca', 'cpca', 'cpca', 'cpca', 'nmf']
+    """
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        msg = f"`methods` must be of {', '.join(map(repr, METHODS))}, got {unknown or methods!r}."
+        raise ValueError(msg)
+    if cells not in ("target", "all"):
+        msg = f"`cells` must be 'target' or 'all', got {cells!r}."
+        raise ValueError(msg)
+    for argument, name in (("labels", labels), ("nuisance", nuisance), ("sample_key", sample_key)):
+        if name is not None and name not in adata.obs:
+            present = _anndata.listed(adata.obs.columns)
+            msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
+            raise ValueError(msg)
+    design = _anndata.read_design(adata, background_key, background, target)
+    scored = (design.target | design.background) if cells == "all" else design.target
+    truth = adata.obs[labels].to_numpy()
+    labelled = scored & adata.obs[labels].notna().to_numpy()
+    if len(pd.unique(truth[labelled])) < 2:  # noqa: PLR2004
+        msg = f"`labels` must tell at least 2 kinds of cells apart, got {labels!r}. `cells='all'` adds the background."
+        raise ValueError(msg)
+
+    work = _copy(adata, layer, options)
+    contrast = {"background_key": background_key, "background": background, "target": target}
+    run = _Runs(work, contrast, options, n_topics, n_background_topics, alphas, scored, sample_key)
+    rows = []
+    for name in methods:
+        for seed in range(n_seeds):
+            for alpha, values, share, seconds in run.of(name, seed):
+                row = _scores(
+                    values[labelled],
+                    truth[labelled],
+                    adata.obs[labelled],
+                    seed=seed,
+                    n_boot=n_boot,
+                    nuisance=nuisance,
+                    sample_key=sample_key,
+                )
+                row |= {"seconds": seconds, "auc_share": np.nan}
+                if share is not None:
+                    row["auc_share"] = _auc_share(share, design)
+                rows.append({"method": name, "alpha": alpha, "n_topics": n_topics, "seed": seed} | row)
+    columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share", "leakage", "seconds"]
+    return pd.DataFrame(rows)[[c for c in columns if c != "leakage" or nuisance is not None]]
+
+
+@dataclass
+class _Runs:
+    """Runs methods on a copy; what does not depend on the seed is run once."""
+
+    adata: AnnData
+    contrast: dict[str, Any]
+    options: dict[str, Any]
+    n_topics: int
+    n_background_topics: int
+    alphas: Sequence[float]
+    scored: np.ndarray
+    sample_key: str | None
+    components: dict[str, list[Fit]] = field(default_factory=dict)
+
+    def of(self, name: str, seed: int) -> Iterable[Fit]:
+        """Run a method, or look it up."""
+        if name in ("pca", "cpca"):
+            if name not in self.components:
+                self.components[name] = list(self._components(name))
+            return self.components[name]
+        return [self._topics(name, seed)]
+
+    def _components(self, name: str) -> Iterable[Fit]:
+        from .engine.cpca import cpca
+        from .engine.sources import row_source
+
+        start = time.perf_counter()
+        design = _anndata.read_design(self.adata, **self.contrast)
+        target = self.scored if name == "pca" else design.target
+        background = np.zeros_like(target) if name == "pca" else design.background
+        alphas = [0.0] if name == "pca" else [float(alpha) for alpha in self.alphas]
+        layer = LAYER if LAYER in self.adata.layers else None
+        source = row_source(_anndata.read_matrix(self.adata, layer))
+        found = cpca(source, target, background, alphas=alphas, n_components=self.n_topics)
+        seconds = (time.perf_counter() - start) / len(found)
+        for part in found:
+            yield (np.nan if name == "pca" else part.alpha), part.scores, None, seconds
+
+    def _topics(self, name: str, seed: int) -> Fit:
+        from . import get, tl
+
+        how: dict[str, Any] = {"progress": False, **self.options, "mask_var": None}
+        how |= {"n_topics": self.n_topics, "random_state": seed, "key_added": KEY}
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            # a table of many fits is no place for the advice of each
+            warnings.simplefilter("ignore", UserWarning)
+            if name == "nmf":
+                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level", "basis"}
+                tl.nmf(self.adata, cells=self.scored, **{k: v for k, v in how.items() if k not in only})
+            elif name == "bcnmf":
+                tl.bcnmf(self.adata, **self.contrast, **how)
+            else:
+                how.pop("alpha", None)
+                basis = name.removeprefix("bcnmf_")
+                modes = {"n_background_topics": self.n_background_topics, "basis": basis, "sample_key": self.sample_key}
+                tl.bcnmf(self.adata, **self.contrast, **how, **modes)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - start
+        of_target = (get.topics(self.adata, key=KEY)["kind"] == "target").to_numpy()
+        share = self.adata.obs.get(f"{KEY}_target_share")
+        values = get.usage(self.adata, key=KEY, normalize=True).to_numpy()[:, of_target]
+        return np.nan, values, None if share is None else share.to_numpy(), seconds
+
+
+def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData:
+    """Genes used, the values to factorise in X, and for counts log-normalised ones beside them."""
+    from anndata import AnnData
+
+    genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
+    matrix = _anndata.read_matrix(adata, layer)
+    work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
+    likelihood = options.get("likelihood", "poisson")
+    model = LIKELIHOODS[likelihood] if isinstance(likelihood, str) and likelihood in LIKELIHOODS else likelihood
+    if getattr(model, "counts", True):
+        work.layers[LAYER] = log_normalized(matrix)[:, genes]
+    return work
+
+
+def _scores(
+    values: np.ndarray,
+    truth: np.ndarray,
+    obs: pd.DataFrame,
+    *,
+    seed: int,
+    n_boot: int,
+    nuisance: str | None,
+    sample_key: str | None,
+) -> dict[str, float]:
+    from . import metrics
+
+    donors = None if sample_key is None else obs[sample_key].to_numpy()
+    index = metrics.ari_bootstrap(values, truth, n_boot=n_boot, groups=donors, normalize=False, random_state=seed)
+    row = {"ari": index.ari, "ari_se": index.se, "auc": metrics.auc(values, truth)}
+    if nuisance is not None:
+        known = obs[nuisance].notna().to_numpy()
+        row["leakage"] = metrics.leakage(
+            values[known], obs[nuisance].to_numpy()[known], normalize=False, random_state=seed
+        )
+    return row
+
+
+def _auc_share(share: np.ndarray, design: _anndata.Design) -> float:
+    from . import metrics
+
+    one = np.isfinite(share) & (design.target ^ design.background)  # a cell that is both is on no side
+    side = design.target[one]
+    return metrics.auc(share[one], side) if 0 < side.sum() < len(side) else np.nan

@@ -1,0 +1,24 @@
+"""Draw the results that `bcnmf_sc.tl` stored in an AnnData.
+
+Each function draws and computes nothing new, shows nothing and saves nothing. It returns the `Axes`, or the `Figure`
+where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
+"""
+
+from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
+from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
+
+__all__ = [
+    "associations",
+    "bubbles",
+    "compare",
+    "composition",
+    "gene_frequency",
+    "images",
+    "loadings",
+    "loss",
+    "umap",
+    "usage",
+]
+
+# Colours that the tests know; not public.
+_COLOURS = (MISSING, PALETTE, PLAIN)

@@ -1,0 +1,283 @@
+"""Tests of stored results: topics, and genes beside them, against a column of obs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import _anndata, get
+from ..engine.likelihoods import LIKELIHOODS
+from ..engine.moments import PER_CELL, as_matrix, log_normalized, member_matrix, moments
+from ..engine.sources import LocalSource, row_source
+from ._tests import Summary, Units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+
+    from ._tests import Method
+
+FLOOR = 1e-6
+"""Added to both sides of the ratio of two mean shares, as in the topics table."""
+PER_CELL_FLOOR = 1e-2
+"""The same for genes, in counts of 10,000."""
+BATCH = 500
+"""Genes whose values are dense at a time."""
+
+
+def associate(
+    adata: AnnData,
+    *,
+    groupby: str,
+    key: str = "bcnmf",
+    groups: str | Sequence[str] | None = None,
+    reference: str | None = None,
+    sample_key: str | None = None,
+    pair_key: str | None = None,
+    method: Method = "auto",
+    cells: str | np.ndarray | None = None,
+    topics: str | Sequence[str] | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Test whether groups of cells, or of donors, differ in how much they use each topic.
+
+    Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor: the mean share
+    over a donor's cells is one observation. Without it every cell is one, and a warning says what that means: cells
+    of one donor are alike for reasons that have nothing to do with the groups, so the p-values overstate the
+    evidence, the more so the more cells a donor has. A donor with cells on both sides of a comparison is a pair of
+    observations.
+
+    The tests of target against background on topics that were sought for that contrast are optimistic even by donor,
+    for the topics have seen the labels.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    groupby
+        Column of ``adata.obs`` with the groups (categories, strings or booleans). Cells without a value are left out.
+    key
+        Name of the factorisation.
+    groups
+        The group or groups to test; all but the reference by default.
+    reference
+        The group that each is compared with, or ``"rest"`` for all other cells. By default the background where
+        ``groupby`` is the factorisation's ``background_key``, else the first of two groups, else the rest.
+    sample_key
+        Column of ``adata.obs`` with the donors (or samples, mice, cell lines).
+    pair_key
+        Column of ``adata.obs`` that tells which units belong together, such as the patient of two biopsies. Pairs are
+        compared within themselves; incomplete ones are left out with a warning. By default the donor where donors have
+        cells in both groups. Without ``sample_key`` it is the donor too.
+    method
+        ``"t"``: Welch's t-test. ``"paired_t"``: t-test of the differences within pairs. ``"auto"`` takes the first of
+        the two that fits the design. ``"logistic"``: logistic regression of the group on the share, by likelihood
+        ratio, which stays defined where the groups separate completely (``separated`` in the table); with few donors
+        it is too bold.
+    cells
+        Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by
+        default.
+    topics
+        Names of the topics to test; all by default.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key]["associations"]`` : DataFrame
+        A row per topic and comparison; rows of an earlier call with the same ``groupby`` are replaced. See
+        `bcnmf_sc.get.associations` for the columns.
+
+    Raises
+    ------
+    ValueError
+        An argument or a column is not as said above, or a group has no cells or less than 2 units.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
+    >>> bc.get.associations(adata)[["topic", "group", "reference", "test", "n_group"]].head(1)
+         topic group reference     test  n_group
+    0  Topic 1  case      ctrl  Welch t        3
+    """
+    share = get.usage(adata, key=key, normalize=True)
+    names = _anndata.pick_topics(share.columns, topics)
+    values = share[names].to_numpy(dtype=np.float64)
+    used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
+    design = Units.read(
+        adata,
+        key,
+        groupby=groupby,
+        groups=groups,
+        reference=reference,
+        sample_key=sample_key,
+        pair_key=pair_key,
+        method=method,
+        cells=cells,
+        used=used,
+    )
+
+    def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
+        means = member_matrix(unit, n_units) @ values / np.bincount(unit[unit >= 0], minlength=n_units)[:, None]
+        return means, means
+
+    def of_cells(side: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        yield slice(0, len(names)), values[side >= 0]
+
+    table = design.test(names, observed, of_cells, floor=FLOOR)
+    return _store(adata, key, "associations", "topic", table, copy=copy)
+
+
+def associate_genes(
+    adata: AnnData,
+    *,
+    groupby: str,
+    key: str = "bcnmf",
+    genes: Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
+    reference: str | None = None,
+    sample_key: str | None = None,
+    pair_key: str | None = None,
+    method: Method = "auto",
+    cells: str | np.ndarray | None = None,
+    layer: str | None = None,
+    log_normalize: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Test whether groups differ in the expression of genes, for a look at the genes that lead a topic.
+
+    The same tests as `associate`, on the expression matrix. With ``sample_key`` a donor's counts are added up
+    (pseudobulk) and the unit is the donor; without it the cell. Counts are compared as logarithms of 1 + counts per
+    10,000. The matrix is read once in blocks and never becomes dense. For a differential expression analysis in its
+    own right, models of the counts (edgeR, DESeq2 on pseudobulk) do better with few donors.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    groupby, groups, reference, sample_key, pair_key, method, cells, copy
+        As in `associate`.
+    key
+        Name of the factorisation under which the table is stored, and whose genes are tested by default.
+    genes
+        Names of the genes to test; those that the factorisation used by default.
+    layer
+        Layer to read instead of ``adata.X``: counts, or other values with ``log_normalize=False``.
+    log_normalize
+        Whether to take logarithms of library-scaled values; False compares (means of) the values as they are. By
+        default True where the factorisation's likelihood is one of counts.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key]["gene_associations"]`` : DataFrame
+        A row per gene and comparison; rows of an earlier call with the same ``groupby`` are replaced. See
+        `bcnmf_sc.get.associations` for the columns.
+
+    Raises
+    ------
+    ValueError
+        An argument or a column is not as said above, or a group has no cells or less than 2 units.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.associate_genes(adata, groupby="condition", sample_key="donor")
+    >>> bc.get.associations(adata, table="genes")[["gene", "test", "n_group", "n_reference"]].head(1)
+         gene     test  n_group  n_reference
+    0  Gene 1  Welch t        3            3
+    """
+    W = get.loadings(adata, key=key)
+    if genes is None:
+        chosen = np.flatnonzero((W > 0).any(axis=1))
+    else:
+        chosen = adata.var_names.get_indexer(list(genes))
+        unknown = [gene for gene, at in zip(genes, chosen, strict=True) if at < 0]
+        if unknown or not len(chosen):
+            msg = f"`genes` must be names in `adata.var_names`, got {_anndata.listed(unknown)}."
+            raise ValueError(msg)
+    names = adata.var_names[chosen].tolist()
+    if log_normalize is None:
+        kind = str(adata.uns[key].get("params", {}).get("likelihood", "poisson"))
+        log_normalize = LIKELIHOODS[kind].counts if kind in LIKELIHOODS else True
+    design = Units.read(
+        adata,
+        key,
+        groupby=groupby,
+        groups=groups,
+        reference=reference,
+        sample_key=sample_key,
+        pair_key=pair_key,
+        method=method,
+        cells=cells,
+        used=np.ones(adata.n_obs, bool),
+    )
+    source = row_source(_anndata.read_matrix(adata, layer))
+
+    def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
+        sums = moments(source, unit, n_units, log_normalize=False).linear
+        if not log_normalize:
+            means = sums[:, chosen] / np.bincount(unit[unit >= 0], minlength=n_units)[:, None]
+            return means, means
+        total = sums.sum(1, keepdims=True)
+        linear = np.divide(PER_CELL * sums, total, out=np.zeros_like(sums), where=total > 0)[:, chosen]
+        return np.log1p(linear), linear
+
+    def of_cells(side: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        columns = _columns(source, side >= 0, chosen, log_normalize=bool(log_normalize))
+        for start in range(0, len(chosen), BATCH):
+            part = slice(start, min(start + BATCH, len(chosen)))
+            yield part, columns[:, part].toarray()
+
+    def of_groups(side: np.ndarray) -> Summary:
+        sums = moments(source, side, 2, log_normalize=bool(log_normalize))
+        n = np.bincount(side[side >= 0], minlength=2)[:, None].astype(np.float64)
+        mean = sums.value[:, chosen] / n
+        squares = sums.square[:, chosen] - n * mean**2
+        return Summary(mean, np.maximum(squares, 0) / (n - 1), n[:, 0], sums.linear[:, chosen] / n)
+
+    floor = PER_CELL_FLOOR if log_normalize else FLOOR
+    table = design.test(names, observed, of_cells, of_groups, floor=floor)
+    return _store(adata, key, "gene_associations", "gene", table, copy=copy)
+
+
+def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize: bool) -> sparse.csc_array:
+    """Values of some genes in some cells, by column."""
+    if not isinstance(source, LocalSource):
+        msg = "`method='logistic'` by cell needs the matrix on this machine. Use 't', or name `sample_key`."
+        raise TypeError(msg)
+    blocks = []
+    for part, block in source.blocks():
+        x = as_matrix(block)
+        x = (log_normalized(x) if log_normalize else x)[keep[part]]
+        blocks.append(sparse.csr_array(x[:, genes]))
+    return sparse.vstack(blocks, format="csc")
+
+
+def _store(adata: AnnData, key: str, slot: str, name: str, table: pd.DataFrame, *, copy: bool) -> AnnData | None:
+    """Add the rows to a stored table in place of those with the same groupby."""
+    adata = adata.copy() if copy else adata
+    table = table.rename(columns={"feature": name})
+    earlier = adata.uns[key].get(slot)
+    if earlier is not None:
+        other = earlier[earlier["groupby"].astype(str) != str(table["groupby"].iloc[0])]
+        if len(other):
+            table = pd.concat([other, table], ignore_index=True)
+    for column in ("n_group", "n_reference"):
+        table[column] = table[column].astype(np.int64)
+    table["separated"] = table["separated"].astype(bool)
+    table.index = table.index.astype(str)
+    adata.uns[key][slot] = table
+    return adata if copy else None
