@@ -252,6 +252,7 @@ BAD = {
     "one gene": ({"mask_var": np.arange(500) == 1}, None, ValueError, "At least 2 genes"),
     "start": ({"init": np.ones((3, 3))}, None, ValueError, "`init` must be finite, non-negative loadings of 500 genes"),
     "seed": ({"random_state": None}, None, ValueError, "`random_state` must be a whole number"),
+    "device": ({"device": "cuda:97"}, None, ValueError, "Present: 'cpu'"),
     "way to run": ({"n_jobs": 2}, None, TypeError, "Unknown argument 'n_jobs'"),
     "names": ({}, rename, ValueError, "`adata.var_names` must be unique.*var_names_make_unique"),
 }

@@ -181,9 +181,10 @@ class TorchRows:
 class TorchSums:
     """`kernels.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
 
-    p: Tensor | None = None
-    """P of the target beside that of the background, genes x 2 topics; n likewise."""
-    n: Tensor | None = None
+    p_x: Tensor | None = None
+    p_y: Tensor | None = None
+    n_x: Tensor | None = None
+    n_y: Tensor | None = None
     loss: Tensor | None = None
     evidence: Tensor | None = None
 
@@ -204,15 +205,10 @@ class TorchSums:
     def to_numpy(self) -> Sums:
         """Bring the sums to the host."""
         sums = Sums.zeros()
-        for name, both in (("p", self.p), ("n", self.n)):
-            if both is not None:
-                x, y = np.split(both.numpy(force=True), 2, axis=-1)
-                sums.add(name + "_x", x)
-                sums.add(name + "_y", y)
-        if self.loss is not None:
-            sums.add("loss", self.loss.numpy(force=True))
-        if self.evidence is not None:
-            sums.add("evidence", self.evidence.numpy(force=True))
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value is not None:
+                sums.add(each.name, value.numpy(force=True))
         return sums
 
 
@@ -229,12 +225,14 @@ def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood
     scale = torch.as_tensor(todo.scale).to(rows.H)
     likelihood = _on_device(likelihood, W)
     cells, total, changes = block.cells, TorchSums(), []
+    present = torch.stack([rows.target.any(), rows.background.any()]).tolist()  # sorted data: often one of them
+    parts = [part for part, here in zip("xy", present, strict=True) if here]
     whole = isinstance(cells, SparseCells) and likelihood.name in WHOLE
     step = len(cells) if whole else max(1, block.piece // cells.n_genes)
     for start in range(0, len(cells), step):
         part = slice(start, min(start + step, len(cells)))
         x = cells if part == slice(0, len(cells)) else cells[part]
-        changes.append((part, *_sweep_piece(x, rows[part], (W, scale, todo), likelihood, total)))
+        changes.append((part, *_sweep_piece(x, rows[part], (W, scale, todo, parts), likelihood, total)))
     for part, before, h, loss in changes:
         here = rows[part]
         used = _used(here)[:, None]
@@ -247,10 +245,10 @@ def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood
 
 
 def _sweep_piece(
-    x: Cells, rows: TorchRows, how: tuple[Tensor, Tensor, Pass], likelihood: Likelihood, total: TorchSums
+    x: Cells, rows: TorchRows, how: tuple[Tensor, Tensor, Pass, list[str]], likelihood: Likelihood, total: TorchSums
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the usage before (extrapolation apart) and after, and the cells' loss; add to the sums."""
-    W, scale, todo = how
+    W, scale, todo, parts = how
     n_topics = W.shape[1]
     before = (x.totals() / n_topics).expand(-1, n_topics) if todo.cold else rows.H * scale
     h = before
@@ -259,26 +257,29 @@ def _sweep_piece(
     used = _used(rows)
     h = _step_from(x, h, W, likelihood) if todo.steps == 1 else _steps(x, h, W, todo, likelihood, used)
 
-    weights = torch.stack([rows.target, rows.background], 1)
     mu = None
-    if todo.sums:
+    if todo.sums and parts:
         p, n, mu = _terms(x, h, W, likelihood)
-        both = (weights[:, :, None] * h[:, None, :]).flatten(1)  # a h beside b h
-        total.add("p", x.transposed_times(p, both))
-        if likelihood.n_kind == "one":
-            total.add("n", both.sum(0, dtype=torch.float64))
-        elif likelihood.n_kind == "mu":  # double, as a float32 sum over a block's cells is too coarse
-            total.add("n", h.double().T @ both.double())
-        elif n is not None:
-            total.add("n", n.T @ both)
-        del p, n, both
+        weights = torch.stack([rows.target if part == "x" else rows.background for part in parts], 1)
+        weighted = (weights[:, :, None] * h[:, None, :]).flatten(1)  # usage of the parts side by side
+        if n is not None:
+            n_sums = x.transposed_times(n, weighted)
+        elif likelihood.n_kind == "one":  # double, as a float32 sum over a block's cells is too coarse
+            n_sums = weighted.sum(0, dtype=torch.float64)
+        else:
+            n_sums = h.double().T @ weighted.double()
+        for name, both in (("p_", x.transposed_times(p, weighted)), ("n_", n_sums)):
+            for part, one in zip(parts, both.split(n_topics, -1), strict=True):
+                total.add(name + part, one)
+        del p, n, weighted, n_sums, both
     loss = None
     if todo.loss:
         loss = torch.where(used, _loss(x, h, W, likelihood), 0.0)
-        parts = torch.stack([rows.target, (rows.background > 0).to(W), rows.background]).double()
-        total.add("loss", parts @ loss)
+        weights = torch.stack([rows.target, (rows.background > 0).to(W), rows.background])
+        total.add("loss", weights.double() @ loss)
     if todo.evidence:
-        total.add("evidence", _evidence(x, h @ W.T if mu is None else mu, rows.target, likelihood))
+        mu = (h @ W.T).clamp_min_(TINY) if mu is None else mu
+        total.add("evidence", _evidence(x, mu, rows.target, likelihood))
     return before, h, loss
 
 
@@ -387,7 +388,7 @@ def _evidence(x: Cells, mu: Tensor, weight: Tensor, likelihood: Likelihood) -> T
 def _on_device(likelihood: Likelihood, like: Tensor) -> Likelihood:
     """Move the likelihood's parameters, where there is one per gene, to a tensor's device and type."""
     arrays = {
-        each.name: torch.as_tensor(value).to(like)
+        each.name: torch.tensor(value).to(like)
         for each in dataclasses.fields(likelihood)  # type: ignore[arg-type]
         if np.ndim(value := getattr(likelihood, each.name))
     }

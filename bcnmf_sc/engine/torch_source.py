@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Values per block, at most: many against what starting a kernel costs, fewer than a 32-bit index can count."""
-PIECE_VALUES = {"cpu": 2**19, "cuda": 2**25}
+BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**24}
+"""Values per block, at most: many against the start of a kernel, while a block's usage stays in the card's cache."""
+PIECE_VALUES = {"cpu": 2**17, "cuda": 2**25}
 """Cells x genes values of a dense temporary, at most."""
 BLOCK_BYTES, PIECE_BYTES = 64, 64
 """What a pass takes at its peak for each value of a block and of a piece, beyond the data."""
