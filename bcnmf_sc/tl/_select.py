@@ -620,7 +620,14 @@ def consensus(
         raise ValueError(msg)
     design = _anndata.read_design(adata, background_key, background, target)
     problem = Problem.read(
-        adata, design, likelihood=likelihood, n_topics=n_topics, layer=layer, mask_var=mask_var, random_state=random_state, run=run
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
     )
     contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
     settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
