@@ -253,6 +253,33 @@ def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *
     return slots[name]
 
 
+def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
+    names = list(names)
+    if chosen is None:
+        return names
+    picked = [chosen] if isinstance(chosen, str) else list(chosen)
+    unknown = [topic for topic in picked if topic not in names]
+    if unknown or not picked or len(set(picked)) < len(picked):
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
+        raise ValueError(msg)
+    return picked
+
+
+def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+    """Return the genes' names, or their symbols where a column of them is named."""
+    if gene_symbols is None:
+        return adata.var_names
+    if gene_symbols not in adata.var:
+        present = listed(adata.var.columns)
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
+        raise ValueError(msg)
+    symbols = adata.var[gene_symbols]
+    missing = symbols.isna().to_numpy()
+    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
+    return pd.Index(labels, name=gene_symbols)
+
+
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
     kind = LIKELIHOODS[str(reference.uns[key]["params"]["likelihood"])]

@@ -10,6 +10,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +29,23 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
     from anndata import AnnData
 
     from . import _anndata
+    from .tl import _problem
 
-    names = {"AnnData": AnnData, "Mapping": Mapping, "Sequence": Sequence, "MaskVar": _anndata.MaskVar}
+    # what the modules of `tl` import for their hints alone
+    names = {
+        **vars(_anndata),
+        **vars(_problem),
+        "AnnData": AnnData,
+        "Mapping": Mapping,
+        "Sequence": Sequence,
+        "PathLike": PathLike,
+    }
     hints, texts = typing.get_type_hints(function, localns=names), _parameter_texts(function)
     made = []
     for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
             (group,) = typing.get_args(hints[name])
-            fields, helps = typing.get_type_hints(group), _field_texts(group)
+            fields, helps = typing.get_type_hints(group, localns=names), _field_texts(group)
             made += [_option(field, hint, text=helps[field]) for field, hint in fields.items()]
         elif name not in SKIPPED:
             made.append(_option(name, hints[name], default=parameter.default, text=texts[name]))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from ._anndata import listed, stored, stored_slot
+from ._anndata import gene_labels, listed, pick_topics, stored, stored_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
@@ -281,11 +281,8 @@ def enrichment(
     return found[found["p_adjusted"] <= max_p_adjusted].reset_index(drop=True)
 
 
-# Shared with `pl`.
-
-
 def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataFrame:
-    """Copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
+    """Return a copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
     record = stored(adata, key)
     if name not in record:
         msg = f"{name!r} is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.{call}` first."
@@ -296,32 +293,6 @@ def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataF
 def _topic_names(adata: AnnData, key: str) -> pd.Index:
     """Names of the topics, in the order of the columns of usage and loadings."""
     return pd.Index(stored(adata, key)["topics"].index.to_numpy())
-
-
-def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
-    """`chosen` as a list, checked against the topics there are; all of them for None."""
-    names = list(names)
-    if chosen is None:
-        return names
-    picked = [chosen] if isinstance(chosen, str) else list(chosen)
-    unknown = [topic for topic in picked if topic not in names]
-    if unknown or not picked or len(set(picked)) < len(picked):
-        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
-        raise ValueError(msg)
-    return picked
-
-
-def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
-    if gene_symbols is None:
-        return adata.var_names
-    if gene_symbols not in adata.var:
-        present = listed(adata.var.columns)
-        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
-        raise ValueError(msg)
-    symbols = adata.var[gene_symbols]
-    missing = symbols.isna().to_numpy()
-    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
-    return pd.Index(labels, name=gene_symbols)
 
 
 def _specificity(w: np.ndarray) -> np.ndarray:

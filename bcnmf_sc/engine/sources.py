@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .likelihoods import Likelihood
 
-BLOCK_VALUES = 2**18
+BLOCK_VALUES = 2**20
 """Values (non-zeros, if sparse) per block: much against the sums that a block returns, little against the data."""
 READ_VALUES = 2**22
 """Values that are read from disk at once."""

@@ -12,8 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import listed
-from ..get import gene_labels, pick_topics
+from .._anndata import gene_labels, listed, pick_topics
 from ._topics import (
     FONT,
     LEVEL,

@@ -15,8 +15,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import listed, stored, stored_slot
-from ..get import gene_labels, pick_topics
+from .._anndata import gene_labels, listed, pick_topics, stored, stored_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -1,12 +1,13 @@
 """Tools: factorise, project, choose, interpret."""
 
 from ._associate import associate, associate_genes
+from ._background import background_check
 from ._cpca import cpca
 from ._enrich import enrich
-from ._factorize import bcnmf, nmf, project
+from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
 from ._problem import RunOptions
-from ._select import background_check, consensus, select_alpha, select_n_topics
+from ._select import consensus, select_alpha, select_n_topics
 
 __all__ = [
     "RunOptions",
@@ -22,4 +23,5 @@ __all__ = [
     "select_alpha",
     "select_n_topics",
     "umap",
+    "update",
 ]

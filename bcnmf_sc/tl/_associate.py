@@ -112,7 +112,7 @@ def associate(
     0  Topic 1  case      ctrl  Welch t        3
     """
     share = get.usage(adata, key=key, normalize=True)
-    names = get.pick_topics(share.columns, topics)
+    names = _anndata.pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
     design = Units.read(
@@ -266,7 +266,7 @@ def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
         trained = [background[side == s] for s in (0, 1)]
         if (trained[0].all() and not trained[1].any()) or (trained[1].all() and not trained[0].any()):
             msg = (
-                f"{group!r} against {reference!r} is the contrast of the fit: the background topics were learned on one "
+                f"{group!r} against {reference!r} is the contrast of the fit: background topics were learned on one "
                 "of them, so shares differ, also by donor, where nothing else does. For this contrast read `p_value` "
                 "and `called` of `bcnmf_sc.get.topics`, which come from cells that the topics have not seen."
             )

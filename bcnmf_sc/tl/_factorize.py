@@ -347,7 +347,9 @@ def project(
     copy
         Return a changed copy instead of changing ``adata``.
 
-    Returns ------- `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
     ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
     ``projected``) and ``.uns[key_added]``.
 
@@ -388,6 +390,106 @@ def project(
     record = {"params": params, "topics": stored["topics"].copy()}
     cells = {"role": problem.design.role}
     _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
+    return adata if copy else None
+
+
+def update(
+    adata: AnnData,
+    reference: AnnData,
+    *,
+    key: str = "bcnmf",
+    layer: str | None = None,
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Go on with a stored factorisation when more cells have come, without the cells it was made of.
+
+    .. math:: W \leftarrow \frac{W_0 \circ D_0 + W \circ (P_X + \alpha N_Y)}{D_0 + N_X + \alpha P_Y}
+
+    with :math:`W_0` the stored loadings and :math:`D_0` what they rest on, which a fit stores beside them. The sums of
+    the earlier cells are kept as they were at :math:`W_0`, so the result is close to a fit of all cells as long as the
+    loadings do not move far.
+
+    Parameters
+    ----------
+    adata
+        New cells x genes; at least the genes of the factorisation, in any order.
+    reference
+        AnnData with a stored factorisation without background topics. It is only read.
+    key
+        Name of the factorisation in ``reference``, and of the result in ``adata``.
+    layer
+        Layer to read instead of ``adata.X``.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **run
+        How to run: see `RunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
+    the reference; cells of others are projected.
+
+    Raises
+    ------
+    ValueError
+        The factorisation has background topics, or genes are missing.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> early, late = adata[::2].copy(), adata[1::2].copy()
+    >>> bc.tl.bcnmf(early, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.update(late, early)
+    >>> late.obsm["X_bcnmf"].shape
+    (500, 4)
+    """
+    stored = _anndata.stored(reference, key)
+    params = stored["params"]
+    W = np.asarray(reference.varm[key], np.float64)
+    used = W.any(axis=1)
+    names = reference.var_names[used]
+    if (
+        not params.get("background_key")
+        or len(stored["weight"]) != used.sum()
+        or stored["weight"].shape[1] != W.shape[1]
+    ):
+        msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
+        raise ValueError(msg)
+    missing = names.difference(adata.var_names)
+    if len(missing):
+        msg = (
+            f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
+            f"{_anndata.listed(missing)}."
+        )
+        raise ValueError(msg)
+    background = [str(name) for name in params["background"]]
+    target = params["target"]
+    design = _anndata.read_design(
+        adata, str(params["background_key"]), background, target if target is None else np.asarray(target).tolist()
+    )
+    mask = np.asarray(adata.var_names.isin(names))
+    order = names.get_indexer(adata.var_names[mask])
+    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
+    problem = Problem.read(
+        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
+    )
+    alphas = dict(zip(background, np.asarray(stored["alphas"]["sum"], float), strict=True))
+    contrast = problem.contrast(alphas, "sum", pooled=False, key=key)
+    factors = fit(
+        problem.source,
+        problem.likelihood,
+        W.shape[1],
+        target=design.target,
+        background=contrast.weight,
+        start=W[used][order],
+        prior=np.asarray(stored["weight"], np.float64)[order],
+        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
+    )
+    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1])
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key, factors, contrast, record)
     return adata if copy else None
 
 

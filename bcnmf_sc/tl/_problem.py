@@ -256,6 +256,7 @@ class Problem:
             "n_iter": factors.n_iter,
             "converged": factors.converged,
             "deviance_explained": explained,
+            "weight": factors.weight.astype(np.float32),
         }
         if self.design.backgrounds:
             record["alpha_effective"] = contrast.total

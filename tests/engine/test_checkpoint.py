@@ -32,9 +32,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(problem, tmp_path, likelihood, 
     path = tmp_path / "state.npz"
     first = Run(max_iter=23, checkpoint=path, checkpoint_every=10, **how)
     fit(row_source(x), likelihood, 3, **weights, refine=refine, run=first)
-    resumed = fit(
-        row_source(x), likelihood, 3, **weights, refine=refine, run=Run(max_iter=60, checkpoint=path, **how)
-    )
+    resumed = fit(row_source(x), likelihood, 3, **weights, refine=refine, run=Run(max_iter=60, checkpoint=path, **how))
     assert np.array_equal(resumed.W, whole.W)
     assert np.array_equal(resumed.H, whole.H)
     assert np.array_equal(resumed.loss, whole.loss)
