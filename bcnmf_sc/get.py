@@ -282,7 +282,7 @@ def enrichment(
 
 
 def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataFrame:
-    """Copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
+    """Return a copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
     record = stored(adata, key)
     if name not in record:
         msg = f"{name!r} is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.{call}` first."

@@ -101,6 +101,16 @@ def test_pairs_of_samples_and_incomplete_ones(adata) -> None:
         bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", pair_key="wrong")
 
 
+def test_the_contrast_that_trained_background_topics_is_warned_of(adata) -> None:
+    adata.uns["bcnmf"]["topics"]["kind"] = ["target", "target", "background"]
+    adata.obs["side"] = adata.obs["bcnmf_role"].astype(str)
+    with pytest.warns(UserWarning, match="is the contrast of the fit"):
+        bc.tl.associate(adata, groupby="side", sample_key="donor")
+    bc.tl.associate(adata, groupby="diagnosis", sample_key="donor")  # donors of both roles on both sides
+    adata.uns["bcnmf"]["topics"]["kind"] = "target"
+    bc.tl.associate(adata, groupby="side", sample_key="donor")
+
+
 def test_several_groups_are_each_compared_with_the_rest(adata) -> None:
     adata.obs["kind"] = [f"k{int(d[1:]) % 3}" for d in adata.obs["donor"]]
     bc.tl.associate(adata, groupby="kind", sample_key="donor")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import TINY, USAGE_FLOOR, Pass, Sums
+from .kernels import MAX_BETA, TINY, USAGE_FLOOR, Pass, Sums
 
 if TYPE_CHECKING:
     from .likelihoods import Likelihood
@@ -293,7 +293,8 @@ def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, u
     down = _down(W, likelihood)
     done = h.clone(memory_format=torch.contiguous_format)
     active, going = torch.arange(len(h), device=h.device), used  # cells at hand, and those of them that still move
-    for _ in range(todo.steps):
+    last, momentum = h, torch.ones(len(h), device=h.device, dtype=h.dtype)
+    for step in range(todo.steps):
         n_going = int(going.sum())
         if not n_going:
             break
@@ -301,10 +302,18 @@ def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, u
             done[active] = h
             keep = going.nonzero()[:, 0]
             active, going, h, data = active[keep], going[keep], h[keep], data[keep]
+            last, momentum = last[keep], momentum[keep]
         new = _step(data, h, W, down, likelihood)
         moves = (new - h).abs().sum(1) > todo.tol * new.sum(1)
-        h = torch.where(going[:, None], new, h)
-        going = going & moves
+        turned = ((new - h) * (h - last)).sum(1) < 0
+        ends = going & (~moves if step + 1 < todo.steps else going)
+        momentum = torch.where(turned, 1.0, momentum)
+        ahead = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        beta = ((momentum - 1) / ahead).clamp_max(MAX_BETA)[:, None]
+        further = new + beta * (new - last).clamp_min(0)
+        goes_on = (going & ~ends)[:, None]
+        h = torch.where(goes_on, further, torch.where(ends[:, None], new, h))
+        last, momentum, going = torch.where(goes_on, new, last), ahead, going & ~ends
     done[active] = h
     return done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +52,9 @@ def associate(
     evidence, the more so the more cells a donor has. A donor with cells on both sides of a comparison is a pair of
     observations.
 
-    The tests of target against background on topics that were sought for that contrast are optimistic even by donor,
-    for the topics have seen the labels.
+    With background topics, do not test the target against the very background that trained them: a model fits cells
+    it has seen better, so shares differ where nothing else does, and a warning says so. `bcnmf_sc.get.topics` has a
+    test of that contrast out of fold.
 
     Parameters
     ----------
@@ -125,6 +127,7 @@ def associate(
         cells=cells,
         used=used,
     )
+    _warn_of_training(adata, key, design)
 
     def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
         means = member_matrix(unit, n_units) @ values / np.bincount(unit[unit >= 0], minlength=n_units)[:, None]
@@ -251,6 +254,23 @@ def associate_genes(
     floor = PER_CELL_FLOOR if log_normalize else FLOOR
     table = design.test(names, observed, of_cells, of_groups, floor=floor)
     return _store(adata, key, "gene_associations", "gene", table, copy=copy)
+
+
+def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
+    """Warn where one side of a comparison is the background that trained background topics, and the other is not."""
+    role = adata.obs.get(f"{key}_role")
+    if role is None or not (adata.uns[key]["topics"]["kind"] == "background").any():
+        return
+    background = role.isin(["background", "both"]).to_numpy()
+    for group, reference, side in design.contrasts:
+        trained = [background[side == s] for s in (0, 1)]
+        if (trained[0].all() and not trained[1].any()) or (trained[1].all() and not trained[0].any()):
+            msg = (
+                f"{group!r} against {reference!r} is the contrast of the fit: background topics were learned on one "
+                "of them, so shares differ, also by donor, where nothing else does. For this contrast read `p_value` "
+                "and `called` of `bcnmf_sc.get.topics`, which come from cells that the topics have not seen."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize: bool) -> sparse.csc_array:

@@ -35,7 +35,7 @@ def cpca(
     n_threads: int | None = None,
     batch_size: int | None = None,
 ) -> AnnData | None:
-    r"""Find directions along which target cells vary more than background cells: contrastive PCA [Abid2018]_.
+    r"""Find directions along which target cells vary more than background cells: contrastive PCA (Abid et al. 2018).
 
     The components are the leading eigenvectors of
 

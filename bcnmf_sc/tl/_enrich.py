@@ -46,7 +46,7 @@ def enrich(
     genome: highly variable genes are rich in every immune or cell-cycle set before any topic is looked at. The test
     takes genes for independent, which co-expressed ones are not, so read p-values as a ranking.
 
-    Ranked (``"gsea"``) takes all genes used in the order of ``by`` and needs decoupler [BadiaIMompel2022]_ (``pip
+    Ranked (``"gsea"``) takes all genes used in the order of ``by`` and needs decoupler (``pip
     install 'bcnmf-sc[enrich]'``); p-values come from ``n_perms`` permutations of the genes and are no smaller than
     ``1 / (n_perms + 1)``.
 
