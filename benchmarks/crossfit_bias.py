@@ -1,7 +1,7 @@
 """What cross-fitting removes: background cells that a model has seen score lower than control cells it has not seen.
 
-The controls of the Kang data are cut at random into three parts that do not differ: a background, a target, and a third part
-that takes no part in the fit. An honest score tells no two of them apart (AUC 0.5).
+The controls of the Kang data are cut at random into three parts that do not differ: a background, a target, and a third
+part that takes no part in the fit. An honest score tells no two of them apart (AUC 0.5).
 
     python benchmarks/crossfit_bias.py [--data FOLDER] [--seeds 5]
 """

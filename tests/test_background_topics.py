@@ -117,7 +117,7 @@ def test_by_donor(adata):
         bc.tl.bcnmf(adata, **SPLIT, sample_key="donor")
     assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.8
     assert adata.uns["bcnmf"]["topics"]["p_value"][:2].max() < 0.2
-    with pytest.raises(ValueError, match="`sample_key` 'patient' is not in `adata.obs`"):
+    with pytest.raises(ValueError, match=r"`sample_key` 'patient' is not in `adata.obs`"):
         bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
 
 
@@ -161,9 +161,7 @@ def test_bad_input(adata, case):
 def test_kang_quality(data_folder):
     """One seed of `benchmarks/quality_kang.py`."""
     adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
-    bc.tl.bcnmf(
-        adata, background_key="condition", background="ctrl", n_topics=4, n_background_topics=10, tol=1e-3
-    )
+    bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4, n_background_topics=10, tol=1e-3)
     stim = (adata.obs["condition"] == "stim").to_numpy()
     assert roc_auc_score(stim, adata.obs["bcnmf_target_share"]) >= 0.99
     assert adata.obs["bcnmf_enriched"][stim].mean() >= 0.97

@@ -72,7 +72,11 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
         ("select_alpha", {"alphas": (-1,)}, "`alphas` must be finite"),
         ("select_alpha", {"n_folds": 1}, "`n_folds` must be a whole number of at least 2"),
         ("select_n_topics", {"n_topics": ()}, "`n_topics` must name"),
-        ("select_n_topics", {"n_background_topics": (0,)}, "`n_background_topics` must be a whole number of at least 1"),
+        (
+            "select_n_topics",
+            {"n_background_topics": (0,)},
+            "`n_background_topics` must be a whole number of at least 1",
+        ),
         ("consensus", {"n_restarts": 1}, "`n_restarts` must be a whole number of at least 2"),
         ("background_check", {"confounders": ["lab"]}, "'lab' is not in `adata.obs`"),
     ],
