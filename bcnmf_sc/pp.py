@@ -135,8 +135,9 @@ def highly_variable_genes(
         Whether the gene is among the first `n_top_genes` by that condition's cells alone.
     `.var["highly_variable_nbatches"]` : int array
         In how many of the two conditions it is.
-    `.var["means"]`, and `"dispersions"`, `"dispersions_norm"` or (seurat_v3) `"variances"`, `"variances_norm"`
-        Scanpy's statistics over target and background together; NaN for genes that could not be chosen.
+    `.var["means"]`, `.var["dispersions"]`, `.var["dispersions_norm"]` : float arrays
+        Scanpy's statistics over target and background together; NaN for genes that could not be chosen. With the flavor
+        "seurat_v3" the last two are `variances` and `variances_norm`.
     `.uns["hvg"]` : dict
         `flavor`, `n_top_genes`, `background_key`, `background`, `target`, `layer`.
 

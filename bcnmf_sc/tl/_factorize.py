@@ -92,8 +92,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha
         Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
-        (``"shared"``). Where the fit warns, it is too large for the
-        data.
+        (``"shared"``). Where the fit warns, it is too large for the data.
     alpha_scale
         ``"effective"``: ``alpha`` is the weight of the background's total against the target's. ``"sum"``: the weight
         of a background cell against a target cell, as the paper has it.
@@ -133,7 +132,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         Loadings. Columns sum to 1; genes not used are zero.
     ``.obs[key_added + "_role"]`` : categorical
         ``target``, ``background``, ``both`` or ``projected``.
-    ``.obs[key_added + "_target_share"]``, ``"_enriched"``, ``"_pvalue"`` : float32, bool, float32
+    ``.obs[key_added + "_target_share"]``, ``.obs[key_added + "_enriched"]``, ``.obs[key_added + "_pvalue"]``
         With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
         seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
         against them.
@@ -146,12 +145,6 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ratio); ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings);
         ``n_iter``; ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales);
         ``deviance_explained`` of target and background, against the one-topic model of their mean profile.
-
-    Raises
-    ------
-    ValueError
-        An argument, a column, a layer, a name or a value of the data is not as said above. Nothing has been changed
-        then.
 
     Examples
     --------
@@ -356,12 +349,6 @@ def project(
     ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
     ``projected``) and ``.uns[key_added]``.
 
-    Raises
-    ------
-    ValueError
-        ``key`` is not in ``reference``, less than half of the reference's genes are present, or values are not as the
-        likelihood wants them.
-
     Examples
     --------
     >>> import bcnmf_sc as bc
@@ -433,11 +420,6 @@ def update(
     -------
     `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
     the reference; cells of others are projected.
-
-    Raises
-    ------
-    ValueError
-        The factorisation has background topics, or genes are missing.
 
     Examples
     --------
