@@ -1,7 +1,8 @@
 """Cells on many machines: a row source over the workers of a dask cluster.
 
-The chunks of a dask array are loaded once, turned into blocks, and stay on the workers with what belongs to their
-cells. A pass sends out one message (the function, which holds the loadings), and the sums come back through a tree.
+The chunks of a dask array are loaded once, a few together where they are small, turned into blocks, and stay on the
+workers with what belongs to their cells. A pass sends out one message (the function, which holds the loadings), and the
+sums come back through a tree.
 
 Every step of a chunk is a pure task: it copies the chunk's rows and returns the new ones. So dask can repeat what a
 worker that dies takes with it, from the chunk, the messages and the first rows, and the result is the same to the bit.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import numpy as np
 from dask.delayed import delayed
+from scipy import sparse
 
 from .sources import ONE_THREAD_EACH, RowSource, cut, part_of, to_block
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from .kernels import Block
     from .sources import PerCell, T
 
+CHUNK_ENTRIES = 2**25
+"""Entries, zeros too, up to which sparse chunks are put together, so that a task is worth its administration."""
+DENSE_CHUNK_ENTRIES = 2**22
+"""The same for dense chunks."""
 SNAPSHOT_EVERY = 50
 """Passes after which what is kept for the death of a worker begins anew."""
 FAN_IN = 8
@@ -62,13 +68,16 @@ class DaskSource(RowSource):
     ) -> None:
         self.shape = (cuts[-1], matrix.shape[1] if genes is None else len(genes))
         self.dtype = np.dtype(dtype)
-        self._client, self._parts = client, [slice(*part) for part in itertools.pairwise(cuts)]
+        self._client = client
         if matrix.numblocks[1] > 1:
             matrix = matrix.rechunk({1: -1})
+        size = CHUNK_ENTRIES if sparse.issparse(matrix._meta) else DENSE_CHUNK_ENTRIES
+        together = _together(cuts, size // max(self.shape[1], 1))
+        self._parts = [slice(cuts[few.start], cuts[few.stop]) for few in together]
         filled = [chunk for chunk, n in zip(matrix.to_delayed().ravel(), matrix.chunks[0], strict=True) if n]
         prepare = delayed(_prepare, pure=False)
         arguments = delayed((genes, dtype, block_rows), traverse=False)
-        blocks = [prepare(chunk, arguments) for chunk in filled]
+        blocks = [prepare(filled[few], arguments) for few in together]
         # Neighbours on one worker: then most sums are added where they are made.
         self._chunks: list[Any] = []
         for worker, share in self._shares():
@@ -118,6 +127,15 @@ class DaskSource(RowSource):
             return self._client.map(function, *each, pure=False, **same)
 
 
+def _together(cuts: Sequence[int], most: int) -> list[slice]:
+    """Which neighbouring chunks make one of at most so many rows (more only where a chunk has more by itself)."""
+    begins = [0]
+    for at in range(1, len(cuts) - 1):
+        if cuts[at + 1] - cuts[begins[-1]] > most:
+            begins.append(at)
+    return [slice(*ends) for ends in itertools.pairwise([*begins, len(cuts) - 1])]
+
+
 def _large_messages() -> Any:
     """Let arrays lie in the graph, from which they can be had again whichever worker dies."""
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
@@ -126,10 +144,15 @@ def _large_messages() -> Any:
 # -- on the workers ----------------------------------------------------------------------------------------------------
 
 
-def _prepare(chunk: Any, arguments: tuple[np.ndarray | None, type, int | None]) -> Blocks:
+def _prepare(chunks: Sequence[Any], arguments: tuple[np.ndarray | None, type, int | None]) -> Blocks:
     genes, dtype, block_rows = arguments
-    block = to_block(chunk, genes, dtype)
-    return [(slice(*ends), part_of(block, slice(*ends))) for ends in itertools.pairwise(cut(block, block_rows))]
+    blocks, first = [], 0
+    for chunk in chunks:
+        whole = to_block(chunk, genes, dtype)
+        for low, high in itertools.pairwise(cut(whole, block_rows)):
+            blocks.append((slice(first + low, first + high), part_of(whole, slice(low, high))))
+        first += chunk.shape[0]
+    return blocks
 
 
 def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> PerCell:
