@@ -1,10 +1,7 @@
-"""Data sets with a known answer. Reading and simulating only: no processing beyond that."""
+"""Data sets with a known answer: simulated, bundled, and published ones that are found in a folder or downloaded."""
 
 from __future__ import annotations
 
-import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import ndimage, sparse
 
+from ._published import mice_protein
 from ._simulate import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
 from ._simulate import check_count as _check_count
 from ._simulate import check_number as _check_number
@@ -22,9 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "simulated", "simulated_programs"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["digits", "mice_protein", "simulated", "simulated_programs"]
 
 _IMAGE_SIDE = 16
 _PHOTO_SHRINK = 2
@@ -338,19 +334,3 @@ def _patches(rng: np.random.Generator, photos: list[NDArray[np.float64]], n: int
             raise ValueError(msg)
         step //= 2
     return np.stack([views[v][y, x] for v, y, x in (places[i] for i in rng.permutation(len(places))[:n])])
-
-
-def _download(url: str, file_name: str) -> Path:
-    """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there."""
-    import pooch  # imports requests, which only a download needs
-
-    folder = Path(os.environ.get("BCNMF_SC_DATA") or pooch.os_cache("bcnmf_sc"))
-    path = folder / file_name
-    try:
-        return Path(pooch.retrieve(url, known_hash=None, fname=file_name, path=folder))
-    except OSError as error:  # requests' exceptions are OSErrors too
-        msg = (
-            f"{file_name} could not be downloaded from {url}. Fetch it by hand and put it at {path}, "
-            "or set the environment variable `BCNMF_SC_DATA` to the folder that holds it."
-        )
-        raise OSError(msg) from error

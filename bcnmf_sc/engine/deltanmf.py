@@ -27,7 +27,7 @@ from .checkpoint import Checkpoint
 from .hals import Pass, sweep
 from .kernels import TINY, Rows
 from .likelihoods import Gaussian
-from .solver import USAGE_STEPS, USAGE_TOL, Run, State
+from .solver import Run, State
 
 if TYPE_CHECKING:
     from .kernels import Sums
@@ -37,6 +37,8 @@ ROUNDS = 3
 """Rounds over the columns of W in an iteration; they cost little against the pass over the data."""
 USAGE_ROUNDS, COLD_ROUNDS = 4, 50
 """Rounds over a cell's topics in an iteration, and in the first."""
+USAGE_STEPS, USAGE_TOL = 1000, 1e-5
+"""Usage at given loadings: rounds at most, and the share of its usage by which a cell moves at the end."""
 START_ITER = 20
 """Iterations of each short fit that a start is made from."""
 ONE_ITER = 10
@@ -355,7 +357,7 @@ def column_step(w: np.ndarray, error: tuple[np.ndarray, float], penalties: Penal
         if norm > 0:
             d = new - w
             if slope @ d + curvature / 2 * (d @ d) + penalties.value(new / norm) <= before:
-            if slope @ d + curvature / 2 * (d @ d) + penalties.value(new / norm) <= before:
+                return np.asarray(new)
         move = move / 2
     return w
 

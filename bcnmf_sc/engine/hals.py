@@ -2,7 +2,7 @@
 
 The data are ``A = diag(cells) X diag(genes)``: cells and genes are scaled where they are read, which keeps zeros zero,
 so no scaled copy is made. `sweep` solves each cell's usage and gathers ``A'H`` and ``H'H``. It can also work on what
-some topics leave of the data, ``max(0, A - H_c W_c')``, which is zero wherever A is: a residual costs no more than the data.
+some topics leave of the data, ``max(0, A - H_c W_c')``, which is zero wherever A is: a residual costs no more than A.
 """
 
 from __future__ import annotations

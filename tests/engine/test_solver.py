@@ -74,7 +74,7 @@ def test_equals_the_papers_formulas(problem, likelihood, alpha, array_type):
 @pytest.mark.parametrize(("likelihood", "loss"), list(zip(LIKELIHOODS, ["frobenius", "kullback-leibler"], strict=True)))
 @pytest.mark.parametrize(("dtype", "tol"), [(np.float64, 1e-12), (np.float32, 1e-6)])
 def test_without_contrast_is_scikit_learns_nmf(problem, likelihood, loss, dtype, tol):
-    x, target, background = problem
+    x, target, _ = problem
     X = np.delete(np.delete(x[target > 0], 3, axis=0), 7, axis=1)
     everything = np.ones(len(X))
     start = loadings(0, 49)
@@ -187,7 +187,7 @@ def test_single_precision_follows_double(problem, likelihood):
 
 
 def test_a_cell_in_both_conditions_counts_in_both(problem):
-    x, target, background = problem
+    x, _, background = problem
     both = np.ones(len(x))
     twice = np.vstack([x, x[background > 0]])
     go = partial(fit, likelihood=Poisson(), n_topics=K, run=run(25))
