@@ -256,7 +256,11 @@ def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
-    kind = LIKELIHOODS[str(reference.uns[key]["params"]["likelihood"])]
+    params = reference.uns[key]["params"]
+    if "likelihood" not in params:
+        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, which is of DeltaNMF: fit all cells together."
+        raise ValueError(msg)
+    kind = LIKELIHOODS[str(params["likelihood"])]
     columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
     parameters = {
         name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)

@@ -30,12 +30,13 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
     from anndata import AnnData
 
     from . import _anndata
-    from .tl import _problem
+    from .tl import _casecontrol, _problem
 
     # what the modules of `tl` import for their hints alone
     names = {
         **vars(_anndata),
         **vars(_problem),
+        **vars(_casecontrol),
         "AnnData": AnnData,
         "Mapping": Mapping,
         "Sequence": Sequence,

@@ -195,6 +195,7 @@ def fit_stage(
     if similarity is not None:
         keep = sparse.diags_array(used.astype(float))
         similarity = sparse.csr_array(keep @ similarity @ keep)
+        similarity = sparse.csr_array(similarity - sparse.diags_array(similarity.diagonal()))
     n_held = held.shape[1]
     numbers = [n_topics, rel_alpha, rel_gamma, n_restarts, consensus, random_state]
     graph = () if similarity is None else (similarity.data, similarity.indices)

@@ -107,7 +107,7 @@ class Moments:
 
     def deviation(self, groups: list[int], sizes: np.ndarray) -> np.ndarray:
         """Return the genes' standard deviation over some groups together, of ``sizes`` cells each."""
-        n = sizes[groups].sum()
+        n = max(sizes[groups].sum(), 1)
         mean = self.first[groups].sum(0) / n
         return np.asarray(np.sqrt(np.maximum(self.second[groups].sum(0) - n * mean**2, 0) / max(n - 1, 1)))
 
