@@ -66,9 +66,7 @@ def main() -> None:
         shared = matched(adata.varm["true_loadings"][:, :N_SHARED], adata.varm["deltanmf"][:, :N_SHARED])[0]
         without = case & (adata.obsm["true_usage"][:, N_SHARED:].sum(1) == 0)
         shares = [share_of_case_topics(adata, cells) for cells in (without, case & ~without, ~case)]
-        rows.append(
-            [seed, shared.mean(), cosine.mean(), cosine.min(), found.mean(), best.mean(), *shares, seconds]
-        )
+        rows.append([seed, shared.mean(), cosine.mean(), cosine.min(), found.mean(), best.mean(), *shares, seconds])
         cosines.append(cosine), usages.append(found.mean()), cpu.append(seconds)
     table(
         "8 control and 3 case topics",

@@ -471,7 +471,9 @@ class TestSimulatedPrograms:
         assert (first != second).nnz == 0
         assert (first != other).nnz > 0
 
-    @pytest.mark.parametrize("wrong", [{"n_genes": 20}, {"strength": 0.7}, {"theta": 0}, {"n_donors": 0}, {"n_new": -1}])
+    @pytest.mark.parametrize(
+        "wrong", [{"n_genes": 20}, {"strength": 0.7}, {"theta": 0}, {"n_donors": 0}, {"n_new": -1}]
+    )
     def test_bad_input(self, wrong):
         with pytest.raises(ValueError, match=re.escape(f"`{next(iter(wrong))}` must be")):
             bc.datasets.simulated_programs(**{"n_control": 50, "n_case": 40} | wrong)
