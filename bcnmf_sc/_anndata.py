@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .engine.sources import Summary
 
 CELL_FIELDS = ("role", "target_share", "enriched", "pvalue")
-GENE_FIELDS = ("suppressed", "dispersion", "dropout")
+GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation")
 """What a factorisation may write to obs and var, after its key."""
 MaskVar = str | np.ndarray | Literal["auto"] | None
 
@@ -53,10 +53,11 @@ def read_design(
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None,
+    words: tuple[str, str, str] = ("background_key", "background", "target"),
 ) -> Design:
-    """Split the cells by an obs column."""
+    """Split the cells by an obs column; ``words`` are what the caller's arguments are called."""
     if background_key not in adata.obs:
-        msg = f"`background_key` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
+        msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise ValueError(msg)
     column = pd.Categorical(adata.obs[background_key])
     present = [name for code, name in enumerate(column.categories) if (column.codes == code).any()]
@@ -79,18 +80,18 @@ def read_design(
             raise ValueError(msg)
         return found
 
-    backgrounds = cells_of("background", background)
+    backgrounds = cells_of(words[1], background)
     labelled = column.codes >= 0
     if isinstance(target, str) and target == "all" and "all" not in present:
         is_target = labelled
     elif target is None:
         is_target = labelled & ~np.any(list(backgrounds.values()), axis=0)
     else:
-        is_target = np.any(list(cells_of("target", target).values()), axis=0)
+        is_target = np.any(list(cells_of(words[2], target).values()), axis=0)
     if not is_target.any():
         msg = (
-            f"No target cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is in "
-            "`background`. Name fewer, or pass `target='all'`."
+            f"No {words[2]} cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
+            f"in `{words[1]}`. Name fewer, or pass `{words[2]}='all'`."
         )
         raise ValueError(msg)
     return Design(is_target, backgrounds)
@@ -295,7 +296,11 @@ def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
-    kind = LIKELIHOODS[str(reference.uns[key]["params"]["likelihood"])]
+    params = reference.uns[key]["params"]
+    if "likelihood" not in params:
+        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, which is of DeltaNMF: fit all cells together."
+        raise ValueError(msg)
+    kind = LIKELIHOODS[str(params["likelihood"])]
     columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
     parameters = {
         name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)

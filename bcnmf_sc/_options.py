@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import re
+import sys
 import textwrap
 import types
 import typing
@@ -29,12 +30,13 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
     from anndata import AnnData
 
     from . import _anndata
-    from .tl import _problem
+    from .tl import _casecontrol, _problem
 
     # what the modules of `tl` import for their hints alone
     names = {
         **vars(_anndata),
         **vars(_problem),
+        **vars(_casecontrol),
         "AnnData": AnnData,
         "Mapping": Mapping,
         "Sequence": Sequence,
@@ -131,11 +133,13 @@ def _parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _field_texts(group: type) -> dict[str, str]:
-    """Return the text below each field of a TypedDict."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
-    return {
+    """Return the text below each field of a TypedDict and of those that it extends."""
+    (definition,) = typing.cast("list[ast.ClassDef]", ast.parse(textwrap.dedent(inspect.getsource(group))).body)
+    bases = [base.id for base in definition.bases if isinstance(base, ast.Name) and base.id != "TypedDict"]
+    inherited = [_field_texts(vars(sys.modules[group.__module__])[base]) for base in bases]
+    return {name: text for texts in inherited for name, text in texts.items()} | {
         field.target.id: _plain(" ".join(str(text.value.value).split()))
-        for field, text in itertools.pairwise(typing.cast("ast.ClassDef", definition).body)
+        for field, text in itertools.pairwise(definition.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 GENERATED = {
     "fit": ("bcnmf", "Find topics of the target cells that the background cells do not have."),
+    "deltanmf": ("deltanmf", "Find topics of the controls, then those that the cases have beside them."),
     "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
 }
 """Subcommand: function of `tl`, and what it does (said here so that `--help` need not import it)."""

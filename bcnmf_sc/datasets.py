@@ -10,15 +10,18 @@ from anndata import AnnData
 from scipy import ndimage, sparse
 
 from ._published import mice_protein
+from ._simulate import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
+from ._simulate import check_count as _check_count
+from ._simulate import check_number as _check_number
+from ._simulate import simulated_programs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "mice_protein", "simulated"]
+__all__ = ["digits", "mice_protein", "simulated", "simulated_programs"]
 
-_BLOCK_ELEMENTS = 1_000_000  # entries of the one dense block that `simulated` holds; part of what a seed means
 _IMAGE_SIDE = 16
 _PHOTO_SHRINK = 2
 
@@ -331,20 +334,3 @@ def _patches(rng: np.random.Generator, photos: list[NDArray[np.float64]], n: int
             raise ValueError(msg)
         step //= 2
     return np.stack([views[v][y, x] for v, y, x in (places[i] for i in rng.permutation(len(places))[:n])])
-
-
-def _check_count(name: str, value: int, *, least: int, most: int | None = None) -> None:
-    if value is True or not isinstance(value, (int, np.integer)):
-        msg = f"`{name}` must be an integer, got {value!r}."
-        raise TypeError(msg)
-    if value < least or (most is not None and value > most):
-        rule = f"at least {least}" if most is None else f"from {least} to {most}"
-        msg = f"`{name}` must be {rule}, got {value}."
-        raise ValueError(msg)
-
-
-def _check_number(name: str, value: float, *, least: float, most: float = np.inf) -> None:
-    if not least <= value <= most or not np.isfinite(value):
-        rule = f"at least {least:g}" if most == np.inf else f"from {least:g} to {most:g}"
-        msg = f"`{name}` must be {rule}, got {value!r}."
-        raise ValueError(msg)

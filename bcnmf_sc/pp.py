@@ -15,6 +15,7 @@ from scipy import sparse
 
 from . import _biotypes as biotypes
 from ._anndata import check_names, listed, read_design, read_matrix
+from ._similarity import gene_similarity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._biotypes import Annotation
 
-__all__ = ["highly_variable_genes", "protein_coding", "recipe"]
+__all__ = ["gene_similarity", "highly_variable_genes", "protein_coding", "recipe"]
 
 logger = logging.getLogger(__name__)
 

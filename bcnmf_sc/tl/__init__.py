@@ -2,7 +2,9 @@
 
 from ._associate import associate, associate_genes
 from ._background import background_check
+from ._casecontrol import DeltaOptions
 from ._cpca import cpca
+from ._deltanmf import deltanmf
 from ._enrich import enrich
 from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
@@ -10,6 +12,7 @@ from ._problem import RunOptions
 from ._select import consensus, select_alpha, select_n_topics
 
 __all__ = [
+    "DeltaOptions",
     "RunOptions",
     "associate",
     "associate_genes",
@@ -17,6 +20,7 @@ __all__ = [
     "bcnmf",
     "consensus",
     "cpca",
+    "deltanmf",
     "enrich",
     "nmf",
     "project",
