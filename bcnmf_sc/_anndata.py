@@ -298,7 +298,7 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
     params = reference.uns[key]["params"]
     if "likelihood" not in params:
-        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, which is of DeltaNMF: fit all cells together."
+        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
         raise ValueError(msg)
     kind = LIKELIHOODS[str(params["likelihood"])]
     columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}

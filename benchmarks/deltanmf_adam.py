@@ -1,9 +1,9 @@
 """DeltaNMF by coordinate descent on sparse counts, against Adam on softplus parameters as its authors have it.
 
-Same data, same scaling (the controls' deviations), same two stages: controls, then further topics on the cases with those held.
-The Adam side is written for this comparison: dense torch tensors, W and H as softplus of free parameters, 2,000 iterations a
-stage at a learning rate that is best of three, started from the same short fits as ours (its authors start from a
-consensus of NMF runs too; that time is not counted against it). One thread each.
+Same data, same scaling (the controls' deviations), same two stages: controls, then further topics on the cases with
+those held. The Adam side is written for this comparison: dense torch tensors, W and H as softplus of free parameters,
+2,000 iterations a stage at a learning rate that is best of three, started from the same short fits as ours (its authors
+start from a consensus of NMF runs too; that time is not counted against it). One thread each.
 
 Bars: cosine of case programs and squared error at least as good, in at most 1/50 of the CPU time.
 """
@@ -58,7 +58,7 @@ def adam(seed, n_iter, rate):
         x = torch.clamp(torch.as_tensor(x, dtype=torch.float32), 1e-4)
         return x + torch.log(-torch.expm1(-x))
 
-    def minimise(X, W0, H0, held):
+    def minimise(X, W0, H0, *, held):
         W, H = inverse(W0).requires_grad_(), inverse(H0).requires_grad_()
         optimizer = torch.optim.Adam([W, H], lr=rate)
         for _ in range(n_iter):

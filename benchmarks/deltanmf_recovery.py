@@ -1,11 +1,12 @@
 """DeltaNMF on the hard simulated set: are the cases' own programs found, and cells without them left alone?
 
-1,500 genes, 3,000 controls and 2,000 cases, about 18 % of the counts not zero, 8 shared programs and 3 that 15 % of the cases
-have. Beside the fit stands what least squares with the *true* programs gives: no fit can be expected to beat its usage.
+1,500 genes, 3,000 controls and 2,000 cases, about 18 % of the counts not zero, 8 shared programs and 3 that 15 % of the
+cases have. Beside the fit stands what least squares with the *true* programs gives: no fit can be expected to beat its
+usage.
 
-Bars, over 3 seeds: cosine of case programs, mean >= 0.98 and smallest >= 0.965; mean correlation of usage >= 0.985; with 6 case
-topics, mean cosine of the 3 programs >= 0.92; <= 3 CPU seconds a fit; next to no case usage without new programs.
-"""
+Bars, over 3 seeds: cosine of case programs, mean >= 0.98 and smallest >= 0.965; mean correlation of usage >= 0.985;
+with 6 case topics, mean cosine of the 3 programs >= 0.92; <= 3 CPU seconds a fit; next to no case usage without new
+programs. """
 
 from __future__ import annotations
 
@@ -69,8 +70,8 @@ def main() -> None:
         rows.append([seed, shared.mean(), cosine.mean(), cosine.min(), found.mean(), best.mean(), *shares, seconds])
         cosines.append(cosine), usages.append(found.mean()), cpu.append(seconds)
     table(
-        "8 control and 3 case topics",
-        ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true programs", "case share without", "with",
+        "8 control and 3 case topics", ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true
+        programs", "case share without", "with",
          "controls", "CPU s"],
         rows,
     )  # fmt: skip

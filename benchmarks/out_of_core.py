@@ -2,9 +2,8 @@
 
 Counts, 95 % zeros, are made and written chunk by chunk, as h5ad (CSR, uncompressed) and as zarr (CSR, compressed). Each
 side runs in a process of its own with all threads. Bars: resident memory under 2 GB, a pass within twice the time of
-reading the file alone plus that of the pass in memory, and the same loadings from both formats to 1e-5. With ``--full``,
-1,000,000 cells x 3,000 genes and 20 topics (about 3 GB of disk).
-"""
+reading the file alone plus that of the pass in memory, and the same loadings from both formats to 1e-5. With
+``--full``, 1,000,000 cells x 3,000 genes and 20 topics (about 3 GB of disk)."""
 
 from __future__ import annotations
 
@@ -107,7 +106,8 @@ def read_alone(folder: str, kind: str) -> list[float]:
 
 
 def fitted(folder: str, kind: str, n_cells: int, *, in_memory: int = 0) -> dict:
-    """A few passes of a fit, all cells or, from memory, those of a part; the time of a pass is that between two checks."""
+    """A few passes of a fit, all cells or, from memory, those of a part; the time of a pass is that between two
+    checks."""
     matrix = opened(folder, kind)
     if in_memory:
         matrix, n_cells = matrix[:in_memory], in_memory
@@ -168,7 +168,8 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     table(
-        f"{n_cells:,} cells x {N_GENES:,} genes, {nnz / 1e6:.0f} M non-zeros ({1 - nnz / n_cells / N_GENES:.1%} zeros), "
+        f"{n_cells:,} cells x {N_GENES:,} genes, {nnz / 1e6:.0f} M non-zeros ({1 - nnz / n_cells / N_GENES:.1%} "
+        f"zeros), "
         f"{N_TOPICS} topics, {os.cpu_count()} threads; made in {peak:.0f} MB",
         [
             "file",

@@ -89,6 +89,7 @@ class State:
     rows: Any
     """The cells' `Rows`, as `RowSource.place` left them."""
     likelihood: Likelihood
+    sums: Sums = field(default_factory=Sums.zeros)
     weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
     max_beta: float = MAX_BETA
@@ -239,7 +240,7 @@ def iterate(
         state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale = np.append(np.ones(n_frozen), scale)
-    state.weight = down * state.scale
+    state.weight, state.sums = down * state.scale, sums
     if refine:
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
