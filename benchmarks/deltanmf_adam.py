@@ -74,13 +74,13 @@ def adam(seed, n_iter, rate):
     X = [torch.as_tensor(A[member] / deviation, dtype=torch.float32) for member in (~case, case)]
     scale = np.sqrt(norm)
     with Clock() as first:
-        W_c, mse_control = minimise(X[0], start * scale, H0 / scale, torch.zeros((len(start), 0)))
+        W_c, mse_control = minimise(X[0], start * scale, H0 / scale, held=torch.zeros((len(start), 0)))
     held = W_c.numpy().astype(float)
     held_unit = held / np.linalg.norm(held, axis=0)
     start = one_by_one(stages[1], N_NEW, held_unit, random_state=0)
     H0 = usage(stages[1], np.hstack([held, start * scale]))[0][case]
     with Clock() as second:
-        W_s, mse_case = minimise(X[1], start * scale, H0, W_c)
+        W_s, mse_case = minimise(X[1], start * scale, H0, held=W_c)
     cosine = matched(adata.varm["true_loadings"][:, N_SHARED:], W_s.numpy() * deviation[:, None])[0]
     return cosine, mse_control, mse_case, first.times[1] + second.times[1]
 

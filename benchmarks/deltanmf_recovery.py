@@ -71,7 +71,8 @@ def main() -> None:
         cosines.append(cosine), usages.append(found.mean()), cpu.append(seconds)
     table(
         "8 control and 3 case topics", ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true
-        programs", "case share without", "with",
+        programs", "case share without",
+         "with",
          "controls", "CPU s"],
         rows,
     )  # fmt: skip
