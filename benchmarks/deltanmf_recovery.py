@@ -6,7 +6,7 @@ usage.
 
 Bars, over 3 seeds: cosine of case programs, mean >= 0.98 and smallest >= 0.965; mean correlation of usage >= 0.985;
 with 6 case topics, mean cosine of the 3 programs >= 0.92; <= 3 CPU seconds a fit; next to no case usage without new
-programs. """
+programs."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ def main() -> None:
         rows.append([seed, shared.mean(), cosine.mean(), cosine.min(), found.mean(), best.mean(), *shares, seconds])
         cosines.append(cosine), usages.append(found.mean()), cpu.append(seconds)
     table(
-        "8 control and 3 case topics", ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true
-        programs", "case share without",
+        "8 control and 3 case topics", ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true programs", "case share without",
          "with",
          "controls", "CPU s"],
         rows,
