@@ -70,9 +70,11 @@ def main() -> None:
         rows.append([seed, shared.mean(), cosine.mean(), cosine.min(), found.mean(), best.mean(), *shares, seconds])
         cosines.append(cosine), usages.append(found.mean()), cpu.append(seconds)
     table(
-        "8 control and 3 case topics", ["seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true programs", "case share without",
-         "with",
-         "controls", "CPU s"],
+        "8 control and 3 case topics",
+        [
+            "seed", "shared: cosine", "new: mean", "smallest", "usage: r", "r, true programs",
+            "case share without", "with", "controls", "CPU s",
+        ],
         rows,
     )  # fmt: skip
     verdict("cosine of case programs, mean", np.mean(cosines), 0.98, at_least=True)
