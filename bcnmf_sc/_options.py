@@ -146,4 +146,4 @@ def _field_texts(group: type) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", re.sub(r" ?\[\w+\]_", "", text))
+    return re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", re.sub(r" ?:cite:\w+:`\w+`", "", text))

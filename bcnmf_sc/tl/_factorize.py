@@ -50,7 +50,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     copy: bool = False,
     **run: Unpack[RunOptions],
 ) -> AnnData | None:
-    r"""Find topics of the target cells that the background cells do not have [Li2026]_.
+    r"""Find topics of the target cells that the background cells do not have :cite:p:`li2026disentangling`.
 
     Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has
     its own usage (:math:`H_X`, :math:`H_Y`, cells x topics):
@@ -239,7 +239,7 @@ def nmf(
     copy: bool = False,
     **run: Unpack[RunOptions],
 ) -> AnnData | None:
-    r"""Factorise cells without a contrast: non-negative matrix factorisation [Lee2000]_.
+    r"""Factorise cells without a contrast: non-negative matrix factorisation :cite:p:`lee2000algorithms`.
 
     .. math:: \min_{W \ge 0, H \ge 0} L(X, H W^\top)
 

@@ -48,7 +48,7 @@ class RunOptions(TypedDict, total=False):
     max_time: float
     """Seconds after which to stop (none)."""
     accelerate: bool | None
-    """Extrapolate the updates. By default where it is safe: up to an effective alpha of 0.5."""
+    """Extrapolate the updates. By default where that is safe, up to an effective alpha of 0.5."""
     n_threads: int | None
     """Threads that work on blocks of cells; all that the machine lends by default. The result does not depend on it."""
     device: str | None

@@ -88,7 +88,7 @@ def select_alpha(
     copy: bool = False,
     **run: Unpack[RunOptions],
 ) -> AnnData | None:
-    r"""Choose how hard to press against the background, from the data alone [Li2026]_.
+    r"""Choose how hard to press against the background, from the data alone :cite:p:`li2026disentangling`.
 
     The objective itself falls with every increase of alpha, so it cannot choose. For each alpha of a path (each fit
     starting from the one before), and then halfway to the neighbours of the best, it is looked at what held-out cells
@@ -396,16 +396,19 @@ def consensus(
     copy: bool = False,
     **run: Unpack[RunOptions],
 ) -> AnnData | None:
-    """Find topics that many starts agree on: consensus NMF [Kotliar2019]_ with a contrast.
+    """Find topics that many starts agree on: consensus NMF :cite:p:`kotliar2019identifying` with a contrast.
 
     The topics of all restarts are clustered by cosine, those without close neighbours dropped, the median of each
     cluster taken as its topic, and the usage of every cell refitted.
 
     Parameters
     ----------
-    adata, background_key, background, target, n_topics, alpha, likelihood, layer, mask_var, random_state, key_added,
-    copy, **run
-        As in `bcnmf`; ``alpha`` is on the effective scale.
+    adata, background_key, background, target, n_topics, likelihood, layer, mask_var, random_state
+        As in `bcnmf`.
+    alpha
+        As in `bcnmf`, on the effective scale.
+    key_added, copy, **run
+        As in `bcnmf`.
     n_restarts
         Number of starts.
     density
