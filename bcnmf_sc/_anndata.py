@@ -200,7 +200,7 @@ def write(
     adata.uns[key] = record
 
 
-def check_key(key: str) -> None:
+def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
     if not isinstance(key, str) or key == "" or "/" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
@@ -251,6 +251,33 @@ def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *
         msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
         raise ValueError(msg)
     return slots[name]
+
+
+def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
+    names = list(names)
+    if chosen is None:
+        return names
+    picked = [chosen] if isinstance(chosen, str) else list(chosen)
+    unknown = [topic for topic in picked if topic not in names]
+    if unknown or not picked or len(set(picked)) < len(picked):
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
+        raise ValueError(msg)
+    return picked
+
+
+def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+    """Return the genes' names, or their symbols where a column of them is named."""
+    if gene_symbols is None:
+        return adata.var_names
+    if gene_symbols not in adata.var:
+        present = listed(adata.var.columns)
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
+        raise ValueError(msg)
+    symbols = adata.var[gene_symbols]
+    missing = symbols.isna().to_numpy()
+    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
+    return pd.Index(labels, name=gene_symbols)
 
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:

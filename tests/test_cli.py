@@ -6,11 +6,14 @@ import hashlib
 import inspect
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Mapping, Sequence  # noqa: TC003 (the hints are read)
-from typing import Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import anndata as ad
 import click
@@ -18,10 +21,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
+from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
-from bcnmf_sc import _anndata, cli
+from bcnmf_sc import _anndata, _options, cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FIT = ["--background-key", "condition", "--background", "ctrl", "-k", "3", "--max-iter", "200", "--tol", "0.01"]
 
@@ -309,12 +317,26 @@ class TestUsage:
         argv = [*FIT[:6], "--tol", "0", "--max-iter", "100000000", "-o", tmp_path / "out.h5ad"]
         code = "import sys; from bcnmf_sc.cli import main; main(sys.argv[1:])"
         command = [sys.executable, "-c", code, "fit", source, *argv]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        seen = ""
-        while "fit:" not in seen and process.poll() is None:  # the bar is there: the fit runs
-            seen += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        terminal, end = os.openpty()  # a bar is for terminals only
+        termios.tcsetwinsize(end, (24, 80))
+        process = subprocess.Popen(command, stderr=end, stdout=subprocess.PIPE)
+        os.close(end)
+        err, deadline = b"", time.monotonic() + 60
+        try:
+            while b"fit:" not in err and time.monotonic() < deadline:  # the bar is there: the fit runs
+                if select.select([terminal], [], [], 1)[0]:
+                    err += os.read(terminal, 4096)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+            while select.select([terminal], [], [], 0)[0]:
+                err += os.read(terminal, 4096)
+        except OSError:  # how a terminal says that there is no more
+            pass
+        finally:
+            process.kill()
+            os.close(terminal)
+        assert b"fit:" in err
+        err = err.decode().replace("\r\n", "\n")
         assert process.returncode == 130
         assert err.rstrip().endswith("Interrupted; no incomplete file is left.")
         assert "Traceback" not in err
@@ -327,8 +349,10 @@ class TestGenerator:
     )
     def test_options_are_the_arguments(self, name, skipped):
         function = getattr(bc.tl, name)
-        arguments = set(inspect.signature(function).parameters) - {"run"} | set(bc.tl.RunOptions.__annotations__)
-        made = cli.options(function)
+        arguments = set(inspect.signature(function).parameters)
+        if "run" in arguments:
+            arguments = arguments - {"run"} | set(bc.tl.RunOptions.__annotations__)
+        made = _options.options(function)
         assert {option.name for option in made} == arguments - skipped
         assert all(option.help for option in made)
         for option in made:
@@ -380,7 +404,7 @@ class TestGenerator:
             """
 
         tool.__annotations__ |= {"run": Unpack[Options]}
-        made = {option.name: option for option in cli.options(tool)}
+        made = {option.name: option for option in _options.options(tool)}
         assert set(made) == {"other", "grid", "n", "names", "fast"}
         assert made["n"].help == "Two of them."
         assert made["names"].help == "Names. Second paragraph. Repeat the option for several."
@@ -399,7 +423,7 @@ class TestGenerator:
 
     def test_repeated_background(self):
         def collect(*given: str):
-            return cli._collect(given, mapping=True, scalar=True)
+            return _options.collect(given, mapping=True, scalar=True)
 
         assert collect("a") == "a"
         assert collect("a", "b") == ["a", "b"]
@@ -415,13 +439,33 @@ class TestGenerator:
             assert cli.command(name, getattr(bc.tl, function), "x").params
 
 
+def real_data(name: str, data_folder: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """Return the file of a real data set and the arguments that its split asks for."""
+    if name == "mice_protein.csv":
+        path = tmp_path / "mice.h5ad"
+        bc.datasets.mice_protein(data_folder / name).write_h5ad(path)
+        return path, ["--background", "background", "--likelihood", "gaussian"]
+    path = data_folder / name
+    with h5py.File(path) as file:
+        split = file["uns/suggested_split"][()].decode()
+    return path, ["--background", re.search(r"background=(\w+)", split)[1]]
+
+
 @pytest.mark.data
-def test_fit_real_data(data_folder, tmp_path):
-    out = tmp_path / "out.h5ad"
-    given = ["--background-key", "condition", "--background", "ctrl", "-k", "5", "--max-iter", "20", "--n-threads", "2"]
-    assert call("fit", data_folder / "kang_ifnb_muscat.h5ad", *given, "-o", out) == 0
-    first = digest(out)
-    assert call("fit", data_folder / "kang_ifnb_muscat.h5ad", *given, "-o", out, "--force") == 0
-    adata = ad.read_h5ad(out)
-    assert adata.obsm["X_bcnmf"].shape == (1556, 5)
-    assert digest(out) == first
+@pytest.mark.parametrize("name", ["kang_ifnb_muscat.h5ad", "aml027_pre_vs_healthy_pbmc.h5ad", "mice_protein.csv"])
+def test_fit_real_data(name, data_folder, tmp_path):
+    """Fitted from the shell, repeated to the bit, and opened in scanpy."""
+    source, split = real_data(name, data_folder, tmp_path)
+    given = ["--background-key", "condition", *split, "-k", "5", "--max-iter", "10", "--n-threads", "2"]
+    outputs = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
+    for out in outputs:
+        assert call("fit", source, *given, "-o", out) == 0
+    assert digest(outputs[0]) == digest(outputs[1])
+
+    before, adata = ad.read_h5ad(source), ad.read_h5ad(outputs[0])
+    assert adata.obsm["X_bcnmf"].shape == (before.n_obs, 5)
+    assert np.isfinite(adata.obsm["X_bcnmf"]).all()
+    assert set(adata.obs["bcnmf_role"]) >= {"target", "background"}
+    assert_equal(adata.X, before.X)
+    sc.pp.neighbors(adata, use_rep="X_bcnmf")
+    assert adata.obsp["connectivities"].shape == (before.n_obs, before.n_obs)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from .kernels import Pass, Rows, sweep
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from .sources import RowSource
 
 T = TypeVar("T")
-ROUGH = {"tol": 1e-3, "max_iter": 300}
-"""How far the fits go that only lead to a choice or to a score out of fold."""
+N_SELECT_FOLDS = 3
+"""Folds on which models are compared, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,14 @@ def fit_model(
     common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run}
     if not model.n_background_topics:
         return fit(
-            source, model.likelihood, model.n_topics, **weights, start=start, project=project, random_state=random_state, **common
+            source,
+            model.likelihood,
+            model.n_topics,
+            **weights,
+            start=start,
+            project=project,
+            random_state=random_state,
+            **common,
         )
     nobody = np.zeros(source.shape[0], bool)
     own, seed = spawn(random_state, 2)
@@ -93,13 +101,21 @@ def fit_model(
     n = model.n_topics
     if model.basis == "split":
         both = fit(
-            source, shared.likelihood, n, **weights, frozen=shared.W, start=start, project=project, random_state=seed, **common
+            source,
+            shared.likelihood,
+            n,
+            **weights,
+            frozen=shared.W,
+            start=start,
+            project=project,
+            random_state=seed,
+            **common,
         )
         order = np.roll(np.arange(both.W.shape[1]), n)
         return replace(both, W=both.W[:, order], H=both.H[:, order])
     contrast = fit(source, model.likelihood, n, **weights, start=start, project=nobody, random_state=seed, **common)
     W = np.hstack([contrast.W, shared.W])
-    H, cell_loss = transform(source, contrast.likelihood, W, project)
+    H, cell_loss = transform(source, contrast.likelihood, W, project, tol=run.usage_tol)
     return replace(contrast, W=W, H=H, cell_loss=cell_loss)
 
 
@@ -129,7 +145,7 @@ def cross_fit(
     share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], n), np.nan)
     folds = np.unique(fold[fold >= 0])
     seeds = spawn(random_state, len(folds))
-    rough = replace(run, checkpoint=None, progress=False, tol=max(run.tol, ROUGH["tol"]), max_iter=ROUGH["max_iter"])
+    rough = _rough(run)
 
     def score(own: RowSource, job: tuple[int, int]) -> Factors:
         held_out, seed = job
@@ -160,7 +176,7 @@ class Gain:
 
     @property
     def ratio(self) -> float:
-        """How many times more the target topics give to the target than to the background; near 1, nothing is specific."""
+        """How many times more the target topics give the target than the background; near 1, nothing is specific."""
         return self.target / max(self.background, 1e-12)
 
 
@@ -173,7 +189,7 @@ def held_out_gain(
     background_only = factors.W[:, model.n_topics :]
     is_target, is_background = out & (model.target > 0), out & model.background
     if background_only.shape[1]:
-        _, without = transform(source, factors.likelihood, background_only, out)
+        _, without = transform(source, factors.likelihood, background_only, out, tol=run.usage_tol)
     parts = {}
     for name, cells, learned in (
         ("target", is_target, learn & (model.target > 0)),
@@ -190,9 +206,9 @@ def select(
     source: RowSource, models: Sequence[Model], fold: np.ndarray, *, random_state: int = 0, run: Run
 ) -> list[list[Gain]]:
     """Held-out gain of several models on the same folds, with the same seeds: a list per model, a gain per fold."""
-    folds = np.unique(fold[fold >= 0]).tolist()
+    folds = np.unique(fold[fold >= 0]).tolist()[:N_SELECT_FOLDS]
     seeds = spawn(random_state, len(folds))
-    rough = replace(run, checkpoint=None, progress=False, tol=max(run.tol, ROUGH["tol"]), max_iter=ROUGH["max_iter"])
+    rough = _rough(run)
 
     def score(own: RowSource, job: tuple[Model, int, int]) -> Gain:
         model, held_out, seed = job
@@ -203,9 +219,7 @@ def select(
     return [gains[i : i + len(folds)] for i in range(0, len(gains), len(folds))]
 
 
-def restarts(
-    source: RowSource, model: Model, n_restarts: int, *, random_state: int = 0, run: Run
-) -> list[Factors]:
+def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: int = 0, run: Run) -> list[Factors]:
     """Fits of the same model from different starts."""
     quiet = replace(run, checkpoint=None, progress=False)
 
@@ -215,11 +229,31 @@ def restarts(
     return run_all(one, spawn(random_state, n_restarts), source, "restarts", run)
 
 
+def consensus(
+    loadings: Sequence[np.ndarray], *, density: float, random_state: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median topics of clusters over restarts, the mean cosine of each cluster to its median, and its size."""
+    n_topics = loadings[0].shape[1]
+    stacked = np.hstack(list(loadings)).T
+    unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+    distance = 1 - np.sort(unit @ unit.T, axis=1)[:, ::-1]
+    near = distance[:, 1 : 1 + max(1, int(0.3 * len(loadings)))].mean(1)
+    kept = np.flatnonzero(near <= density)
+    if len(kept) < n_topics:
+        msg = f"`density` {density} leaves {len(kept)} of {len(near)} topics for {n_topics} clusters. Raise it."
+        raise ValueError(msg)
+    # k-means on unit vectors clusters by cosine
+    labels = KMeans(n_topics, n_init=10, random_state=random_state).fit_predict(unit[kept])
+    W = np.column_stack([np.median(stacked[kept[labels == k]], axis=0) for k in range(n_topics)])
+    W /= W.sum(0)
+    direction = W / np.linalg.norm(W, axis=0)
+    cosine = np.array([(unit[kept[labels == k]] @ direction[:, k]).mean() for k in range(n_topics)])
+    return W, cosine, np.bincount(labels, minlength=n_topics)
+
+
 def stability(fits: Sequence[Factors], n_topics: int) -> float:
     """Mean cosine of matched target topics over all pairs of fits."""
-    cosines = [
-        match(a.W[:, :n_topics], b.W[:, :n_topics])[1].mean() for i, a in enumerate(fits) for b in fits[:i]
-    ]
+    cosines = [match(a.W[:, :n_topics], b.W[:, :n_topics])[1].mean() for i, a in enumerate(fits) for b in fits[:i]]
     return float(np.mean(cosines)) if cosines else float("nan")
 
 
@@ -248,6 +282,13 @@ def shares_of(H: np.ndarray) -> np.ndarray:
     """Usage as proportions; zero for cells without any."""
     total = H.sum(1, keepdims=True, dtype=np.float64)
     return np.divide(H, total, out=np.zeros(H.shape), where=total > 0)
+
+
+def _rough(run: Run) -> Run:
+    """How far the fits go that only lead to a choice, or to a score out of fold."""
+    return replace(
+        run, checkpoint=None, progress=False, tol=max(run.tol, 1e-3), max_iter=min(run.max_iter, 300), usage_tol=1e-3
+    )
 
 
 def spawn(random_state: int, n: int) -> list[int]:

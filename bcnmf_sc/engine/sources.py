@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .likelihoods import Likelihood
 
-BLOCK_VALUES = 2**18
+BLOCK_VALUES = 2**20
 """Values (non-zeros, if sparse) per block: much against the sums that a block returns, little against the data."""
 READ_VALUES = 2**22
 """Values that are read from disk at once."""
@@ -103,7 +103,7 @@ class LocalSource(RowSource):
 
         def add(done: Future[T]) -> None:
             if totals:
-                totals[0] += done.result()
+                totals[0] += done.result()  # type: ignore[operator] # mypy looks for __add__
             else:
                 totals.append(done.result())
 

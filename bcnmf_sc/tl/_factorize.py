@@ -25,7 +25,7 @@ N_FOLDS = 5
 """Folds on which the number of background topics is chosen where cells are not scored."""
 
 
-def bcnmf(
+def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     adata: AnnData,
     *,
     background_key: str,
@@ -78,14 +78,14 @@ def bcnmf(
         Number of topics; with background topics, of target topics.
     n_background_topics
         Number of topics that are first learned on the background alone and then held fixed: a home for what target and
-        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain ratio.
-        0 is the paper's plain contrast.
+        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain
+        ratio. 0 is the paper's plain contrast.
     basis
-        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics are
-        fitted as without them, then all cells on both.
+        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics
+        are fitted as without them, then all cells on both.
     cross_fit
-        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have not
-        seen it. `None` scores nothing.
+        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have
+        not seen it. `None` scores nothing.
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor.
     fdr_level
@@ -134,8 +134,9 @@ def bcnmf(
     ``.obs[key_added + "_role"]`` : categorical
         ``target``, ``background``, ``both`` or ``projected``.
     ``.obs[key_added + "_target_share"]``, ``"_enriched"``, ``"_pvalue"`` : float32, bool, float32
-        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not seen the
-        cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p against them.
+        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
+        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
+        against them.
     ``.var[key_added + "_suppressed"]`` : bool
         Genes that the background outweighs at this alpha; their loadings vanish.
     ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
@@ -205,7 +206,7 @@ def bcnmf(
     }
     fold_seed, select_seed, score_seed = spawn(random_state, 3)
     selection: dict[str, Any] = {}
-    fold = None
+    fold: Any = None
     if n_background_topics != 0:
         warn_of_background(design, samples)
         fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
@@ -277,7 +278,8 @@ def nmf(
     _anndata.check_key(key_added)
     learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
-        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {learn.dtype} {learn.shape}."
+        got = f"{learn.dtype} {learn.shape}"
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
         raise ValueError(msg)
     problem = Problem.read(
         adata,
@@ -346,7 +348,9 @@ def project(
     copy
         Return a changed copy instead of changing ``adata``.
 
-    Returns ------- `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
     ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
     ``projected``) and ``.uns[key_added]``.
 
@@ -370,7 +374,7 @@ def project(
     _anndata.check_key(name)
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
-    used = W.any(axis=1)
+    used = np.asarray(W.any(axis=1))
     problem = Problem.read(
         adata,
         _anndata.Design(np.zeros(adata.n_obs, bool), {}),
@@ -390,11 +394,112 @@ def project(
     return adata if copy else None
 
 
-def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
-    own = isinstance(background, Mapping)
-    alphas = (
-        {str(name): value for name, value in background.items()} if own else dict.fromkeys(design.backgrounds, alpha)
+def update(
+    adata: AnnData,
+    reference: AnnData,
+    *,
+    key: str = "bcnmf",
+    layer: str | None = None,
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Go on with a stored factorisation when more cells have come, without the cells it was made of.
+
+    .. math:: W \leftarrow \frac{W_0 \circ D_0 + W \circ (P_X + \alpha N_Y)}{D_0 + N_X + \alpha P_Y}
+
+    with :math:`W_0` the stored loadings and :math:`D_0` what they rest on, which a fit stores beside them. The sums of
+    the earlier cells are kept as they were at :math:`W_0`, so the result is close to a fit of all cells as long as the
+    loadings do not move far.
+
+    Parameters
+    ----------
+    adata
+        New cells x genes; at least the genes of the factorisation, in any order.
+    reference
+        AnnData with a stored factorisation without background topics. It is only read.
+    key
+        Name of the factorisation in ``reference``, and of the result in ``adata``.
+    layer
+        Layer to read instead of ``adata.X``.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **run
+        How to run: see `RunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
+    the reference; cells of others are projected.
+
+    Raises
+    ------
+    ValueError
+        The factorisation has background topics, or genes are missing.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> early, late = adata[::2].copy(), adata[1::2].copy()
+    >>> bc.tl.bcnmf(early, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.update(late, early)
+    >>> late.obsm["X_bcnmf"].shape
+    (500, 4)
+    """
+    stored = _anndata.stored(reference, key)
+    params = stored["params"]
+    W = np.asarray(reference.varm[key], np.float64)
+    used = W.any(axis=1)
+    names = reference.var_names[used]
+    if (
+        not params.get("background_key")
+        or len(stored["weight"]) != used.sum()
+        or stored["weight"].shape[1] != W.shape[1]
+    ):
+        msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
+        raise ValueError(msg)
+    missing = names.difference(adata.var_names)
+    if len(missing):
+        msg = (
+            f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
+            f"{_anndata.listed(missing)}."
+        )
+        raise ValueError(msg)
+    background = [str(name) for name in params["background"]]
+    target = params["target"]
+    design = _anndata.read_design(
+        adata, str(params["background_key"]), background, target if target is None else np.asarray(target).tolist()
     )
+    mask = np.asarray(adata.var_names.isin(names))
+    order = names.get_indexer(adata.var_names[mask])
+    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
+    problem = Problem.read(
+        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
+    )
+    alphas = dict(zip(background, np.asarray(stored["alphas"]["sum"], float), strict=True))
+    contrast = problem.contrast(alphas, "sum", pooled=False, key=key)
+    factors = fit(
+        problem.source,
+        problem.likelihood,
+        W.shape[1],
+        target=design.target,
+        background=contrast.weight,
+        start=W[used][order],
+        prior=np.asarray(stored["weight"], np.float64)[order],
+        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
+    )
+    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1])
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key, factors, contrast, record)
+    return adata if copy else None
+
+
+def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
+    alphas: dict[str, Any]
+    if isinstance(background, Mapping):
+        alphas = {str(name): value for name, value in background.items()}
+    else:
+        alphas = dict.fromkeys(design.backgrounds, alpha)
     for name, value in alphas.items():
         if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
             msg = f"`alpha` must be a finite number of at least 0, got {value!r} for background {name!r}."

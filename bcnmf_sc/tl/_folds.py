@@ -20,7 +20,7 @@ FEW_BACKGROUND = 100
 
 
 def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
-    """Number of the fold of each cell, by donor where samples are given; -1 for cells in no condition."""
+    """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition."""
     rng = np.random.default_rng(random_state)
     role = design.target + 2 * design.background.astype(int)
     fold = np.full(len(role), -1)
@@ -47,16 +47,16 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
     n = int(design.background.sum())
     if n < FEW_BACKGROUND:
         msg = (
-            f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their own "
-            "variation is hardly known. Read calls and p-values with care."
+            f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
+            "own variation is hardly known. Read calls and p-values with care."
         )
         warnings.warn(msg, UserWarning, stacklevel=4)
     if samples is not None:
         shared = set(samples[design.target]) & set(samples[design.background])
         if not shared:
             msg = (
-                "Target and background share no donor: what sets the donors apart cannot be told from what sets the conditions "
-                "apart. See the associations by donor before trusting single cells."
+                "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
+                "conditions apart. See the associations by donor before trusting single cells."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
 
@@ -78,10 +78,10 @@ def score_cells(
 def call_topics(
     topics: pd.DataFrame, scores: OutOfFold, design: Design, samples: pd.Categorical | None, fdr_level: float
 ) -> pd.DataFrame:
-    """Add p, whether a topic is called, and its stability: does its usage separate target from background out of fold?
+    """Add p, whether a topic is called (its usage separates target from background out of fold), and its stability.
 
-    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the cell
-    (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the
+    cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
     """
     n_topics = scores.usage.shape[1]
     p = np.array([_separation(scores.usage[:, k], scores.fold, design, samples) for k in range(n_topics)])

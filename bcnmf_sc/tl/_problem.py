@@ -142,7 +142,10 @@ class Problem:
         _anndata.check_values(summary, model, adata, layer)
         for name, mass in zip(["target", *design.backgrounds], summary.mass[:-1], strict=True):
             if design.target.any() and not mass.any():
-                msg = f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. Check `layer` and `mask_var`."
+                msg = (
+                    f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. "
+                    "Check `layer` and `mask_var`."
+                )
                 raise ValueError(msg)
         n_empty_cells = int((source.gather(groups, "total") == 0).sum())
         expressed = summary.mass[-1] > 0
@@ -198,9 +201,9 @@ class Problem:
             factor = np.sort(fold[in_target])[int(MAX_SUPPRESSED * n_genes)]
             less = f"an effective alpha of {factor * total:.2g}" if pooled else f"{factor:.2g} times the alphas"
             msg = (
-                f"{n_lost} of the target's {n_genes} genes are suppressed at this alpha: the background outweighs them, and "
-                f"their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no more than "
-                f"{MAX_SUPPRESSED:.0%} would be."
+                f"{n_lost} of the target's {n_genes} genes are suppressed at this alpha: the background outweighs "
+                f"them, and their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no "
+                f"more than {MAX_SUPPRESSED:.0%} would be."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
         return suppressed
@@ -212,8 +215,8 @@ class Problem:
         start = np.asarray(init, np.float64)
         if start.shape != (len(self.genes), n_topics) or not np.isfinite(start).all() or (start < 0).any():
             msg = (
-                f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, got shape "
-                f"{start.shape}. Cut an array over all genes down to those of `mask_var`."
+                f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, "
+                f"got shape {start.shape}. Cut an array over all genes down to those of `mask_var`."
             )
             raise ValueError(msg)
         return start
@@ -232,7 +235,9 @@ class Problem:
                 explained[part] = float(1 - loss / most) if most > 0 else 0.0
         return explained
 
-    def model(self, contrast: Contrast, n_topics: int, n_background_topics: int, basis: Literal["split", "shared"]) -> Model:
+    def model(
+        self, contrast: Contrast, n_topics: int, n_background_topics: int, basis: Literal["split", "shared"]
+    ) -> Model:
         """Return what is to be fitted."""
         return Model(
             likelihood=self.likelihood,
@@ -247,7 +252,7 @@ class Problem:
         )
 
     def record(self, factors: Factors, contrast: Contrast, params: dict[str, Any], n_topics: int) -> dict[str, Any]:
-        """What goes into `uns`."""
+        """Return what goes into `uns`."""
         if not np.isfinite(factors.W).all():
             msg = "The fit ended in loadings that are not finite; nothing is written. Lower `alpha`, or check `init`."
             raise FloatingPointError(msg)
@@ -259,6 +264,7 @@ class Problem:
             "n_iter": factors.n_iter,
             "converged": factors.converged,
             "deviance_explained": explained,
+            "weight": factors.weight.astype(np.float32),
         }
         if self.design.backgrounds:
             record["alpha_effective"] = contrast.total
@@ -309,7 +315,9 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     share = shares_of(H)
     n_shared = H.shape[1] - n_topics
     names = [f"Topic {k + 1}" for k in range(n_topics)] + [f"Background {k + 1}" for k in range(n_shared)]
-    table = pd.DataFrame({"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic"))
+    table = pd.DataFrame(
+        {"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic")
+    )
     table["usage_target"] = share[design.target].mean(0)
     if design.backgrounds:
         table["usage_background"] = share[design.background].mean(0)
@@ -345,7 +353,7 @@ def _check_run(run: RunOptions) -> None:
         raise TypeError(msg)
     for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every"):
         if run.get(name) is not None:
-            whole_number(name, run[name], 1)  # type: ignore[literal-required]
+            whole_number(name, run[name], 1)
     for name in ("tol", "max_time"):
         value = run.get(name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
@@ -383,7 +391,8 @@ def _warn_of_fit(factors: Factors, explained: dict[str, float]) -> None:
     if not factors.converged:
         msg = (
             f"The loadings still moved by {factors.change:.1e} an iteration after {factors.n_iter} iterations. Raise "
-            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: lower `alpha`."
+            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: "
+            "lower `alpha`."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=4)
     if explained["target"] < 0:

@@ -1,0 +1,198 @@
+"""What holds for the package as a whole: signatures, fields promised and written, imports, docs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bcnmf_sc as bc
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(bc.__file__).parent
+PARTS = {name: getattr(bc, name) for name in bc.__all__}
+PUBLIC = {f"{part}.{name}": getattr(module, name) for part, module in PARTS.items() for name in module.__all__}
+FUNCTIONS = {name: function for name, function in PUBLIC.items() if inspect.isfunction(function)}
+SPLIT = {"background_key": "condition", "background": "ctrl"}
+QUICK = {"n_topics": 3, "max_iter": 30, "tol": 0.05}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signature(name):
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    assert len(positional) <= 3
+    flags = [
+        p.name for p in positional if isinstance(p.default, bool) or p.name in ("copy", "key", "key_added", "layer")
+    ]
+    assert not flags, "keyword-only"
+    part = name.split(".")[0]
+    if part in ("pp", "tl", "pl", "get"):
+        assert next(iter(parameters)) == "adata"
+    if part in ("pp", "tl"):
+        assert parameters["copy"].default is False
+    if "random_state" in parameters:
+        assert parameters["random_state"].default == 0
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_names_every_parameter_once(name):
+    text = inspect.getdoc(FUNCTIONS[name])
+    section = re.search(r"\nParameters\n-+\n(.*?)(?:\n\n\w+\n-+\n|\Z)", text, re.DOTALL)[1]
+    heads = [word.strip(" *") for line in section.splitlines() if line[:1].strip() for word in line.split(",")]
+    assert heads == [parameter.lstrip("*") for parameter in inspect.signature(FUNCTIONS[name]).parameters]
+    for heading in ("Returns", "Examples"):
+        assert f"\n{heading}\n{'-' * len(heading)}\n" in text
+
+
+def test_all_lists_what_a_module_offers():
+    """Nothing that is defined in a public module without an underscore is left out of its `__all__`."""
+    for part in ("pp", "pl", "get", "datasets"):
+        own = [n for n, x in vars(PARTS[part]).items() if inspect.isfunction(x) and x.__module__ == f"bcnmf_sc.{part}"]
+        assert {n for n in own if not n.startswith("_")} <= set(PARTS[part].__all__)
+    for part, module in PARTS.items():
+        assert list(module.__all__) == sorted(module.__all__, key=lambda n: (not n[0].isupper(), n)), part
+
+
+def test_every_name_is_in_the_docs():
+    """And the docs list no name that is not there."""
+    listed = set(re.findall(r"^   (\w+\.\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == set(PUBLIC)
+
+
+def fields(adata) -> dict[str, object]:
+    """Every field of an AnnData by its name, as the docstrings write it."""
+    found = {f".{slot}[{key}]": getattr(adata, slot)[key] for slot in ("obs", "var") for key in getattr(adata, slot)}
+    for slot in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+        found |= {f".{slot}[{key}]": value for key, value in getattr(adata, slot).items()}
+    return found
+
+
+def promised(function, key: str) -> set[str]:
+    """Fields that a docstring says to be written, for a key."""
+    text = inspect.getdoc(function).split("\nReturns\n", 1)[1].split("\nExamples\n")[0]
+    text = re.sub(r'"(\w+)" \+ (?:key_added|key)\b', rf'"\1{key}"', text)
+    text = re.sub(r'(?:key_added|key) \+ "(\w+)"', rf'"{key}\1"', text)
+    text = re.sub(r'"([\w]+)" \+ "(\w+)"', r'"\1\2"', text)
+    text = re.sub(r'"(\w+)" \+ "(\w+)"', r'"\1\2"', text)
+    text = re.sub(r"\[(?:key_added|key)\]", f'["{key}"]', text)
+    return {f".{slot}[{name}]" for slot, name in re.findall(r'`\.(\w+)\["?([\w]+)"?\]`', text)}
+
+
+def calls(name):
+    adata = bc.datasets.simulated(n_target=80, n_background=60, n_genes=80)
+    if name in ("tl.umap", "tl.project", "tl.update"):
+        bc.tl.bcnmf(adata, **SPLIT, **QUICK)
+    reference = adata.copy()
+    arguments = {
+        "pp.protein_coding": {},
+        "pp.highly_variable_genes": {**SPLIT, "n_top_genes": 40},
+        "tl.bcnmf": {**SPLIT, **QUICK, "likelihood": "zinb", "key_added": "x"},
+        "tl.umap": {"key": "bcnmf"},
+    }
+    return adata, reference, arguments[name]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("name", "key", "conditional"),
+    [
+        ("pp.protein_coding", "", set()),
+        ("pp.highly_variable_genes", "", set()),
+        ("tl.umap", "bcnmf", set()),
+        # with background topics only
+        ("tl.bcnmf", "x", {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]"}),
+    ],
+)
+def test_fields_written_are_the_fields_promised(name, key, conditional):
+    adata, before, arguments = calls(name)
+    assert PUBLIC[name](adata, **arguments) is None
+    was, now = fields(before), fields(adata)
+    assert set(now) - set(was) == promised(PUBLIC[name], key) - conditional
+    for field, value in was.items():  # nothing else is touched
+        same = now[field].equals(value) if hasattr(value, "equals") else np.all(now[field] == value)
+        assert same, field
+    assert abs(adata.X - before.X).max() == 0
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, the relative ones by their full name."""
+    parent = ("bcnmf_sc", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(parent[: len(parent) + 1 - node.level]) + "." if node.level else ""
+            found |= {f"{base}{node.module or ''}".rstrip(".")}
+            found |= {f"{base}{node.module or ''}.{alias.name}".replace("..", ".") for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "engine").glob("*.py")), ids=lambda path: path.name)
+def test_engine_knows_no_anndata(path):
+    named = imports(path)
+    assert not {name.split(".")[0] for name in named} & {
+        "anndata",
+        "pandas",
+        "scanpy",
+        "matplotlib",
+        "mudata",
+        "seaborn",
+    }
+    ours = {name for name in named if name.startswith("bcnmf_sc.")}
+    assert all(name.startswith("bcnmf_sc.engine") for name in ours)
+
+
+def test_layers_go_one_way():
+    """`_anndata` knows of the engine's likelihoods and sources at most; nothing imports what stands above it."""
+    above = {"_anndata.py": ("tl", "pp", "pl", "get", "cli"), "get.py": ("tl", "pl"), "pp.py": ("tl", "pl", "engine")}
+    for name, parts in above.items():
+        assert not imports(PACKAGE / name) & {f"bcnmf_sc.{part}" for part in parts}
+    assert not [name for name in imports(PACKAGE / "pl.py") if name.startswith(("bcnmf_sc.tl", "bcnmf_sc.engine"))]
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_import_is_silent_and_light():
+    heavy = ["torch", "dask.array", "distributed", "mudata", "gpytorch", "pooch", "requests", "jinja2"]
+    heavy = [name for name in heavy if importlib.util.find_spec(name.split(".")[0])]
+    code = (
+        "import sys, logging, scanpy; before = set(sys.modules); handlers = logging.root.handlers[:]\n"
+        "import bcnmf_sc\n"
+        f"print([n for n in {heavy!r} if n in sys.modules and n not in before], logging.root.handlers == handlers)"
+    )
+    assert run(code) == "[] True\n"
+    assert run("import sys, bcnmf_sc; print('torch' in sys.modules)") == "False\n"
+
+
+def test_every_test_file_has_tests():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert re.search(r"^\s*def test_", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_no_module_is_too_long():
+    """Few, deep modules, none above 500 lines."""
+    long = {p.name: n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text(encoding="utf-8").splitlines())) > 500}
+    assert not long
+
+
+def code_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_quickstart_runs_as_written(page):
+    (code,) = code_blocks(ROOT / page)
+    result: dict[str, object] = {}
+    exec(compile(code, page, "exec"), result)  # noqa: S102
+    assert "bcnmf" in result["adata"].uns

@@ -1,0 +1,172 @@
+"""Background topics, target share and cross-fitting: what is found, and what is not invented."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+from sklearn.metrics import roc_auc_score
+
+import bcnmf_sc as bc
+from bcnmf_sc.tl._folds import make_folds
+
+SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+
+
+def spiked(adata):
+    return (adata.obs["subgroup"] != "none").to_numpy()
+
+
+@pytest.mark.parametrize("basis", ["split", "shared"])
+def test_hidden_subgroup_is_found_and_called(adata, basis, tmp_path):
+    bc.tl.bcnmf(adata, **SPLIT, basis=basis)
+    share, called = adata.obs["bcnmf_target_share"], adata.obs["bcnmf_enriched"]
+    hidden = spiked(adata)
+    case = (adata.obs["condition"] == "case").to_numpy()
+    assert roc_auc_score(hidden[case], share[case]) > 0.95
+    assert called[hidden].mean() > 0.9
+    assert called[~hidden].mean() < 0.1
+    topics = adata.uns["bcnmf"]["topics"]
+    assert topics["kind"].tolist() == ["target"] * 2 + ["background"] * 6
+    assert topics["called"].tolist() == [True] * 2 + [False] * 6
+    assert topics["p_value"].notna().tolist() == topics["called"].tolist()
+    assert adata.obsm["X_bcnmf"].shape == (1000, 8)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(back.uns["bcnmf"]["topics"], topics)
+
+
+def test_true_programs_are_recovered_where_nmf_at_equal_numbers_is_not(adata):
+    truth = adata.varm["true_loadings"][:, (adata.uns["truth"]["kind"] == "salient").to_numpy()]
+
+    def cosine(W):
+        a, b = (M / np.linalg.norm(M, axis=0) for M in (truth, W))
+        return (a.T @ b).max(1).min()
+
+    bc.tl.bcnmf(adata, **SPLIT, cross_fit=None)
+    assert cosine(adata.varm["bcnmf"][:, :2]) > 0.9
+    bc.tl.nmf(adata, n_topics=2, tol=1e-3)
+    assert cosine(adata.varm["nmf"]) < 0.6
+    assert "bcnmf_target_share" not in adata.obs
+
+
+def test_nothing_is_invented_where_target_is_background():
+    called, above, auc = 0, [], []
+    for seed in range(6):
+        adata = bc.datasets.simulated(n_target=4, n_background=500, n_genes=300, random_state=seed)
+        adata = adata[adata.obs["condition"] == "ctrl"].copy()
+        half = np.random.default_rng(seed).random(adata.n_obs) < 0.5
+        adata.obs["half"] = np.where(half, "a", "b")
+        options = SPLIT | {"background_key": "half", "background": "b", "n_background_topics": 4, "random_state": seed}
+        bc.tl.bcnmf(adata, **options)
+        called += adata.uns["bcnmf"]["topics"]["called"].sum()
+        above.append(adata.obs["bcnmf_enriched"][half].mean())
+        auc.append(roc_auc_score(half, adata.obs["bcnmf_target_share"]))
+    assert called <= 1
+    assert np.mean(above) < 0.09
+    assert 0.42 < np.mean(auc) < 0.58
+
+
+def test_pvalues_are_ranks_among_unseen_background_cells(adata):
+    bc.tl.bcnmf(adata, **SPLIT)
+    share, p = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_pvalue"].to_numpy()
+    null = share[(adata.obs["condition"] == "ctrl").to_numpy()]
+    expected = (1 + (null[None] >= share[:, None]).sum(1)) / (1 + len(null))
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    assert stats.kstest(p[(adata.obs["condition"] == "ctrl").to_numpy()], "uniform").pvalue > 0.05
+    assert (adata.obs["bcnmf_enriched"] == (share > np.quantile(null, 0.95))).all()
+
+
+def test_score_of_a_cell_does_not_depend_on_itself(adata):
+    """Change one cell's counts: under cross-fitting, the models that score its fold stay to the bit."""
+    bc.tl.bcnmf(adata, **SPLIT, key_added="before")
+    other = bc.datasets.simulated()
+    counts = other.X.toarray()
+    counts[5] = counts[5][::-1]
+    other.X = sparse.csr_matrix(counts)
+    bc.tl.bcnmf(other, **SPLIT, key_added="after")
+    same = adata.obs["before_target_share"].to_numpy() == other.obs["after_target_share"].to_numpy()
+    design = bc._anndata.read_design(adata, "condition", "ctrl", None)
+    from bcnmf_sc.engine.ensemble import spawn
+
+    fold = make_folds(design, None, 5, spawn(0, 3)[0])
+    mates = fold == fold[5]
+    mates[5] = False
+    assert same[mates].all()
+    assert not same[fold != fold[5]].all()
+
+
+def test_folds_keep_donors_together_and_conditions_spread(adata):
+    design = bc._anndata.read_design(adata, "condition", "ctrl", None)
+    cells = make_folds(design, None, 5, 0)
+    for mask in (design.target, design.background):
+        counts = np.bincount(cells[mask])
+        assert counts.max() - counts.min() <= 1
+    donors = pd.Categorical(adata.obs["donor"])
+    folds = make_folds(design, donors, 5, 0)
+    assert (pd.Series(folds).groupby(np.asarray(donors)).nunique() == 1).all()
+    assert sorted(set(folds[design.target])) == sorted(set(folds[design.background])) == [0, 1, 2]
+    paired = pd.Categorical(np.arange(adata.n_obs) % 4)
+    assert sorted(set(make_folds(design, paired, 5, 0))) == [0, 1, 2, 3]
+
+
+def test_by_donor(adata):
+    with pytest.warns(UserWarning, match="share no donor"):
+        bc.tl.bcnmf(adata, **SPLIT, sample_key="donor")
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.8
+    assert adata.uns["bcnmf"]["topics"]["p_value"][:2].max() < 0.2
+    with pytest.raises(ValueError, match="`sample_key` 'patient' is not in `adata.obs`"):
+        bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
+
+
+def test_warns_of_few_background_cells(adata):
+    few = adata[np.r_[0:600, 600:660]].copy()
+    with pytest.warns(UserWarning, match="Only 60 background cells"):
+        bc.tl.bcnmf(few, **SPLIT | {"n_background_topics": 3})
+
+
+def test_number_of_background_topics_is_chosen_and_recorded(adata):
+    bc.tl.bcnmf(adata, **SPLIT | {"n_background_topics": "auto", "tol": 1e-2})
+    selection = adata.uns["bcnmf"]["selection"]
+    table = selection["table"]
+    assert table["n_background_topics"].tolist() == [5, 10, 20, 40]
+    best = table.loc[table["gain_ratio"].idxmax(), "n_background_topics"]
+    assert selection["n_background_topics"] == best == (adata.uns["bcnmf"]["topics"]["kind"] == "background").sum()
+    assert f"{best} background topics" in selection["reason"]
+
+
+def test_threads_and_seed(adata):
+    small = adata[::2].copy()
+    runs = {n: bc.tl.bcnmf(small, **SPLIT, n_threads=n, copy=True) for n in (1, 3)}
+    for column in ("bcnmf_target_share", "bcnmf_pvalue"):
+        np.testing.assert_array_equal(runs[1].obs[column], runs[3].obs[column])
+
+
+BAD = {
+    "negative": {"n_background_topics": -1},
+    "basis": {"basis": "both"},
+    "one fold": {"cross_fit": 1},
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(adata, case):
+    with pytest.raises(ValueError, match=f"`{next(iter(BAD[case]))}` must be"):
+        bc.tl.bcnmf(adata, **SPLIT | BAD[case])
+    assert not [c for c in adata.obs if c.startswith("bcnmf")]
+
+
+def test_kang_quality(data_folder):
+    """One seed of `benchmarks/quality_kang.py`."""
+    adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
+    bc.tl.bcnmf(
+        adata, background_key="condition", background="ctrl", n_topics=4, n_background_topics=10, tol=1e-3
+    )
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    assert roc_auc_score(stim, adata.obs["bcnmf_target_share"]) >= 0.99
+    assert adata.obs["bcnmf_enriched"][stim].mean() >= 0.97
+    assert adata.obs["bcnmf_enriched"][~stim].mean() <= 0.06
+    leading = set(bc.get.top_genes(adata, 15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
+    assert {"ISG15", "IFIT3"} <= leading

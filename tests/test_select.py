@@ -1,0 +1,83 @@
+"""Choices made from the data, and what they are made on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bcnmf_sc as bc
+
+ASK = {"background_key": "condition", "background": "ctrl", "tol": 1e-2}
+
+
+def test_alpha_is_chosen_within_what_leaves_the_fit_sound(adata):
+    bc.tl.select_alpha(adata, **ASK, n_topics=4, alphas=(0, 0.3, 0.6, 1.5, 3), n_restarts=2, n_folds=2)
+    chosen = adata.uns["bcnmf_alpha"]
+    table = chosen["table"].set_index("alpha")
+    assert table["degenerate"].any(), "the path must end in ruin, or it was too short to tell"
+    assert not table["degenerate"][chosen["alpha"]]
+    sound = table[~table["degenerate"]]
+    assert sound["gain_ratio"].idxmax() == chosen["alpha"]
+    assert table["fitted_background"].iloc[0] > table["fitted_background"].iloc[-1]
+    assert (table["stability"].between(0, 1)).all()
+    assert f"{chosen['alpha']:g}" in chosen["reason"]
+
+
+def test_numbers_of_topics_are_chosen(adata):
+    bc.tl.select_n_topics(adata, **ASK, n_topics=(1, 2, 5), n_background_topics=(2, 8))
+    chosen = adata.uns["bcnmf_n_topics"]
+    table = chosen["table"]
+    assert len(table) == 6
+    assert chosen["n_background_topics"] == 8, "two topics are no home for four cell types and two programs"
+    assert chosen["n_topics"] == 2, "two programs were put in"
+    assert (table["gain_ratio"] > 1).all()
+
+
+def test_consensus_is_more_stable_than_its_members(adata, tmp_path):
+    bc.tl.consensus(adata, **ASK, n_topics=4, n_restarts=6)
+    topics = adata.uns["bcnmf"]["topics"]
+    np.testing.assert_allclose(adata.varm["bcnmf"].sum(0), 1, atol=1e-5)
+    assert topics["n_members"].sum() <= 24
+    assert topics["stability"].between(0.5, 1).all()
+    twice = bc.tl.consensus(adata, **ASK, n_topics=4, n_restarts=6, copy=True)
+    np.testing.assert_array_equal(twice.varm["bcnmf"], adata.varm["bcnmf"])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match="`density` 1e-09 leaves"):
+        bc.tl.consensus(adata, **ASK, n_topics=4, n_restarts=3, density=1e-9)
+
+
+def test_background_check_tells_good_from_bad(adata, tmp_path):
+    adata.obs["batch"] = np.where(adata.obs["condition"] == "case", "one", "two")
+    adata.obs["random"] = np.random.default_rng(0).choice(["x", "y"], adata.n_obs)
+    bc.tl.background_check(adata, **ASK, sample_key="donor", confounders=["batch", "random"], n_background_topics=6)
+    good = adata.uns["bcnmf_background_check"].set_index("check")
+    assert good.loc["held-out gain ratio", "verdict"] == "good"
+    assert good.loc["confounded with batch", "verdict"] == "bad"
+    assert good.loc["confounded with random", "verdict"] == "good"
+    assert good.loc["shared donors", "verdict"] == "caution"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    # The same cells on both sides: nothing in the target that the background does not have.
+    ctrl = adata[adata.obs["condition"] == "ctrl"].copy()
+    ctrl.obs["half"] = np.where(np.arange(ctrl.n_obs) % 2, "a", "b")
+    null = ASK | {"background_key": "half", "background": "b"}
+    bc.tl.background_check(ctrl, **null, n_background_topics=6, n_topics=2)
+    nothing = ctrl.uns["bcnmf_background_check"].set_index("check")
+    assert nothing.loc["held-out gain ratio", "value"] < good.loc["held-out gain ratio", "value"] / 5
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("select_alpha", {"alphas": ()}, "`alphas` must be finite"),
+        ("select_alpha", {"alphas": (-1,)}, "`alphas` must be finite"),
+        ("select_alpha", {"n_folds": 1}, "`n_folds` must be a whole number of at least 2"),
+        ("select_n_topics", {"n_topics": ()}, "`n_topics` must name"),
+        ("select_n_topics", {"n_background_topics": (0,)}, "`n_background_topics` must be a whole number of at least 1"),
+        ("consensus", {"n_restarts": 1}, "`n_restarts` must be a whole number of at least 2"),
+        ("background_check", {"confounders": ["lab"]}, "'lab' is not in `adata.obs`"),
+    ],
+)
+def test_bad_input(adata, function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(bc.tl, function)(adata, **ASK, **arguments)
+    assert not adata.uns.keys() - {"truth"}
