@@ -288,12 +288,12 @@ def _used(rows: TorchRows) -> Tensor:
 
 
 def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, used: Tensor) -> Tensor:
-    """Usage after many steps; a cell's end when they hardly move it."""
+    """Usage after many steps, extrapolated cell by cell; a cell's end when they hardly move it."""
     data: Any = x.times(x.values, W) if likelihood.n_kind == "mu" else x
     down = _down(W, likelihood)
     done = h.clone(memory_format=torch.contiguous_format)
     active, going = torch.arange(len(h), device=h.device), used  # cells at hand, and those of them that still move
-    last, momentum = h, torch.ones(len(h), device=h.device, dtype=h.dtype)
+    last, momentum = h, torch.ones(len(h), dtype=torch.float64, device=h.device)
     for step in range(todo.steps):
         n_going = int(going.sum())
         if not n_going:
@@ -301,19 +301,20 @@ def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, u
         if n_going < STILL_GOING * len(going):  # go on without those that are done
             done[active] = h
             keep = going.nonzero()[:, 0]
-            active, going, h, data = active[keep], going[keep], h[keep], data[keep]
-            last, momentum = last[keep], momentum[keep]
+            active, going, h, last = active[keep], going[keep], h[keep], last[keep]
+            momentum, data = momentum[keep], data[keep]
         new = _step(data, h, W, down, likelihood)
-        moves = (new - h).abs().sum(1) > todo.tol * new.sum(1)
+        moving = going & ((new - h).abs().sum(1) > todo.tol * new.sum(1))
         turned = ((new - h) * (h - last)).sum(1) < 0
-        ends = going & (~moves if step + 1 < todo.steps else going)
-        momentum = torch.where(turned, 1.0, momentum)
+        momentum = momentum.masked_fill(turned, 1.0)
         ahead = (1 + (1 + 4 * momentum**2).sqrt()) / 2
-        beta = ((momentum - 1) / ahead).clamp_max(MAX_BETA)[:, None]
-        further = new + beta * (new - last).clamp_min(0)
-        goes_on = (going & ~ends)[:, None]
-        h = torch.where(goes_on, further, torch.where(ends[:, None], new, h))
-        last, momentum, going = torch.where(goes_on, new, last), ahead, going & ~ends
+        beta = ((momentum - 1) / ahead).clamp_max(MAX_BETA).to(h)
+        if step + 1 < todo.steps:
+            further = new + beta[:, None] * (new - last).clamp_min(0)
+            h = torch.where(moving[:, None], further, torch.where(going[:, None], new, h))
+        else:
+            h = torch.where(going[:, None], new, h)
+        last, momentum, going = new, ahead, moving
     done[active] = h
     return done
 
