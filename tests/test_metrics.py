@@ -164,13 +164,16 @@ def test_compare_gives_pca_log_normalised_counts() -> None:
     import scanpy as sc
 
     adata = bc.datasets.simulated(150, 100, 100, n_types=2, random_state=2)
-    how = {"background_key": "condition", "background": "ctrl", "labels": "cell_type", "n_topics": 2, "n_boot": 0}
+    adata.obs["deep"] = adata.obs["library_size"] > adata.obs["library_size"].median()
+    how = {"background_key": "condition", "background": "ctrl", "labels": "deep", "n_topics": 1, "n_boot": 0}
     table = metrics.compare(adata, methods="pca", n_seeds=1, cells="all", **how)
+    sc.pp.pca(adata, n_comps=1, key_added="raw")
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
-    sc.pp.pca(adata, n_comps=2)
-    scores = adata.obsm["X_pca"]
-    assert table["auc"].iloc[0] == pytest.approx(metrics.auc(scores, adata.obs["cell_type"]), abs=1e-3)
+    sc.pp.pca(adata, n_comps=1, key_added="log")
+    log, raw = (metrics.auc(adata.obsm[key], adata.obs["deep"]) for key in ("log", "raw"))
+    assert table["auc"].iloc[0] == pytest.approx(log, abs=1e-3)
+    assert abs(log - raw) > 0.05
 
 
 def test_compare_errors(adata) -> None:
