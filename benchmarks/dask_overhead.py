@@ -72,7 +72,8 @@ def main() -> None:
         usage = [transform(source, Poisson(), one.W, np.arange(n) < 1000)[0] for source in sources.values()]
     best = {name: (float(np.median(t)), min(t)) for name, t in times.items()}
     table(
-        f"{n:,} cells x {N_GENES:,} genes, {nnz / 1e6:.0f} M non-zeros ({zeros:.1%} zeros), {N_TOPICS} topics, 10 chunks",
+        f"{n:,} cells x {N_GENES:,} genes, {nnz / 1e6:.0f} M non-zeros ({zeros:.1%} zeros), "
+        f"{N_TOPICS} topics, 10 chunks",
         ["", "median s / iteration", "best s / iteration"],
         [[name, *t] for name, t in best.items()],
     )
