@@ -390,7 +390,7 @@ class TestGenerator:
             other
                 More cells.
             grid, n
-                Two of :math:`them` [Li2026]_.
+                Two of :math:`them` :cite:p:`li2026disentangling`.
             weights
                 No option can hold it.
             names

@@ -385,7 +385,7 @@ def test_copy_seed_and_checkpoint(small, tmp_path):
 
 def test_projection_is_refused_in_words(small):
     bc.tl.deltanmf(small, **SMALL)
-    with pytest.raises(ValueError, match="is of DeltaNMF"):
+    with pytest.raises(ValueError, match="of DeltaNMF"):
         bc.tl.project(small.copy(), small, key="deltanmf")
 
 

@@ -163,7 +163,7 @@ def test_compare_runs_all_methods_on_a_copy() -> None:
 def test_compare_gives_pca_log_normalised_counts() -> None:
     import scanpy as sc
 
-    adata = bc.datasets.simulated(150, 100, 100, n_types=2, random_state=2)
+    adata = bc.datasets.simulated(150, 100, 100, n_types=2, random_state=0)
     adata.obs["deep"] = adata.obs["library_size"] > adata.obs["library_size"].median()
     how = {"background_key": "condition", "background": "ctrl", "labels": "deep", "n_topics": 1, "n_boot": 0}
     table = metrics.compare(adata, methods="pca", n_seeds=1, cells="all", **how)

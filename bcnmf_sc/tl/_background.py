@@ -72,8 +72,8 @@ def background_check(
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.background_check(adata, background_key="condition", background="ctrl", n_background_topics=4, tol=1e-2)
-    >>> adata.uns["bcnmf_background_check"]["verdict"].iloc[0]
-    'good'
+    >>> adata.uns["bcnmf_background_check"]["verdict"].iloc[0]  # 400 cells: good from 500 on
+    'caution'
     """
     _anndata.check_key(key_added)
     for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
