@@ -44,9 +44,9 @@ class DeltaOptions(RunOptions, total=False):
     """How counts are prepared, a start is found and a fit is run in `deltanmf`; ``accelerate`` has no effect there."""
 
     library: Literal["median", "tpm", "none"]
-    """What each cell's total is scaled to: the median over controls and cases, a million, or nothing (median)."""
+    """What each cell's total is scaled to, the median over controls and cases, a million, or nothing (median)."""
     scale: Literal["control", "pooled", "separate", "none"]
-    """Deviations that genes are divided by: the controls' in both stages; those of all cells; each stage's own, which
+    """Deviations that genes are divided by, the controls' in both stages; those of all cells; each stage's own, which
     puts the control topics into other units in the second stage; or none (control)."""
     min_cells: int
     """Genes with a count in fewer control and case cells are left out (3)."""

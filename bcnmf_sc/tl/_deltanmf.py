@@ -46,7 +46,7 @@ def deltanmf(
     copy: bool = False,
     **options: Unpack[DeltaOptions],
 ) -> AnnData | None:
-    r"""Tell a shifted use of programs that controls have from programs that emerge in cases :cite:p:`karpurapu2026deltanmf`.
+    r"""Tell a shift of programs that controls have from programs that emerge in cases :cite:p:`karpurapu2026deltanmf`.
 
     Stage 1 factorises the controls. Stage 2 holds those topics and adds ``n_topics_case`` more, fitted on the cases.
     Cells are scaled to one total and genes to unit variance; then each stage minimises, over its topics :math:`W`
