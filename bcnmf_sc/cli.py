@@ -216,16 +216,15 @@ def demo(folder: Path, *, seeds: int, force: bool) -> None:
     for name in DEMO_FILES:
         check_output(folder / name if folder.exists() else folder, [], force=force)
     import pandas as pd
-    from tqdm.auto import tqdm
-
     from . import datasets, tl
+    from .engine.progress import progress_bar
 
     begin, adata = time.monotonic(), datasets.digits()
     target = (adata.obs["condition"] == "target").to_numpy()
     how: dict[str, Any] = {"n_topics": 2, "likelihood": "gaussian", "progress": False}
     contrast: dict[str, Any] = {"background_key": "condition", "background": "background", "alpha_scale": "sum"}
     scores = []
-    for seed in tqdm(range(seeds)[::-1], "demo", delay=2, unit="seed", leave=False, disable=None):  # seed 0 stays
+    for seed in progress_bar(range(seeds)[::-1], show=True, desc="demo", unit="seed", leave=False):  # seed 0 stays
         tl.nmf(adata, cells=target, random_state=seed, **how)
         tl.bcnmf(adata, alpha=2.0, random_state=seed, **contrast, **how)
         scores += [{"method": name, "seed": seed} | _score(adata, key, target) for name, key in DEMO_KEYS.items()]

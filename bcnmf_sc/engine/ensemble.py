@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from tqdm.auto import tqdm
 
 from .kernels import Pass, Rows, sweep
 from .likelihoods import Poisson
+from .progress import progress_bar
 from .solver import Factors, Run, fit, transform
 
 if TYPE_CHECKING:
@@ -314,5 +314,5 @@ def run_all(
 
     with ThreadPoolExecutor(len(shares)) as pool:
         done = pool.map(one, jobs)
-        bar = tqdm(done, total=len(jobs), disable=None if run.progress else True, delay=2, desc=what)
+        bar = progress_bar(done, show=run.progress, total=len(jobs), desc=what)
         return list(bar)

@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint
 from .kernels import MAX_BETA, TINY, Pass, Rows, Sums, sweep
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -177,14 +177,7 @@ def fit(
     with (
         checkpoint,
         source.working(),
-        tqdm(
-            initial=state.n_iter,
-            total=run.max_iter,
-            disable=None if run.progress else True,
-            delay=2,
-            desc="fit",
-            unit="it",
-        ) as bar,
+        progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it") as bar,
     ):
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
             iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)

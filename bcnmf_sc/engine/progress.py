@@ -1,0 +1,16 @@
+"""Progress bars: on a terminal and in a notebook, after two seconds of work."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+
+def progress_bar(iterable: Any = None, *, show: bool, **how: Any) -> Any:
+    """Make a tqdm bar that appears once the work takes longer than two seconds, if anyone is there to see it."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets; the bar is then left out
+        from tqdm.auto import tqdm
+    return tqdm(iterable, disable=None if show else True, delay=2, **how)
