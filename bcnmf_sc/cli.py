@@ -216,6 +216,7 @@ def demo(folder: Path, *, seeds: int, force: bool) -> None:
     for name in DEMO_FILES:
         check_output(folder / name if folder.exists() else folder, [], force=force)
     import pandas as pd
+
     from . import datasets, tl
     from .engine.progress import progress_bar
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint
 from .hals import Pass, sweep
 from .kernels import TINY, Rows
 from .likelihoods import Gaussian
+from .progress import progress_bar
 from .solver import Run, State
 
 if TYPE_CHECKING:
@@ -214,14 +214,7 @@ def fit_stage(
             elif start is None:
                 start = restarts(data, n_topics, n_restarts=n_restarts, consensus=consensus, random_state=random_state)
             state = begin(data, held, start, H=np.zeros((n_cells, n_held + n_topics)))
-        bar = tqdm(
-            initial=state.n_iter,
-            total=run.max_iter,
-            disable=None if run.progress else True,
-            delay=2,
-            desc="fit",
-            unit="it",
-        )
+        bar = progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it")
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
             loss = usage_step(data, state, n_held)
             if state.n_iter == 1:
