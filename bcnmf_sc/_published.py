@@ -25,8 +25,9 @@ _MICE_LABELS = {"Genotype": "genotype", "Treatment": "treatment", "Behavior": "b
 def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: float = 0.1) -> AnnData:
     """Read protein levels in the cortex of 72 mice, some with a model of Down syndrome, some shocked before learning.
 
-    The data of Higuera et al. 2015 (PLoS ONE 10, e0129126, doi:10.1371/journal.pone.0129126), used in section 2.3 of the bcNMF paper: 77 proteins, 15 replicates of each mouse.
-    Replicates are not independent: score by mouse. Three things are done to the published values, in this order:
+    The data of Higuera et al. 2015 (PLoS ONE 10, e0129126, doi:10.1371/journal.pone.0129126), used in section 2.3 of
+    the bcNMF paper: 77 proteins, 15 replicates of each mouse. Replicates are not independent: score by mouse. Three
+    things are done to the published values, in this order:
 
     1. proteins that miss more than `max_missing` of their values are dropped;
     2. a missing value becomes the median of the mouse's other replicates, or where it has none, of the protein;
