@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -94,5 +96,5 @@ def test_labels_keep_apart(n_topics, n_sets, letters):
     assert box.y1 <= height + 0.02
     for axis in (ax.xaxis, ax.yaxis):
         boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
-        for one, other in zip(boxes, boxes[1:], strict=False):
+        for one, other in itertools.pairwise(boxes):
             assert not one.overlaps(other)
