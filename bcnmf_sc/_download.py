@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import tarfile
+import warnings
 import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager
@@ -48,9 +49,17 @@ class Remote(NamedTuple):
 
 def data_folder() -> Path:
     """Return the folder of downloads: what `BCNMF_SC_DATA` names, else pooch's cache."""
-    import pooch  # imports requests, which only a download needs
+    return Path(os.environ.get("BCNMF_SC_DATA") or _pooch().os_cache("bcnmf_sc"))
 
-    return Path(os.environ.get("BCNMF_SC_DATA") or pooch.os_cache("bcnmf_sc"))
+
+def _pooch() -> Any:
+    """Import pooch, and with it requests, which only a download needs."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets
+        import pooch
+    return pooch
 
 
 def download(url: str, file_name: str, sha256: str | None = None) -> Path:
@@ -59,15 +68,13 @@ def download(url: str, file_name: str, sha256: str | None = None) -> Path:
     A connection that breaks is taken up where it broke, as long as it brings anything. A download that ends short of
     the announced size, or whose checksum is another, leaves no file. What lies there already is taken as it is.
     """
-    import pooch
-
     folder = data_folder()
     path = folder / file_name
     if path.is_file():
         return path
     by_hand = f"Fetch it by hand and put it at {path}, or set the environment variable `BCNMF_SC_DATA` to the folder"
     try:
-        return Path(pooch.retrieve(url, sha256, fname=file_name, path=folder, downloader=_persistent))
+        return Path(_pooch().retrieve(url, sha256, fname=file_name, path=folder, downloader=_persistent))
     except OSError as error:  # requests' exceptions are OSErrors too
         msg = f"{file_name} could not be downloaded from {url}. {by_hand} that holds it."
         raise OSError(msg) from error
@@ -78,8 +85,6 @@ def download(url: str, file_name: str, sha256: str | None = None) -> Path:
 
 def _persistent(url: str, output_file: str, _: Any) -> None:
     """Download as pooch does, with a progress bar, and go on after a broken connection for as long as bytes come."""
-    import pooch
-
     from .engine.progress import progress_bar
 
     def from_the_start(response: Any, *_: Any, **__: Any) -> None:
@@ -92,7 +97,7 @@ def _persistent(url: str, output_file: str, _: Any) -> None:
             before = handle.seek(0, os.SEEK_END)
             headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={before}-"} if before else {})
             bar = progress_bar(show=True, total=1, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1])
-            get = pooch.HTTPDownloader(
+            get = _pooch().HTTPDownloader(
                 progressbar=bar, chunk_size=BLOCK, headers=headers, hooks={"response": from_the_start}
             )
             try:

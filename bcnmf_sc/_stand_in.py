@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 N_GENES = 600
 PROGRAM = 20
-"""Genes of a program: its named ones first, then some without a name."""
+"""Genes of a program, the strongest first; these carry the known names."""
 MARKERS = {
     "pre": "HBG2 HBG1 HBA2 HBA1 HBB ALAS2 CA1 AHSP",
     "post": "MXD1 CLEC2B SAT1 DLK1 GATA2 S100A12 FPR1 CSF3R",
@@ -109,7 +109,7 @@ class _Genes:
                 self.names[place] = known
             self.members[program] = own
             self.profile[program] = np.zeros(N_GENES)
-            self.profile[program][own] = rng.dirichlet(np.full(PROGRAM, 2.0))
+            self.profile[program][own] = np.sort(rng.dirichlet(np.full(PROGRAM, 2.0)))[::-1]
 
     def counts(self, rng: np.random.Generator, cells: Sequence[dict[str, float]]) -> np.ndarray:
         """Draw counts, cells x genes; a cell says which share goes to each program, the rest is alike in all."""
@@ -143,7 +143,7 @@ def _mixseq(rng: np.random.Generator) -> tuple[dict[str, bytes], dict[str, np.nd
         cells = [{str(name): 0.35, "stress": 0.1 * rng.random()} for name in line]
         for cell, name in zip(cells, line, strict=True):
             if condition == "idasanutlin" and name in intact:
-                cell["p53"] = rng.uniform(0.1, 0.25)
+                cell["p53"] = rng.uniform(0.08, 0.2)
         triplet = _triplet(rng, genes, genes.counts(rng, cells))
         calls = pd.DataFrame(
             {

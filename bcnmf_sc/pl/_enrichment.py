@@ -101,7 +101,7 @@ def enrichment(
     ax.grid(visible=True, color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)
     ax.tick_params(length=0)
-    ax.figure.colorbar(dots, ax=ax, label=SCORES[str(method)], shrink=0.7, location="bottom", pad=0.02)
+    ax.figure.colorbar(dots, ax=ax, label=SCORES[str(method)], shrink=0.7, location="bottom", pad=0.05)
     steps = [step for step in mpl.ticker.MaxNLocator(3).tick_values(0, largest) if 0 < step <= largest]
     dot: dict[str, Any] = {"ls": "", "marker": "o", "color": PLAIN, "mew": 0}
     handles = [Line2D([], [], ms=np.sqrt(FULL * step / largest), label=f"{step:g}", **dot) for step in steps]
