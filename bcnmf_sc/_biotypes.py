@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pandas as pd
 
 from ._anndata import listed
-from ._published import download
+from ._download import download
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,14 +1,19 @@
-"""Published data sets and annotations: found in a folder or downloaded, read from the publishers' own formats."""
+"""The mouse protein data: found in a folder or downloaded, read from the publishers' own format."""
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+
+from ._download import data_folder, download
+
+if TYPE_CHECKING:
+    import os
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +25,9 @@ _MICE_LABELS = {"Genotype": "genotype", "Treatment": "treatment", "Behavior": "b
 def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: float = 0.1) -> AnnData:
     """Read protein levels in the cortex of 72 mice, some with a model of Down syndrome, some shocked before learning.
 
-    The data of Higuera et al. 2015, used in section 2.3 of the bcNMF paper: 77 proteins, 15 replicates of each mouse.
-    Replicates are not independent: score by mouse. Three things are done to the published values, in this order:
+    The data of Higuera et al. 2015 (PLoS ONE 10, e0129126, doi:10.1371/journal.pone.0129126), used in section 2.3 of
+    the bcNMF paper: 77 proteins, 15 replicates of each mouse. Replicates are not independent: score by mouse. Three
+    things are done to the published values, in this order:
 
     1. proteins that miss more than `max_missing` of their values are dropped;
     2. a missing value becomes the median of the mouse's other replicates, or where it has none, of the protein;
@@ -53,6 +59,18 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
         Values that were imputed.
     `.var["minimum"]`, `.var["maximum"]` : float arrays
         What 0 and 1 stand for.
+
+    Raises
+    ------
+    ValueError
+        `path` is no file or not this table, or `max_missing` leaves no protein.
+    OSError
+        The download failed; the message names the file, its address and where to put it by hand.
+
+    Notes
+    -----
+    UCI publishes the table under CC BY 4.0. No checksum is known: what is checked is the size that the server
+    announces and the table's columns. Checked on the real table; its download was not run.
 
     Examples
     --------
@@ -119,26 +137,3 @@ def _read_mice(path: Path) -> pd.DataFrame:
         msg = f"`path` must have the columns of UCI's Data_Cortex_Nuclear, got {got}."
         raise ValueError(msg)
     return table.set_index("MouseID")
-
-
-def data_folder() -> Path:
-    """Return the folder of downloads: what `BCNMF_SC_DATA` names, else pooch's cache."""
-    import pooch  # imports requests, which only a download needs
-
-    return Path(os.environ.get("BCNMF_SC_DATA") or pooch.os_cache("bcnmf_sc"))
-
-
-def download(url: str, file_name: str) -> Path:
-    """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there."""
-    import pooch
-
-    folder = data_folder()
-    path = folder / file_name
-    try:
-        return Path(pooch.retrieve(url, known_hash=None, fname=file_name, path=folder))
-    except OSError as error:  # requests' exceptions are OSErrors too
-        msg = (
-            f"{file_name} could not be downloaded from {url}. Fetch it by hand and put it at {path}, "
-            "or set the environment variable `BCNMF_SC_DATA` to the folder that holds it."
-        )
-        raise OSError(msg) from error

@@ -10,17 +10,29 @@ from anndata import AnnData
 from scipy import ndimage, sparse
 
 from ._published import mice_protein
+from ._published_cells import kang, leukemia, mdd, mixseq
 from ._simulate import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
 from ._simulate import check_count as _check_count
 from ._simulate import check_number as _check_number
 from ._simulate import simulated_programs
+from ._stand_in import stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "mice_protein", "simulated", "simulated_programs"]
+__all__ = [
+    "digits",
+    "kang",
+    "leukemia",
+    "mdd",
+    "mice_protein",
+    "mixseq",
+    "simulated",
+    "simulated_programs",
+    "stand_in",
+]
 
 _IMAGE_SIDE = 16
 _PHOTO_SHRINK = 2

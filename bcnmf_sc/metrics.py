@@ -105,6 +105,7 @@ def ari_bootstrap(
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
+    from threadpoolctl import threadpool_limits
 
     points = proportions(usage) if normalize else _points(usage)
     truth = _codes("labels", labels, len(points))
@@ -120,7 +121,8 @@ def ari_bootstrap(
 
     def score(cells: np.ndarray, seed: int) -> float:
         n_distinct = len(np.unique(points[cells], axis=0))
-        found = KMeans(min(k, n_distinct), n_init=N_STARTS, random_state=seed).fit_predict(points[cells])
+        with threadpool_limits(1):  # tables of a few columns: threads wait for each other longer than they compute
+            found = KMeans(min(k, n_distinct), n_init=N_STARTS, random_state=seed).fit_predict(points[cells])
         return float(adjusted_rand_score(truth[cells], found))
 
     samples = []

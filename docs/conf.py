@@ -34,7 +34,7 @@ nitpicky = True
 tutorials = HERE / "tutorials"
 shutil.rmtree(tutorials, ignore_errors=True)
 tutorials.mkdir()
-notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"))
+notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"), key=lambda path: (path.stem != "quickstart", path.stem))
 for notebook in notebooks:
     shutil.copyfile(notebook, tutorials / notebook.name)
 entries = "\n".join(notebook.stem for notebook in notebooks)

@@ -44,6 +44,23 @@ def test_ari_standard_error_is_that_of_resamples_and_repeats(rng) -> None:
     assert np.isnan(metrics.ari_bootstrap(usage, labels, n_boot=0).se)
 
 
+def test_ari_clusters_on_one_thread(rng, monkeypatch) -> None:
+    """Small clusterings on all threads take up to a hundred times as long where other work shares the machine."""
+    from sklearn import cluster
+    from threadpoolctl import threadpool_info
+
+    threads = []
+
+    class KMeans(cluster.KMeans):
+        def fit_predict(self, *args, **kwargs):
+            threads.append(max(pool["num_threads"] for pool in threadpool_info()))
+            return super().fit_predict(*args, **kwargs)
+
+    monkeypatch.setattr(cluster, "KMeans", KMeans)
+    metrics.ari_bootstrap(rng.random((40, 2)), np.arange(40) % 2, n_boot=2)
+    assert threads == [1, 1, 1]
+
+
 def test_ari_by_donor_is_less_sure_where_donors_differ(rng) -> None:
     donor = np.repeat(np.arange(8), 40)
     labels = rng.integers(2, size=320)

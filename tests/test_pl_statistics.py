@@ -121,6 +121,26 @@ def test_gene_tests_lie_beside_their_rows(adata) -> None:
         pl.loadings(adata, gene_test="donor")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that cells are no donors
+def test_tests_of_topics_against_a_column_lie_beside_their_blocks(adata) -> None:
+    tl.associate(adata, groupby="condition", sample_key="donor")
+    fig = pl.loadings(adata, n_genes=3, test="condition", topics=["Topic 3", "Topic 1"])
+    bars = fig.axes[1]
+    table = get.associations(adata, "condition").set_index("topic").loc[["Topic 3", "Topic 1"]]
+    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], table["signed_log10_p"])
+    dark = [to_hex(bar.get_facecolor()) == PLAIN for bar in bars.patches]
+    assert dark == (table["p_adjusted"] <= 0.05).tolist() == [False, True]
+    assert bars.get_xlabel().startswith("topics, signed")
+    assert "stim against" in bars.get_xlabel()
+    check_layout(fig)
+    with pytest.raises(ValueError, match=r"`test` must be 'auto', .* got 'donor'. Tested: 'condition'"):
+        pl.loadings(adata, test="donor")
+    adata.obs["kind"] = pd.Categorical(np.resize(list("abc"), adata.n_obs))
+    tl.associate(adata, groupby="kind", reference="a")
+    with pytest.raises(ValueError, match=r"`test` must name a column with one comparison, got 'kind' with 'b', 'c'"):
+        pl.loadings(adata, test="kind")
+
+
 def test_gene_tests_of_several_groups_are_refused(adata) -> None:
     adata.obs["kind"] = [f"k{int(d[1:]) % 3}" for d in adata.obs["donor"]]
     tl.associate_genes(adata, groupby="kind", sample_key="donor")

@@ -4,6 +4,7 @@ Each function draws and computes nothing new, shows nothing and saves nothing. I
 where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
 """
 
+from ._enrichment import enrichment
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
 from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
 
@@ -12,6 +13,7 @@ __all__ = [
     "bubbles",
     "compare",
     "composition",
+    "enrichment",
     "gene_frequency",
     "images",
     "loadings",

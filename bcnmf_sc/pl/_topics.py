@@ -115,7 +115,7 @@ def loadings(
     n_genes: int = 5,
     topics: str | Sequence[str] | None = None,
     by: Literal["loading", "specificity"] = "loading",
-    test: Literal["auto", "p_value", "log2_enrichment"] | None = "auto",
+    test: str | None = "auto",
     gene_test: str | None = None,
     gene_symbols: str | None = None,
     **kwargs: Any,
@@ -141,7 +141,8 @@ def loadings(
     test
         Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the log2 enrichment,
         dark for topics that were called; `"log2_enrichment"` compares the usage in target and background. `"auto"`
-        takes the first of the two that has values; None draws no bars.
+        takes the first of the two that has values; None draws no bars. Or a column of `adata.obs` against which
+        :func:`bcnmf_sc.tl.associate` tested the topics, drawn as `gene_test` is.
     gene_test
         Column of `adata.obs` against which :func:`bcnmf_sc.tl.associate_genes` tested the genes: a bar for each gene,
         -log10 p with the sign of the difference, dark where the adjusted p is at most 0.05. None draws none.
@@ -164,8 +165,8 @@ def loadings(
     genes = get.top_genes(adata, n_genes, key=key, by=by, topics=topics)
     names = genes["topic"].cat.categories.tolist()
     table = get.topics(adata, key=key).loc[names]
-    tested = _pick_test(table, test)
-    of_genes = None if gene_test is None else _gene_tests(adata, gene_test, genes["gene"], key=key)
+    tested, table = _pick_test(adata, table, test, key=key)
+    of_genes = None if gene_test is None else _tests(adata, gene_test, genes["gene"], key=key, of="gene")
     w = get.loadings(adata, key=key)
     rows = w.index.get_indexer(genes["gene"])
     heat = w[names].to_numpy()[rows]
@@ -390,25 +391,29 @@ def _category_colors(adata: AnnData, column: pd.Series, name: str | None) -> dic
     return {category: to_hex(palette[i % len(palette)]) for i, category in enumerate(categories)}
 
 
-def _pick_test(table: pd.DataFrame, test: str | None) -> str | None:
+def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: str) -> tuple[str | None, pd.DataFrame]:
+    """Name the column to draw, and return the table that has it."""
     columns = ("p_value", "log2_enrichment")
     if test is not None and test not in ("auto", *columns):
-        msg = f"`test` must be 'auto', 'p_value', 'log2_enrichment' or None, got {test!r}."
-        raise ValueError(msg)
+        tested = set(adata.uns[key].get("associations", {"groupby": ()})["groupby"])
+        if test not in tested:
+            rule = "'auto', 'p_value', 'log2_enrichment', None or a column tested by `bcnmf_sc.tl.associate`"
+            msg = f"`test` must be {rule}, got {test!r}. Tested: {listed(tested)}."
+            raise ValueError(msg)
+        return "signed_log10_p", _tests(adata, test, table.index, key=key, of="topic")
     filled = [name for name in columns if name in table and table[name].notna().any()]
     if test == "auto":
-        return filled[0] if filled else None
+        return (filled[0] if filled else None), table
     if test is not None and test not in filled:
         msg = f"`test` must be a column with values in the topics table, got {test!r}. Present: {listed(filled)}."
         raise ValueError(msg)
-    return test
+    return test, table
 
 
 def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) -> None:
     """One bar per topic, as high as its block of genes."""
     value = table[test].to_numpy(dtype=float)
-    dark = np.ones(len(value), dtype=bool)
-    label = "log2 enrichment"
+    dark, label = np.ones(len(value), dtype=bool), "log2 enrichment"
     if test == "p_value":
         value = -np.log10(np.maximum(value, np.finfo(float).tiny))
         label = "$-$log10 p"
@@ -418,6 +423,8 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
         if "called" in table:
             dark = (table["called"] == 1).to_numpy(dtype=bool)  # False where not known
             label += "\n(dark: called)"
+    elif test == "signed_log10_p":
+        dark, label = (table["p_adjusted"] <= LEVEL).to_numpy(), _against(table, "topics")
     centres, heights = (bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)
     ax.barh(centres, np.nan_to_num(value), 0.8 * heights, color=np.where(dark, PLAIN, MISSING), edgecolor=PLAIN)
     ax.axvline(0, color="black", linewidth=0.8)
@@ -431,17 +438,21 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _gene_tests(adata: AnnData, groupby: str, genes: pd.Series, *, key: str) -> pd.DataFrame:
-    """Return the tests of genes against a column, one row for each of `genes`."""
-    table = get.associations(adata, groupby, key=key, table="genes")
+def _tests(adata: AnnData, groupby: str, names: pd.Series | pd.Index, *, key: str, of: str) -> pd.DataFrame:
+    """Return the tests of topics or genes against a column, one row for each of `names`."""
+    table = get.associations(adata, groupby, key=key, table="genes" if of == "gene" else "topics")
     if table["group"].nunique() > 1:
         several = listed(table["group"].unique())
-        msg = (
-            f"`gene_test` must name a column with one comparison, got {groupby!r} with {several}. "
-            "Name one of its groups in `bcnmf_sc.tl.associate_genes`."
-        )
+        argument, call = ("gene_test", "associate_genes") if of == "gene" else ("test", "associate")
+        advice = f"Name one of its groups in `bcnmf_sc.tl.{call}`."
+        msg = f"`{argument}` must name a column with one comparison, got {groupby!r} with {several}. {advice}"
         raise ValueError(msg)
-    return table.set_index("gene").reindex(genes)
+    return table.set_index(of).reindex(names)
+
+
+def _against(table: pd.DataFrame, what: str) -> str:
+    group, reference = (table[name].dropna().iloc[0] for name in ("group", "reference"))
+    return f"{what}, signed\n$-$log10 p,\n{group} against\n{reference}"
 
 
 def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
@@ -456,8 +467,7 @@ def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
     ax.set_ylim(len(value) - 0.5, -0.5)
     ax.set_yticks([])
     ax.tick_params(axis="x", labelsize=FONT)
-    group, reference = (table[name].dropna().iloc[0] for name in ("group", "reference"))
-    ax.set_xlabel(f"genes, signed\n$-$log10 p,\n{group} against\n{reference}", fontsize=FONT)
+    ax.set_xlabel(_against(table, "genes"), fontsize=FONT)
     ax.locator_params(axis="x", nbins=4)
     ax.spines[["top", "right", "left"]].set_visible(False)
 

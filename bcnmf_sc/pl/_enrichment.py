@@ -1,0 +1,109 @@
+"""Gene sets in which topics are rich."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.lines import Line2D
+
+from .. import get
+from .._anndata import listed, pick_topics
+from ._topics import FONT, LEVEL, PLAIN, _legend, _new_axes, _text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+FULL = 120.0
+"""Area of the largest dot, in square points."""
+SCORES = {"ora": "fold over chance", "gsea": "normalised enrichment score"}
+
+
+def enrichment(
+    adata: AnnData,
+    *,
+    key: str = "bcnmf",
+    method: Literal["ora", "gsea"] | None = None,
+    n_sets: int = 5,
+    topics: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Draw the gene sets that lead each topic: how surely as the size of a dot, how much as its shade (Fig. 6e).
+
+    Draws what :func:`bcnmf_sc.tl.enrich` stored. A set among the first of one topic is drawn for all. The area of a dot
+    is -log10 of the adjusted p; a dark rim marks those of at most 0.05.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation and its enrichment.
+    key
+        The `key_added` under which the factorisation was stored.
+    method
+        Whose results to draw; None where one method has run only.
+    n_sets
+        Sets per topic, the most significant ones first.
+    topics
+        Names of the topics to draw, in this order; None for all that were tested.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.scatter`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> sets = {"first": adata.var_names[:20], "last": adata.var_names[-20:]}
+    >>> bc.tl.enrich(adata, sets, n_genes=30)
+    >>> ax = bc.pl.enrichment(adata)
+    """
+    table = get.enrichment(adata, key=key)
+    present = table["method"].unique().tolist()
+    if method is None and len(present) == 1:
+        method = present[0]
+    if method not in present:
+        msg = f"`method` must be one that has run, got {method!r}. Present: {listed(present)}."
+        raise ValueError(msg)
+    table = table[table["method"] == method]
+    names = pick_topics(table["topic"].unique(), topics)
+    table = table[table["topic"].isin(names)].set_index("topic")
+    sets = list(dict.fromkeys(name for topic in names for name in table.loc[[topic], "gene_set"].iloc[:n_sets]))
+    if not sets:
+        msg = f"`n_sets` must be at least 1, got {n_sets}."
+        raise ValueError(msg)
+    table = table[table["gene_set"].isin(sets)]
+
+    x = [names.index(topic) for topic in table.index]
+    y = [sets.index(name) for name in table["gene_set"]]
+    adjusted = table["p_adjusted"].to_numpy(dtype=float)
+    sure = -np.log10(np.maximum(adjusted, np.finfo(float).tiny))
+    largest = max(sure.max(), -np.log10(LEVEL))
+    if ax is None:
+        labels = _text_width(sets)
+        ax = _new_axes(0.3 * len(names) + labels + 1.6, 0.2 * len(sets) + _text_width(names) + 1.0, ["99.9"])
+    look: dict[str, Any] = {"cmap": "viridis_r", "edgecolors": np.where(adjusted <= LEVEL, "black", "none")}
+    dots = ax.scatter(x, y, s=FULL * sure / largest, c=table["score"], **{"linewidths": 1.0, **look, **kwargs})
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=FONT)
+    ax.set_yticks(range(len(sets)), list(map(str, sets)), fontsize=FONT)
+    ax.set_xlim(-0.7, len(names) - 0.3)
+    ax.set_ylim(len(sets) - 0.3, -0.7)
+    ax.grid(visible=True, color="0.92", linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0)
+    ax.figure.colorbar(dots, ax=ax, label=SCORES[str(method)], shrink=0.7, location="bottom", pad=0.05)
+    steps = [step for step in mpl.ticker.MaxNLocator(3).tick_values(0, largest) if 0 < step <= largest]
+    dot: dict[str, Any] = {"ls": "", "marker": "o", "color": PLAIN, "mew": 0}
+    handles = [Line2D([], [], ms=np.sqrt(FULL * step / largest), label=f"{step:g}", **dot) for step in steps]
+    _legend(ax, handles, title="$-$log10\nadjusted p")
+    return ax
