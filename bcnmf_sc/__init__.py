@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from . import datasets, get, metrics, pl, pp, tl
+from ._report import report
 
-__all__ = ["datasets", "get", "metrics", "pl", "pp", "tl"]
+__all__ = ["datasets", "get", "metrics", "pl", "pp", "report", "tl"]
 __version__ = version("bcnmf-sc")

@@ -207,6 +207,25 @@ def info(source: Path) -> None:
     adata.file.close()
 
 
+@cli.command("report")
+@click.argument("source", type=PATH, metavar="IN.h5ad")
+@click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="File to write.")
+@click.option("--key", default="bcnmf", show_default=True, help="Name of the factorisation.")
+@click.option("--title", help="Heading of the page.")
+@click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes named of a topic.")
+@click.option("--gene-symbols", help="Column of `adata.var` that names the genes.")
+@click.option("--force", is_flag=True, help="Overwrite the output where it exists.")
+def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
+    """Write what a fitted file holds to one self-contained HTML page."""
+    check_output(output, [source], force=force)
+    adata = read(source, backed="r")
+    from . import report
+
+    write(output, partial(report, adata, **values))
+    adata.file.close()
+    click.echo(f"Wrote {output}")
+
+
 @cli.command()
 @click.option("-o", "--output", "folder", default=Path("bcnmf_demo"), type=PATH, metavar="FOLDER", show_default=True)
 @click.option("--seeds", default=5, type=click.IntRange(min=1), show_default=True, help="Starts of each method.")

@@ -4,10 +4,12 @@ Each function draws and computes nothing new, shows nothing and saves nothing. I
 where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
 """
 
+from ._choices import alpha_path, stability
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
 from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
 
 __all__ = [
+    "alpha_path",
     "associations",
     "bubbles",
     "compare",
@@ -16,6 +18,7 @@ __all__ = [
     "images",
     "loadings",
     "loss",
+    "stability",
     "umap",
     "usage",
 ]
