@@ -313,7 +313,7 @@ def _fit(of: Analysis) -> list[Part]:
     if "converged" in of.record:
         how = "at rest" if of.record["converged"] else "NOT at rest"
         facts.append(("loadings", f"{how} after {int(of.record['n_iter'])} iterations"))
-    for part, share in of.record.get("deviance_explained", {}).items():
+    for part, share in sorted(of.record.get("deviance_explained", {}).items()):
         facts.append((f"deviance explained, {str(part).replace('_', ' ')}", written(float(share))))
     suppressed = of.adata.var.get(f"{of.key}_suppressed")
     if suppressed is not None:
