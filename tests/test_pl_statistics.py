@@ -167,7 +167,7 @@ def test_gene_frequency_counts_topics(adata) -> None:
     coloured = {
         name
         for name, bar in zip(texts(everything.yaxis), everything.patches, strict=True)
-        if to_hex(bar.get_facecolor()) == PALETTE[5].lower() and bar.get_hatch()
+        if to_hex(bar.get_facecolor()) == PALETTE[3].lower() and bar.get_hatch()
     }
     assert coloured == {"G3", "G5"} & set(counts.index)
     assert coloured
@@ -379,3 +379,8 @@ def test_stability_errors(adata: ad.AnnData) -> None:
     adata.uns["bcnmf"]["topics"]["stability"] = np.nan
     with pytest.raises(ValueError, match=r"`key` must name topics with a stability"):
         pl.stability(adata)
+
+
+def test_bubbles_keep_the_order_of_the_categories(adata: ad.AnnData) -> None:
+    adata.obs["condition"] = adata.obs["condition"].cat.reorder_categories(["stim", "ctrl"])
+    assert texts(pl.bubbles(adata, "condition").yaxis) == ["stim", "ctrl"]
