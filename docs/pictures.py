@@ -33,7 +33,9 @@ def analysed() -> AnnData:
     """Simulated cases and controls, with everything run that a plot draws."""
     adata = bc.datasets.simulated()
     active = adata.obs["subgroup"].astype(str)
-    group = np.where(adata.obs["condition"] == "ctrl", "controls", np.where(active == "none", "cases, not affected", ""))
+    group = np.where(
+        adata.obs["condition"] == "ctrl", "controls", np.where(active == "none", "cases, not affected", "")
+    )
     adata.obs["group"] = np.where(group == "", "cases, " + active.str.replace("salient", "program"), group)
     adata.obs["patient"] = pd.Categorical([f"P{i % 6 + 1}" for i in range(adata.n_obs)])
     bc.pp.highly_variable_genes(adata, n_top_genes=300, **SPLIT)
@@ -140,8 +142,18 @@ def _scheme(ax: Axes) -> None:
         box(5.2 + 0.55 * k, 4.1, 0.45, 2.4, facecolor=TARGET)
     for k in range(5):
         box(5.2 + 0.55 * k, 0.6, 0.45, 2.4, facecolor=SHARED, hatch="///")
-    ax.text(6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=9, color=TARGET, fontweight="bold")
-    ax.text(8.05, 1.8, "background\ntopics: what\nboth share,\nheld fixed", va="center", fontsize=9, color=PLAIN, fontweight="bold")
+    ax.text(
+        6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=9, color=TARGET, fontweight="bold"
+    )
+    ax.text(
+        8.05,
+        1.8,
+        "background\ntopics: what\nboth share,\nheld fixed",
+        va="center",
+        fontsize=9,
+        color=PLAIN,
+        fontweight="bold",
+    )
 
 
 def main() -> None:

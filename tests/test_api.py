@@ -71,6 +71,15 @@ def test_every_name_is_in_the_docs():
     assert listed == set(PUBLIC)
 
 
+def test_every_plot_has_a_picture():
+    """In the gallery, with words for those who do not see it."""
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"^```{figure} (images/gallery/(\w+)\.png)\n:alt: (.{20,})$", page, re.MULTILINE)
+    assert {name for _, name, _ in pictures} == set(bc.pl.__all__)
+    assert all((ROOT / "docs" / path).read_bytes()[:4] == b"\x89PNG" for path, _, _ in pictures)
+    assert set(re.findall(r"bc\.pl\.(\w+)\(", page)) == set(bc.pl.__all__)
+
+
 def fields(adata) -> dict[str, object]:
     """Every field of an AnnData by its name, as the docstrings write it."""
     found = {f".{slot}[{key}]": getattr(adata, slot)[[key]] for slot in ("obs", "var") for key in getattr(adata, slot)}
