@@ -1,7 +1,7 @@
 """Draw the pictures of the landing page and of the gallery, from data that come with the package.
 
-``python docs/pictures.py`` writes them below ``docs/images``; they are committed, so that building the pages needs no fit.
-A public plot without a picture is an error.
+``python docs/pictures.py`` writes them below ``docs/images``; they are committed, so that
+building the pages needs no fit. A public plot without a picture is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGET, SHARED = PALETTE[0], MISSING
 
 
 def analysed() -> AnnData:
-    """Simulated cases and controls, with everything run that a plot draws."""
+    """Return simulated cases and controls, with everything run that a plot draws."""
     adata = bc.datasets.simulated()
     active = adata.obs["subgroup"].astype(str)
     group = np.where(
@@ -49,7 +49,7 @@ def analysed() -> AnnData:
 
 
 def digits() -> AnnData:
-    """Digits over photographs, the paper's demonstration."""
+    """Return topics of digits over photographs, the paper's demonstration."""
     adata = bc.datasets.digits()
     how: dict[str, Any] = {"n_topics": 4, "likelihood": "gaussian", "alpha": 0.5, "tol": 1e-3}
     bc.tl.bcnmf(adata, background_key="condition", background="background", progress=False, **how)
@@ -57,7 +57,7 @@ def digits() -> AnnData:
 
 
 def compared() -> pd.DataFrame:
-    """Four methods on the digits."""
+    """Return scores of four methods on the digits."""
     return bc.metrics.compare(
         bc.datasets.digits(),
         background_key="condition",
@@ -71,7 +71,7 @@ def compared() -> pd.DataFrame:
 
 
 def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
-    """How each plot is called, in the order of the page."""
+    """Return how each plot is called, in the order of the page."""
     images = digits()
     highlight = bc.get.top_genes(adata, 4, topics="Background 3")["gene"].tolist()
     return {
@@ -93,13 +93,13 @@ def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
 def idea(adata: AnnData) -> plt.Figure:
     """Draw the method in one picture: what goes in, topics, what each cell gets."""
     fig, (scheme, topics, cells) = plt.subplots(
-        1, 3, figsize=(11, 3.6), width_ratios=[1.35, 1, 1], layout="constrained"
+        1, 3, figsize=(9.2, 3.5), width_ratios=[1.6, 0.9, 1], layout="constrained"
     )
     _scheme(scheme)
     order = ["controls", "cases, not affected", "cases, program 1", "cases, program 2"]
     adata.obs["group"] = pd.Categorical(adata.obs["group"], categories=order)
     bc.pl.bubbles(adata, "group", ax=topics, color=TARGET)
-    topics.set_title("Which topics do cells use?", fontsize=11)
+    topics.set_title("Which topics do cells use?", fontsize=10)
     topics.set_ylabel("")
     topics.get_legend().remove()
     for text in topics.get_xticklabels():
@@ -114,43 +114,44 @@ def idea(adata: AnnData) -> plt.Figure:
             cells.scatter(values[these], y[these], s=5, color=colour, linewidths=0, rasterized=True)
     cells.axvline(share[adata.obs["group"] == "controls"].quantile(0.95), color="black", ls="--", lw=1)
     cells.set_ylim(len(order) - 0.5, -0.5)
-    cells.set_title("Which cells carry a program?", fontsize=11)
-    cells.set(xlabel="target share, scored out of fold\n(dashed: 95 % of controls lie below)", yticks=[])
+    cells.set_title("Which cells carry a program?", fontsize=10)
+    cells.set(yticks=[])
     cells.set_xlim(-0.02, None)
+    cells.set_xlabel("target share, out of fold\n(95 % of controls: left of the line)", fontsize=8)
     cells.spines[["top", "right"]].set_visible(False)
     return fig
 
 
 def _scheme(ax: Axes) -> None:
-    """Two matrices of counts, and the loadings that explain them."""
+    """Draw two matrices of counts, and the topics that explain them."""
     ax.set(xlim=(0, 10), ylim=(0, 7.4))
-    ax.set_title("Topics for two groups of cells", fontsize=11)
+    ax.set_title("Topics for two groups of cells", fontsize=10)
     ax.set_axis_off()
 
-    def box(x: float, y: float, width: float, height: float, **look: Any) -> None:
-        ax.add_patch(Rectangle((x, y), width, height, **({"edgecolor": "black", "linewidth": 1} | look)))
+    def box(corner: tuple[float, float], width: float, height: float, **look: Any) -> None:
+        ax.add_patch(Rectangle(corner, width, height, **({"edgecolor": "black", "linewidth": 1} | look)))
 
-    box(0.2, 3.5, 2.6, 3.0, facecolor=TARGET)
-    box(0.2, 0.6, 2.6, 2.4, facecolor=PALETTE[1])
-    ax.text(1.5, 5.0, "target\ncells × genes", ha="center", va="center", color="white", fontweight="bold", fontsize=9)
-    ax.text(1.5, 1.8, "background\ncells × genes", ha="center", va="center", fontweight="bold", fontsize=9)
+    box((0.2, 3.5), 2.6, 3.0, facecolor=TARGET)
+    box((0.2, 0.6), 2.6, 2.4, facecolor=PALETTE[1])
+    ax.text(1.5, 5.0, "target\ncells × genes", ha="center", va="center", color="white", fontweight="bold", fontsize=8)
+    ax.text(1.5, 1.8, "background\ncells × genes", ha="center", va="center", fontweight="bold", fontsize=8)
     arrow: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 14, "color": "black", "lw": 1.3}
     ax.add_patch(FancyArrowPatch((2.9, 5.3), (5.0, 5.3), **arrow))
     ax.add_patch(FancyArrowPatch((2.9, 1.8), (5.0, 1.8), **arrow))
     ax.add_patch(FancyArrowPatch((2.9, 4.1), (5.0, 2.6), **(arrow | {"color": "#9a9a9a"})))
     for k in range(2):
-        box(5.2 + 0.55 * k, 4.1, 0.45, 2.4, facecolor=TARGET)
+        box((5.2 + 0.55 * k, 4.1), 0.45, 2.4, facecolor=TARGET)
     for k in range(5):
-        box(5.2 + 0.55 * k, 0.6, 0.45, 2.4, facecolor=SHARED, hatch="///")
+        box((5.2 + 0.55 * k, 0.6), 0.45, 2.4, facecolor=SHARED, hatch="///")
     ax.text(
-        6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=9, color=TARGET, fontweight="bold"
+        6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=8, color=TARGET, fontweight="bold"
     )
     ax.text(
         8.05,
         1.8,
         "background\ntopics: what\nboth share,\nheld fixed",
         va="center",
-        fontsize=9,
+        fontsize=8,
         color=PLAIN,
         fontweight="bold",
     )
