@@ -201,7 +201,8 @@ def code_blocks(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_quickstart_runs_as_written(page):
+def test_quickstart_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a report
     (code,) = code_blocks(ROOT / page)
     result: dict[str, object] = {}
     exec(compile(code, page, "exec"), result)
