@@ -185,7 +185,7 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         if x_w is not None:
             up, down = x_w[active], now @ gram
         else:
-            p, n = _terms(x if len(active) == len(h) else x[active], np.maximum(now @ W.T, TINY), likelihood)
+            p, n = _terms(x if len(active) == len(h) else x[active], _expected(now, W), likelihood)
             up, down = p @ W, (W.sum(0) if n is None else n @ W)
         new = now * (up / np.maximum(down, TINY))
         np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)
@@ -200,7 +200,7 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         h[active], last[active] = new + beta[:, None].astype(W.dtype) * np.maximum(new - last[active], 0), new
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
-    mu: Any = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
+    mu: Any = _expected(h, W) if todo.loss or not linear else None
     if todo.sums:
         p, n = (x, None) if linear else _terms(x, mu, likelihood)
         for part, weight in (("x", target), ("y", background)):
@@ -214,6 +214,12 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
             rows.loss[used] = cells
     if todo.evidence and target.any():
         total.add("evidence", _evidence(x, mu, target, likelihood))
+
+
+def _expected(h: Floats, W: Floats) -> Floats:
+    """``mu = h W'``, which is divided by."""
+    mu: Floats = h @ W.T
+    return np.maximum(mu, TINY, out=mu)
 
 
 def _n_sum(weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> Floats:
