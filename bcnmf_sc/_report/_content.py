@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+TOPICS = "Topics: mean share of usage, and tests out of fold where there are any"
 BEST_SETS = 5
 """Gene sets shown of each topic."""
 BEST_GENES = 30
@@ -202,11 +203,16 @@ def _topics(of: Analysis) -> list[Part]:
     )
     genes.index = pd.Index([str(name) for name in genes.index], name="topic")
     first = "; ".join(f"{topic}: {names.split(', ')[0]}" for topic, names in genes.iloc[:, 0].items())
-    drawn = partial(pl.loadings, of.adata, key=of.key, n_genes=min(of.n_genes, 5), gene_symbols=of.gene_symbols)
+    target = found.index[found["kind"] != "background"].tolist()  # the others are in the tables
+    drawn = partial(pl.loadings, of.adata, topics=target, **(show | {"n_genes": min(of.n_genes, 5)}))
     parts: list[Part] = [
-        table(found.rename_axis("topic"), "Topics: mean share of usage, and tests out of fold where there are any"),
+        table(found.rename_axis("topic"), TOPICS, fold=False),
         table(genes, f"The {of.n_genes} leading genes of each topic", fold=False),
-        picture(drawn, f"Heatmap of the loadings. Leading gene of each topic: {first}.", "Leading genes and loadings"),
+        picture(
+            drawn,
+            f"Heatmap of the loadings. Leading gene of each topic: {first}.",
+            f"Leading genes and loadings of {len(target)} topics",
+        ),
     ]
     for name, caption in (
         ("shift", "Control topics: how cases use them against controls"),
@@ -283,7 +289,7 @@ def _enrichment(of: Analysis) -> list[Part]:
     if "enrichment" not in of.record:
         return [Missing("No gene sets were tested.", of.call("enrich", gene_sets="sets.gmt"))]
     found = get.enrichment(of.adata, key=of.key)
-    best = found.groupby(["topic", "method"], sort=False, observed=True).head(BEST_SETS)
+    best = found[found["n_overlap"] > 0].groupby(["topic", "method"], sort=False, observed=True).head(BEST_SETS)
     keep = ["topic", "gene_set", "method", "n_overlap", "set_size", "score", "p_value", "p_adjusted", "genes"]
     best = best[keep].assign(genes=best["genes"].astype(str).str.replace(";", ", "))
     n_sets, n_used = found["gene_set"].nunique(), int(found["universe"].max())
