@@ -207,3 +207,16 @@ def test_quickstart_runs_as_written(page, tmp_path, monkeypatch):
     result: dict[str, object] = {}
     exec(compile(code, page, "exec"), result)
     assert "bcnmf" in result["adata"].uns
+
+
+def test_random_halves_as_the_docs_have_them(capsys):
+    """The last block of the page on backgrounds runs, and finds as little as the page says."""
+    page = ROOT / "docs" / "choosing_a_background.md"
+    printed = re.search(r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    exec(compile(code_blocks(page)[-1], str(page), "exec"), {})
+    number = r"[-\d.]+"
+    now, then = ([float(x) for x in re.findall(number, text)] for text in (capsys.readouterr().out, printed))
+    assert re.split(number, printed)[0] == "AUC "
+    assert now == pytest.approx(then, abs=1.5)  # of the called cells, percent
+    assert 0.44 < now[0] < 0.56
+    assert now[2] == then[2] == 0

@@ -348,6 +348,11 @@ def test_same_page_from_a_file_a_second_time_and_from_the_command_line(full, pat
         assert end.value.code == code
     assert (tmp_path / "cli.html").read_bytes() == first
     assert "--force" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments[:3], str(tmp_path / "other.html"), "--key", "none"])
+    assert end.value.code == 1
+    assert "`key` 'none' is not a factorisation" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
 
 
 def test_data_are_not_touched(full, tmp_path):
