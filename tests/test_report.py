@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import inspect
 import itertools
 import json
@@ -145,6 +146,14 @@ def test_figures_have_words_and_are_part_of_the_file(page, full):
     called = bc.get.associations(full)
     called = called[called["p_adjusted"] <= 0.05]
     assert all(str(topic) in images[5]["alt"] for topic in called["topic"])
+
+
+def test_cells_are_pixels_and_text_is_outlines(page, full):
+    for image in page.of("img")[2:5]:  # usage and the two UMAPs
+        drawn = base64.b64decode(image["src"].partition(",")[2]).decode()
+        assert "<image" in drawn
+        assert drawn.count("<use") < full.n_obs
+        assert "font-family" not in drawn  # a reader's fonts do not matter
 
 
 def test_tables_have_captions_and_headers_and_scroll_with_the_keyboard(page):
