@@ -260,6 +260,14 @@ def test_deltanmf_shows_shift_and_emergence(tmp_path):
     assert "DeltaNMF" in " ".join(page.text("code"))
 
 
+def test_projected_cells(plain, tmp_path):
+    adata = small()
+    bc.tl.project(adata, plain, key="mine")
+    page = written(adata, tmp_path, key="mine")
+    assert any("How much do these 280 cells use topics that were learned on other cells?" in x for x in page.text("p"))
+    assert cautions(adata, "mine", adata.uns["mine"]) == []
+
+
 def test_symbols_and_number_of_genes(plain, tmp_path):
     plain.var["symbol"] = [f"S{i}" for i in range(plain.n_vars)]
     page = written(plain, tmp_path, key="mine", gene_symbols="symbol", n_genes=3)

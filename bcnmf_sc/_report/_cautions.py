@@ -63,7 +63,8 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:
     role = adata.obs.get(f"{key}_role")
-    if role is not None and "background_key" in record.get("params", {}):
+    projected = role is not None and bool((role == "projected").all())  # learned on other cells
+    if role is not None and not projected and "background_key" in record.get("params", {}):
         n = int(role.isin(["background", "both"]).sum())
         if n < FEW_BACKGROUND:
             yield f"Only {n} background cells: whatever is learned or called on them is hardly known."

@@ -117,7 +117,9 @@ def _question(of: Analysis) -> list[Part]:
     kinds = of.record["topics"]["kind"].value_counts(sort=False).to_dict()
     column = next(iter(of.groups.values()), "")
     side = written(list(of.groups.values())[-1]) if of.groups else ""
-    if of.contrastive:
+    if set(n) and n.get("projected", 0) == of.adata.n_obs:
+        asked = f"How much do these {of.adata.n_obs} cells use topics that were learned on other cells?"
+    elif of.contrastive:
         target = of.params.get("target")
         who = (
             f"all labelled cells of {column!r}"
@@ -144,7 +146,7 @@ def _question(of: Analysis) -> list[Part]:
         facts.append(("likelihood", str(of.params["likelihood"])))
     if "alpha_effective" in of.record:
         facts.append(("alpha (effective)", written(float(of.record["alpha_effective"]))))
-    if n.get("projected"):
+    if 0 < n.get("projected", 0) < of.adata.n_obs:
         facts.append(("projected", f"{n['projected']} cells in neither group: their usage is that of the same topics"))
     parts: list[Part] = [Text(asked), Facts(facts)]
     sample = of.params.get("sample_key")
