@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import datasets, get, metrics, pl, pp, tl
+    from ._report import report
 
-__all__ = ["datasets", "get", "metrics", "pl", "pp", "tl"]
+__all__ = ["datasets", "get", "metrics", "pl", "pp", "report", "tl"]
 __version__ = version("bcnmf-sc")
 
 
 def __getattr__(name: str) -> Any:
     """Import a part when it is first used: a worker that needs the engine alone holds no more than that."""
+    if name == "report":
+        return import_module("._report", __name__).report
     if name in __all__:
         return import_module(f".{name}", __name__)
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -37,6 +37,8 @@ tutorials.mkdir()
 notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"), key=lambda path: (path.stem != "quickstart", path.stem))
 for notebook in notebooks:
     shutil.copyfile(notebook, tutorials / notebook.name)
+first = ("quickstart", "kang")  # where to begin; the others by name
+notebooks.sort(key=lambda path: (first.index(path.stem) if path.stem in first else len(first), path.stem))
 entries = "\n".join(notebook.stem for notebook in notebooks)
 page = f"# Tutorials\n\n```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n"
 (tutorials / "index.md").write_text(page, encoding="utf-8")

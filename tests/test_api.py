@@ -17,8 +17,9 @@ import bcnmf_sc as bc
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(bc.__file__).parent
-PARTS = {name: getattr(bc, name) for name in bc.__all__}
-PUBLIC = {f"{part}.{name}": getattr(module, name) for part, module in PARTS.items() for name in module.__all__}
+PARTS = {name: getattr(bc, name) for name in bc.__all__ if inspect.ismodule(getattr(bc, name))}
+PUBLIC = {name: getattr(bc, name) for name in bc.__all__ if name not in PARTS}
+PUBLIC |= {f"{part}.{name}": getattr(module, name) for part, module in PARTS.items() for name in module.__all__}
 FUNCTIONS = {name: function for name, function in PUBLIC.items() if inspect.isfunction(function)}
 SPLIT = {"background_key": "condition", "background": "ctrl"}
 QUICK = {"n_topics": 3, "max_iter": 30, "tol": 0.05, "alpha": 0.1}
@@ -34,7 +35,7 @@ def test_signature(name):
     ]
     assert not flags, "keyword-only"
     part = name.split(".")[0]
-    if part in ("pp", "tl", "pl", "get"):
+    if part in ("pp", "tl", "pl", "get", "report"):
         # what is not made from an AnnData says so: a table, or embeddings of genes
         first = {"pl.compare": "table", "pp.gene_similarity": "embeddings"}.get(name, "adata")
         assert next(iter(parameters)) == first
@@ -66,8 +67,17 @@ def test_all_lists_what_a_module_offers():
 def test_every_name_is_in_the_docs():
     """And the docs list no name that is not there."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^(?:   |\.\. autoclass:: bcnmf_sc\.)(\w+\.\w+)$", text, re.MULTILINE))
+    listed = set(re.findall(r"^(?:   |\.\. autoclass:: bcnmf_sc\.)(\w+\.\w+|report)$", text, re.MULTILINE))
     assert listed == set(PUBLIC)
+
+
+def test_every_plot_has_a_picture():
+    """In the gallery, with words for those who do not see it."""
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"^```{figure} (images/gallery/(\w+)\.png)\n:alt: (.{20,})$", page, re.MULTILINE)
+    assert {name for _, name, _ in pictures} == set(bc.pl.__all__)
+    assert all((ROOT / "docs" / path).read_bytes()[:4] == b"\x89PNG" for path, _, _ in pictures)
+    assert set(re.findall(r"bc\.pl\.(\w+)\(", page)) == set(bc.pl.__all__)
 
 
 def fields(adata) -> dict[str, object]:
@@ -191,8 +201,22 @@ def code_blocks(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_quickstart_runs_as_written(page):
+def test_quickstart_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a report
     (code,) = code_blocks(ROOT / page)
     result: dict[str, object] = {}
     exec(compile(code, page, "exec"), result)
     assert "bcnmf" in result["adata"].uns
+
+
+def test_random_halves_as_the_docs_have_them(capsys):
+    """The last block of the page on backgrounds runs, and finds as little as the page says."""
+    page = ROOT / "docs" / "choosing_a_background.md"
+    printed = re.search(r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    exec(compile(code_blocks(page)[-1], str(page), "exec"), {})
+    number = r"[-\d.]+"
+    now, then = ([float(x) for x in re.findall(number, text)] for text in (capsys.readouterr().out, printed))
+    assert re.split(number, printed)[0] == "AUC "
+    assert now == pytest.approx(then, abs=1.5)  # of the called cells, percent
+    assert 0.44 < now[0] < 0.56
+    assert now[2] == then[2] == 0

@@ -150,7 +150,8 @@ class TestResults:
     def test_demo(self, tmp_path, capsys):
         folder = tmp_path / "demo"
         assert call("demo", "-o", folder, "--seeds", "1") == 0
-        text = capsys.readouterr().out
+        text, err = capsys.readouterr()
+        assert "Warning" not in err  # a newcomer's first command
         assert sorted(p.name for p in folder.iterdir()) == sorted(cli.DEMO_FILES)
         assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in cli.DEMO_FILES if name.endswith("png"))
         adata = ad.read_h5ad(folder / "demo.h5ad")

@@ -187,7 +187,7 @@ def test_gene_frequency_counts_topics(adata) -> None:
     coloured = {
         name
         for name, bar in zip(texts(everything.yaxis), everything.patches, strict=True)
-        if to_hex(bar.get_facecolor()) == PALETTE[5].lower() and bar.get_hatch()
+        if to_hex(bar.get_facecolor()) == PALETTE[3].lower() and bar.get_hatch()
     }
     assert coloured == {"G3", "G5"} & set(counts.index)
     assert coloured
@@ -326,3 +326,81 @@ def test_plots_take_axes_and_options(adata) -> None:
     ):
         ax = plt.subplots()[1]
         assert draw(ax=ax, **options) is ax
+
+
+# alpha_path
+
+
+@pytest.fixture
+def path(adata: ad.AnnData) -> ad.AnnData:
+    table = pd.DataFrame({"alpha": [0.0, 0.3, 0.45, 0.6], "gain_ratio": [1.0, 1.4, 2.2, -80.0]})
+    table["explained_target"] = [0.5, 0.4, 0.3, -7.0]
+    table["explained_background"] = [0.5, 0.3, 0.1, -9.0]
+    table["stability"] = [0.9, 0.95, 0.8, 0.5]
+    table["degenerate"] = [False, False, False, True]
+    adata.uns["bcnmf_alpha"] = {"alpha": 0.45, "reason": "because", "table": table}
+    return adata
+
+
+def test_alpha_path_draws_the_table_the_choice_and_hollow_ruins(path: ad.AnnData) -> None:
+    fig = pl.alpha_path(path, linewidth=3)
+    table = path.uns["bcnmf_alpha"]["table"]
+    ratio, explained, stable = fig.axes
+    for ax, columns in (
+        (ratio, ["gain_ratio"]),
+        (explained, ["explained_target", "explained_background"]),
+        (stable, ["stability"]),
+    ):
+        curves = [line for line in ax.lines if len(line.get_xdata()) == len(table)]
+        for curve, points, column in zip(curves, ax.collections, columns, strict=True):
+            np.testing.assert_array_equal(curve.get_xydata(), table[["alpha", column]])
+            np.testing.assert_array_equal(points.get_offsets(), table[["alpha", column]])
+            assert curve.get_linewidth() == 3
+            faces = [to_hex(face) for face in points.get_facecolors()]
+            assert faces[-1] == "#ffffff"
+            assert set(faces[:-1]) == {to_hex(curve.get_color())} != {"#ffffff"}
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_ls() == "--"] == [0.45]
+        assert ax.get_ylim()[0] >= -0.5  # how bad a ruin is does not squeeze the rest
+    assert [text.get_text() for text in explained.get_legend().get_texts()] == ["target", "background"]
+    assert len({line.get_ls() for line in explained.lines[:2]}) == 2  # told apart in grey
+    assert "0.45" in fig.get_suptitle()
+    check_layout(fig)
+
+
+def test_alpha_path_without_restarts_and_without_a_path(path: ad.AnnData) -> None:
+    path.uns["bcnmf_alpha"]["table"]["stability"] = np.nan
+    assert len(pl.alpha_path(path).axes) == 2
+    del path.uns["bcnmf_alpha"]
+    with pytest.raises(ValueError, match=r"'bcnmf_alpha' is not in `adata.uns`. Present: 'bcnmf'. Run .*select_alpha"):
+        pl.alpha_path(path)
+
+
+# stability
+
+
+def test_stability_has_a_bar_for_each_topic_that_has_one() -> None:
+    adata = stored(n_topics=20, letters=40)
+    table = adata.uns["bcnmf"]["topics"]
+    table["stability"] = np.append(np.linspace(0.2, 1, 19), np.nan)
+    table["n_members"] = 7
+    ax = pl.stability(adata)
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], np.linspace(0.2, 1, 19))
+    assert texts(ax.yaxis) == [f"{name} (found 7 ×)" for name in table.index[:19]]
+    assert ax.get_xlim() == (0, 1)
+    check_layout(ax.figure)
+    _, own = plt.subplots()
+    assert pl.stability(adata, ax=own, height=0.2) is own
+    assert own.patches[0].get_height() == pytest.approx(0.2)
+
+
+def test_stability_errors(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match=r"`key` must name topics with a stability.*tl.consensus"):
+        pl.stability(adata)
+    adata.uns["bcnmf"]["topics"]["stability"] = np.nan
+    with pytest.raises(ValueError, match=r"`key` must name topics with a stability"):
+        pl.stability(adata)
+
+
+def test_bubbles_keep_the_order_of_the_categories(adata: ad.AnnData) -> None:
+    adata.obs["condition"] = adata.obs["condition"].cat.reorder_categories(["stim", "ctrl"])
+    assert texts(pl.bubbles(adata, "condition").yaxis) == ["stim", "ctrl"]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "tutorials"
+NEEDS_DATA = re.compile(r"environ\[[\\\"']+BCNMF_SC_DATA")
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def needs_data(path: Path) -> bool:
+    """Whether the notebook stops without the folder of real data."""
+    return NEEDS_DATA.search(path.read_text(encoding="utf-8")) is not None
+
+
+NOTEBOOKS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.data] * needs_data(path))
+    for path in sorted(FOLDER.glob("*.ipynb"))
+]
+
+
+@pytest.fixture(params=NOTEBOOKS)
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
 

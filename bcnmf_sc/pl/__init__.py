@@ -4,11 +4,13 @@ Each function draws and computes nothing new, shows nothing and saves nothing. I
 where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
 """
 
+from ._choices import alpha_path, stability
 from ._enrichment import enrichment
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
 from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
 
 __all__ = [
+    "alpha_path",
     "associations",
     "bubbles",
     "compare",
@@ -18,6 +20,7 @@ __all__ = [
     "images",
     "loadings",
     "loss",
+    "stability",
     "umap",
     "usage",
 ]

@@ -183,9 +183,9 @@ def gene_frequency(
     ax.set_yticks(range(len(labels)), labels, fontsize=FONT)
     for bar, text, mark in zip(bars, ax.get_yticklabels(), marked, strict=True):
         if mark:
-            bar.set_facecolor(PALETTE[5])
+            bar.set_facecolor(PALETTE[3])
             bar.set_hatch("///")  # told apart in grey too
-            text.set_color(PALETTE[5])
+            text.set_color(PALETTE[3])
             text.set_fontweight("bold")
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -466,7 +466,7 @@ def _mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
         raise ValueError(msg)
-    means = get.usage(adata, key=key).groupby(groups.to_numpy(), observed=True).mean()
+    means = get.usage(adata, key=key).groupby(groups.array, observed=True).mean()  # in the categories' order
     if not len(means):
         msg = f"`groupby` must have a value for at least one cell, got {groupby!r} with none."
         raise ValueError(msg)

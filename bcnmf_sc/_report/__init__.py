@@ -1,0 +1,94 @@
+"""The report: one self-contained page out of an analysed AnnData.
+
+`_content` says what stands in it, `_page` turns that into HTML, `page.html.jinja` is the page.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._anndata import gene_labels, stored, stored_slot
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def report(
+    adata: AnnData,
+    path: str | os.PathLike[str],
+    *,
+    key: str = "bcnmf",
+    title: str | None = None,
+    n_genes: int = 10,
+    gene_symbols: str | None = None,
+) -> None:
+    """Write what a factorisation found, and how, to one HTML page that needs nothing else.
+
+    The page holds what was asked, the background check, the choice of alpha and of the numbers of topics, the topics
+    with their genes, usage, tests, enrichment, stability, warnings, parameters, versions and how to cite. It shows what
+    is stored in `adata` and runs nothing: what is missing is named, with the call that adds it. Figures are part of the
+    file and have text alternatives; no script and no network is used.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation; only read, and it may be backed by a file.
+    path
+        The file to write; one that exists is replaced.
+    key
+        The `key_added` under which the factorisation was stored. What `tl.background_check`, `tl.select_alpha` and
+        `tl.select_n_topics` stored under the same name is shown with it.
+    title
+        Heading of the page; made from `key` by default.
+    n_genes
+        Leading genes to name for each topic.
+    gene_symbols
+        Column of `adata.var` that names the genes instead of `adata.var_names`.
+
+    Returns
+    -------
+    `None`. The page is written to `path`.
+
+    Raises
+    ------
+    ValueError
+        `key` or `gene_symbols` is not there, `n_genes` is below 1, or the folder of `path` does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = Path(folder) / "report.html"
+    ...     bc.report(adata, page)
+    ...     page.read_text(encoding="utf-8")[:15]
+    '<!DOCTYPE html>'
+    """
+    record = stored(adata, key)
+    stored_slot(adata, "obsm", f"X_{key}")
+    stored_slot(adata, "varm", key)
+    gene_labels(adata, gene_symbols)
+    if n_genes < 1:
+        msg = f"`n_genes` must be at least 1, got {n_genes}."
+        raise ValueError(msg)
+    target = Path(path)
+    if not target.parent.is_dir():
+        msg = f"`path` must lie in a folder that exists, got {str(path)!r}. Make {str(target.parent)!r} first."
+        raise ValueError(msg)
+    from ._content import sections
+    from ._page import render
+
+    heading = title or f"Factorisation {key!r}"
+    made = sections(adata, key, record, n_genes=n_genes, gene_symbols=gene_symbols)
+    text = render(heading, made)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

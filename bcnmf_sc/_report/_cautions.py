@@ -1,0 +1,96 @@
+"""What in a stored analysis calls for care, in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from anndata import AnnData
+
+FEW_BACKGROUND = 100
+MANY_SUPPRESSED = 0.1
+COLLAPSED = 1e-3
+"""Mean share of the usage below which a topic has collapsed."""
+
+
+def cautions(adata: AnnData, key: str, record: Mapping[str, Any]) -> list[str]:
+    """Return the sentences; none is good news."""
+    return [*_of_fit(adata, key, record), *_of_topics(record), *_of_background(adata, key, record), *_of_tests(record)]
+
+
+def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:
+    params = record.get("params", {})
+    if not record.get("converged", True):
+        yield f"The fit was not at rest after {int(record['n_iter'])} iterations. Raise max_iter, or lower alpha."
+    explained = record.get("deviance_explained", {})
+    if explained.get("target", 0) < 0:
+        yield "The topics describe the target worse than its mean profile: the contrast took too much. Lower alpha."
+    suppressed = adata.var.get(f"{key}_suppressed")
+    if suppressed is not None and suppressed.sum() > MANY_SUPPRESSED * params.get("n_genes", len(suppressed)):
+        yield f"{int(suppressed.sum())} genes are suppressed at this alpha and belong to no topic. Lower alpha."
+    path = adata.uns.get(f"{key}_alpha")
+    if path is not None and not (record["topics"]["kind"] == "background").any() and "alpha_effective" in record:
+        used, chosen = float(record["alpha_effective"]), float(path["alpha"])
+        if abs(used - chosen) > 1e-6 * max(1.0, chosen):
+            yield f"The fit used alpha {used:g}, while the stored path over alpha chose {chosen:g}."
+    if path is not None and path["table"]["degenerate"].all():
+        yield "Every alpha of the stored path ruins the fit."
+
+
+def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
+    topics = record["topics"]
+    if "usage_target" in topics:
+        gone = topics.index[(topics["kind"] == "target") & (topics["usage_target"] < COLLAPSED)]
+        if len(gone):
+            yield f"Collapsed, hardly used by any target cell: {', '.join(map(str, gone))}."
+    if "called" in topics:
+        found = topics[topics["kind"] == "target"]
+        if not found["called"].astype(bool).any():
+            yield (
+                "No target topic is called: out of fold, none is used more in the target than in the background beyond "
+                "chance."
+            )
+        if found["p_value"].isna().all():
+            yield "Topics could not be tested by donor: a condition has fewer than two donors."
+        elif not record.get("params", {}).get("sample_key"):
+            yield (
+                "Topics were called over cells (no sample_key). Cells of one donor are not independent, so these "
+                "p-values overstate the evidence."
+            )
+
+
+def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:
+    role = adata.obs.get(f"{key}_role")
+    projected = role is not None and bool((role == "projected").all())  # learned on other cells
+    if role is not None and not projected and "background_key" in record.get("params", {}):
+        n = int(role.isin(["background", "both"]).sum())
+        if n < FEW_BACKGROUND:
+            yield f"Only {n} background cells: whatever is learned or called on them is hardly known."
+    checks = adata.uns.get(f"{key}_background_check")
+    if checks is not None:
+        for verdict in ("bad", "caution"):
+            for row in checks[checks["verdict"].astype(str) == verdict].to_dict("records"):
+                yield f"Background check, {row['check']} ({verdict}): {row['meaning']}"
+
+
+def _of_tests(record: Mapping[str, Any]) -> Iterator[str]:
+    params = record.get("params", {})
+    trained = (record["topics"]["kind"] == "background").any()
+    for name, what in (("associations", "Topics"), ("gene_associations", "Genes")):
+        tests = record.get(name)
+        if tests is None:
+            continue
+        by_cell = tests.loc[tests["unit"].astype(str) == "cell", "groupby"].astype(str).unique()
+        if len(by_cell):
+            yield (
+                f"{what} were tested against {', '.join(by_cell)} with every cell as an observation: the p-values "
+                "overstate the evidence. Name the donors with sample_key."
+            )
+        contrast = str(params.get("background_key"))
+        if name == "associations" and trained and contrast in tests["groupby"].astype(str).to_numpy():
+            yield (
+                f"Topics were tested against {contrast}, the contrast that trained the background topics: shares "
+                "differ there where nothing else does. Read p_value and called in the table of topics instead."
+            )
