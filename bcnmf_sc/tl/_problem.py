@@ -330,6 +330,13 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     return table
 
 
+def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> float:
+    """Return the effective alpha of a fit for which none is given."""
+    if n_background_topics == 0:
+        return 0.3
+    return 0.5 if basis == "shared" else 0.0
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     """Refuse what is no whole number between two bounds."""
     if (
