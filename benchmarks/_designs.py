@@ -37,7 +37,7 @@ def kang_null(folder: Path, seed: int = 0) -> anndata.AnnData:
     """One random half of the control PBMC against the other: nothing is new."""
     adata = anndata.read_h5ad(folder / "kang_ifnb_muscat.h5ad")
     adata = adata[adata.obs["condition"] == "ctrl"].copy()
-    return _design(adata, np.random.default_rng(seed).random(adata.n_obs) < 0.5, np.zeros(adata.n_obs, bool))  # noqa: PLR2004
+    return _design(adata, np.random.default_rng(seed).random(adata.n_obs) < 0.5, np.zeros(adata.n_obs, bool))
 
 
 def zheng(folder: Path, seed: int = 0, *, spike: str | None = None) -> anndata.AnnData:
@@ -46,7 +46,7 @@ def zheng(folder: Path, seed: int = 0, *, spike: str | None = None) -> anndata.A
     kinds = adata.obs["cell_type"].astype(str)
     adata = adata[kinds.isin([*SHARED_TYPES, spike]).to_numpy()].copy()
     new = (adata.obs["cell_type"] == spike).to_numpy()
-    return _design(adata, new | (np.random.default_rng(seed).random(adata.n_obs) < 0.5), new)  # noqa: PLR2004
+    return _design(adata, new | (np.random.default_rng(seed).random(adata.n_obs) < 0.5), new)
 
 
 def simulated(seed: int = 0, **options: float) -> anndata.AnnData:

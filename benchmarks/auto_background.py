@@ -1,8 +1,8 @@
 """Does `n_background_topics="auto"` choose as well as the best of its grid, without a label?
 
-On Kang (stimulated against control PBMC), Zheng (CD34+ or CD14+ cells added to a random half of sorted B, NK and T cells)
-and two simulated sets, every number of the grid is fitted and its out-of-fold share scored with the labels; the automatic
-choice sees none. Bar: its AUC is >= 97 % of the best of the grid on every set.
+On Kang (stimulated against control PBMC), Zheng (CD34+ or CD14+ cells added to a random half of sorted B, NK and T
+cells) and two simulated sets, every number of the grid is fitted and its out-of-fold share scored with the labels; the
+automatic choice sees none. Bar: its AUC is >= 97 % of the best of the grid on every set.
 
     python benchmarks/auto_background.py [--data FOLDER] [--seeds 2] [--topics 4]
 """

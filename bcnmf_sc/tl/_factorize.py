@@ -10,7 +10,7 @@ import numpy as np
 from .. import _anndata
 from ..engine import ensemble, fit
 from ..engine.ensemble import fit_model, spawn
-from ._folds import call_topics, make_folds, score_cells, warn_of_background
+from ._folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
 from ._problem import SAFE_ALPHA, Problem, default_alpha, one_of, run_settings, whole_number
 from ._select import ALPHAS, alpha_path, choose_background_topics
 
@@ -225,6 +225,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
         cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
         record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
+        warn_of_homeless(record["topics"], scores, design, fdr_level)
 
     adata = adata.copy() if copy else adata
     problem.write(adata, key_added, factors, contrast, record, cells)
