@@ -25,6 +25,8 @@ SHARED_TYPES = ("B cell", "NK cell", "T cell")
 """Cell types of the Zheng data that are dealt out to target and background."""
 ROLES = {"background_key": "role", "background": "background", "progress": False}
 """What every fit of a design is told."""
+WEAK = {"n_background": 800, "n_types": 8, "n_shared": 4, "frac_active": 0.2, "salient_strength": 0.15}
+"""Options of `simulated`: many shared programs, and few cells with a weak one of their own."""
 
 
 def kang(folder: Path, _seed: int = 0) -> anndata.AnnData:

@@ -14,12 +14,11 @@ from functools import partial
 
 import numpy as np
 from _common import table, verdict
-from _designs import ROLES, arguments, kang, scores, simulated, zheng
+from _designs import ROLES, WEAK, arguments, kang, scores, simulated, zheng
 
 import bcnmf_sc as bc
 
 GRID = (5, 10, 20, 40)
-WEAK = {"n_background": 800, "n_types": 8, "n_shared": 4, "frac_active": 0.2, "salient_strength": 0.15}
 
 
 def main() -> None:
