@@ -2,9 +2,9 @@
 
 Target: stimulated PBMC, background: control PBMC (Kang et al. 2018). Split and shared: bcNMF with background topics,
 scored out of fold. Bars, over all seeds: AUC of the share >= 0.99, stimulated cells called >= 97 %, controls called
-<= 6 %; at least three of ten interferon genes among the ten that lead a target topic. Null, one random half of the controls against the other: AUC 0.44 to 0.56,
-cells called <= 8 %. Beside it NMF, PCA, contrastive PCA and plain bcNMF with the same number of topics (k-means on all
-cells, AUC of the best topic).
+<= 6 %; at least three of ten interferon genes among the ten that lead a target topic. Null, one random half of the
+controls against the other: AUC 0.44 to 0.56, cells called <= 8 %. Beside it NMF, PCA, contrastive PCA and plain bcNMF
+with the same number of topics (k-means on all cells, AUC of the best topic).
 
     python benchmarks/quality_kang.py [--data FOLDER] [--seeds 10] [--topics 4] [--background-topics 10]
 """

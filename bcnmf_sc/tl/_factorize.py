@@ -11,11 +11,13 @@ from .. import _anndata
 from ..engine import ensemble, fit
 from ..engine.ensemble import fit_model, spawn
 from ._folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
+from ._multimodal import Modalities
 from ._problem import SAFE_ALPHA, Problem, default_alpha, one_of, run_settings, whole_number
 from ._select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
     from .._anndata import Design, MaskVar
     from ._problem import LikelihoodName, RunOptions
@@ -25,7 +27,7 @@ N_FOLDS = 5
 
 
 def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
@@ -38,17 +40,18 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
     dispersion: float | Literal["estimate"] = "estimate",
     dropout: float | Literal["estimate"] = "estimate",
-    layer: str | None = None,
-    mask_var: MaskVar = "auto",
+    weights: Mapping[str, float] | None = None,
+    layer: str | Mapping[str, str | None] | None = None,
+    mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
     init: np.ndarray | None = None,
     random_state: int = 0,
     key_added: str = "bcnmf",
     copy: bool = False,
     **run: Unpack[RunOptions],
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Find topics of the target cells that the background cells do not have :cite:p:`li2026disentangling`.
 
     Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has
@@ -61,10 +64,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ``alpha_scale="effective"`` cell numbers and library sizes are taken out, and ``1 / alpha`` reads as a fold change:
     a gene whose share of the background's counts exceeds ``1 / alpha`` times its share of the target's is suppressed.
 
+    The modalities of a MuData share the usage; each has loadings and a likelihood of its own, and
+    :math:`L = \sum_m w_m L_m` in both parts of the objective.
+
     Parameters
     ----------
     adata
-        Cells x genes, counts for the count likelihoods. ``X`` and layers are only read.
+        Cells x genes, counts for the count likelihoods. ``X`` and layers are only read. Or a MuData whose modalities
+        have the same cells.
     background_key
         Column of ``adata.obs`` that tells target from background.
     background
@@ -98,17 +105,20 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values.
+        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
+        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
     dispersion
         Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
         the target's cells; a number, the same for all genes, is what the paper does.
     dropout
         Of ``"zinb"``: the probability that a count is lost, likewise.
+    weights
+        Of the modalities of a MuData, above 0; 1 where none is given.
     layer
-        Layer to read instead of ``adata.X``.
+        Layer to read instead of ``adata.X``; of a MuData one for all, or a mapping of modalities.
     mask_var
         Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is
-        present, `None` uses all genes.
+        present, `None` uses all genes. Of a MuData one for all, or a mapping of modalities.
     init
         Loadings to start from, genes used x topics. Drawn with ``random_state`` by default; the usage starts from each
         cell's total spread evenly over the topics.
@@ -148,6 +158,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ``.uns[key_added + "_alpha"]`` : dict
         With ``alpha="auto"``: the choice, its table and its reason, as `select_alpha` has them.
 
+    In a MuData, ``.varm``, ``.var`` and a copy of ``params`` and ``topics`` are written to each modality, all else to
+    the whole. Loadings of all modalities together sum to 1 in each topic; ``topics`` has a column
+    ``share_<modality>`` for the part of each.
+
     Examples
     --------
     >>> import bcnmf_sc as bc
@@ -157,32 +171,22 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     _anndata.check_key(key_added)
+    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
+    data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
+    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
+    if modalities is not None:
+        adata = modalities.adata
+        data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
-    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
-    one_of("basis", basis, ("split", "shared"))
+    _check_ways(n_background_topics, basis, cross_fit, alpha_scale)
     if alpha is None:
         alpha = default_alpha(n_background_topics, basis)
     if choose_alpha := alpha == "auto":
         _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
     alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
-    if n_background_topics != "auto":
-        whole_number("n_background_topics", n_background_topics, 0)
-    if cross_fit is not None:
-        whole_number("cross_fit", cross_fit, 2)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(
-        adata,
-        design,
-        likelihood=likelihood,
-        n_topics=n_topics,
-        layer=layer,
-        mask_var=mask_var,
-        random_state=random_state,
-        dispersion=dispersion,
-        dropout=dropout,
-        run=run,
-    )
+    problem = Problem.read(adata, design, n_topics=n_topics, random_state=random_state, **data)
     start = problem.check_start(init, n_topics)
     choice: dict[str, Any] = {}
     if choose_alpha:
@@ -227,10 +231,12 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
         warn_of_homeless(record["topics"], scores, design, fdr_level)
 
-    adata = adata.copy() if copy else adata
+    adata = adata.copy() if copy and modalities is None else adata
     problem.write(adata, key_added, factors, contrast, record, cells)
     if choice:
         adata.uns[key_added + "_alpha"] = choice
+    if modalities is not None:
+        return modalities.write(key_added, copy=copy)
     return adata if copy else None
 
 
@@ -316,6 +322,16 @@ def nmf(
     adata = adata.copy() if copy else adata
     problem.write(adata, key_added, factors, contrast, record)
     return adata if copy else None
+
+
+def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, alpha_scale: str) -> None:
+    """Refuse what is no way to fit or to score."""
+    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
+    one_of("basis", basis, ("split", "shared"))
+    if n_background_topics != "auto":
+        whole_number("n_background_topics", n_background_topics, 0)
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
 
 
 def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
-from ..engine import LIKELIHOODS, Factors, Likelihood, RowSource, Run, row_source, transform
+from ..engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
 from ..engine.ensemble import Model, shares_of
 from ..engine.sources import Groups, summarise
 
@@ -375,7 +375,7 @@ def _check_run(run: RunOptions) -> None:
 def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
     """Return the likelihood, and whether its parameters are to be estimated."""
     if not isinstance(likelihood, str):
-        return likelihood, False
+        return likelihood, isinstance(likelihood, Joint) and likelihood.estimate
     if likelihood not in LIKELIHOODS:
         msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}."
         raise ValueError(msg)
