@@ -38,6 +38,7 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
         **vars(_problem),
         **vars(_casecontrol),
         "AnnData": AnnData,
+        "MuData": AnnData,
         "Mapping": Mapping,
         "Sequence": Sequence,
         "PathLike": PathLike,

@@ -1,116 +1,89 @@
 """How well stimulated cells are found in the Kang data, and what is found where there is nothing.
 
-Target: stimulated PBMC, background: control PBMC (Kang et al. 2018). All methods have the same number of topics.
-Split: bcNMF with background topics, scored out of fold. Null: one random half of the controls against the other.
+Target: stimulated PBMC, background: control PBMC (Kang et al. 2018). Split and shared: bcNMF with background topics,
+scored out of fold. Bars, over all seeds: AUC of the share >= 0.99, stimulated cells called >= 97 %, controls called
+<= 6 %; at least three of ten interferon genes among the ten that lead a target topic. Null, one random half of the
+controls against the other: AUC 0.44 to 0.56, cells called <= 8 %. Beside it NMF, PCA, contrastive PCA and plain bcNMF
+with the same number of topics (k-means on all cells, AUC of the best topic).
 
-    python benchmarks/quality_kang.py [--data FOLDER] [--seeds 10] [--topics 4]
+    python benchmarks/quality_kang.py [--data FOLDER] [--seeds 10] [--topics 4] [--background-topics 10]
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import warnings
-from pathlib import Path
+import time
+from functools import partial
+from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
-import scanpy as sc
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, roc_auc_score
+from _common import table, verdict
+from _designs import ROLES, arguments, kang, kang_null, scores, spread
+from sklearn.metrics import adjusted_rand_score
 
 import bcnmf_sc as bc
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 INTERFERON = {"ISG15", "IFIT1", "IFIT2", "IFIT3", "MX1", "IFI6", "ISG20", "LY6E", "CXCL10", "IFITM3"}
 
 
-def load(folder: Path) -> anndata.AnnData:
-    return anndata.read_h5ad(folder / "kang_ifnb_muscat.h5ad")
-
-
-def clusters(usage: np.ndarray, truth: np.ndarray, seed: int) -> tuple[float, float]:
-    """ARI of 2-means, and the AUC of the best single column."""
-    labels = KMeans(2, n_init=10, random_state=seed).fit_predict(usage)
-    auc = max(max(a, 1 - a) for a in (roc_auc_score(truth, column) for column in usage.T))
-    return adjusted_rand_score(truth, labels), auc
-
-
-def proportions(H: np.ndarray) -> np.ndarray:
-    return H / np.maximum(H.sum(1, keepdims=True), 1e-12)
-
-
-def show(name: str, rows: list[list[float]], columns: list[str]) -> None:
-    values = np.array(rows)
-    cells = [
-        f"{column} {np.median(v):.3f} ({v.min():.3f}-{v.max():.3f})"
-        for column, v in zip(columns, values.T, strict=True)
-    ]
-    print(f"{name:<34}", "  ".join(cells), flush=True)
+def n_interferon(adata: AnnData) -> int:
+    """Interferon genes among the ten that lead the target topic with most of them."""
+    topics = bc.get.topics(adata).query("kind == 'target'").index.tolist()
+    leading = bc.get.top_genes(adata, 10, topics=topics).groupby("topic", observed=True)["gene"]
+    return max(len(INTERFERON.intersection(genes)) for _, genes in leading)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = os.environ.get("BCNMF_SC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=default)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--topics", type=int, default=4)
-    parser.add_argument("--background-topics", type=int, default=10)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    adata = load(args.data)
-    stim = (adata.obs["condition"] == "stim").to_numpy()
-    ask = {"background_key": "condition", "background": "ctrl", "n_topics": args.topics, "tol": 1e-3, "progress": False}
-    print(f"Kang: {stim.sum()} stimulated, {(~stim).sum()} control cells, {adata.n_vars} genes; {args.seeds} seeds")
-
-    for basis in ("split", "shared"):
-        rows, leading = [], []
-        for seed in range(args.seeds):
-            bc.tl.bcnmf(adata, **ask, n_background_topics=args.background_topics, basis=basis, random_state=seed)
-            share, call = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_enriched"].to_numpy()
-            ari = adjusted_rand_score(stim, call)
-            rows.append([roc_auc_score(stim, share), call[stim].mean(), call[~stim].mean(), ari])
-            names = [f"Topic {k + 1}" for k in range(args.topics)]
-            top = bc.get.top_genes(adata, 10, topics=names)
-            leading.append(
-                max(len(set(genes) & INTERFERON) for _, genes in top.groupby("topic", observed=True)["gene"])
-            )
-        show(f"{basis}, share out of fold", rows, ["AUC", "called stim", "called ctrl", "ARI of the call"])
-        print(f"{'':<34} interferon genes in the top 10 of the best topic: {min(leading)}-{max(leading)}")
-
-    rows = []
+    args = arguments(__doc__, seeds=10, topics=4, background_topics=10)
+    fit = partial(bc.tl.bcnmf, **ROLES, n_background_topics=args.background_topics, n_topics=args.topics, tol=1e-3)
+    begin = time.process_time()
+    found: dict[str, list[dict[str, float]]] = {"split": [], "shared": [], "null": []}
     for seed in range(args.seeds):
-        ctrl = adata[~stim].copy()
-        half = np.random.default_rng(seed).random(ctrl.n_obs) < 0.5
-        ctrl.obs["half"] = np.where(half, "a", "b")
-        null = ask | {"background_key": "half", "background": "b"}
-        bc.tl.bcnmf(ctrl, **null, n_background_topics=args.background_topics, random_state=seed)
-        share, call = ctrl.obs["bcnmf_target_share"].to_numpy(), ctrl.obs["bcnmf_enriched"].to_numpy()
-        called_topics = int(ctrl.uns["bcnmf"]["topics"]["called"].sum())
-        rows.append([roc_auc_score(half, share), call[half].mean(), call[~half].mean(), called_topics])
-    show("null: halves of the controls, split", rows, ["AUC", "called a", "called b", "called topics"])
+        for basis in ("split", "shared"):
+            adata = kang(args.data)
+            fit(adata, basis=basis, random_state=seed)
+            ari = adjusted_rand_score(adata.obs["new"], adata.obs["bcnmf_enriched"])
+            found[basis].append(scores(adata) | {"ARI of the call": ari, "interferon genes": n_interferon(adata)})
+        adata = kang_null(args.data, seed)
+        fit(adata, random_state=seed)
+        found["null"].append(scores(adata) | {"called topics": bc.get.topics(adata)["called"].sum()})
+        print(f"seed {seed}:", {name: each[-1] for name, each in found.items()}, flush=True)
+    size = f"{args.topics} target and {args.background_topics} background topics"
+    for title, bases in (("Stimulated against control", ("split", "shared")), ("Halves of the controls", ("null",))):
+        names = list(found[bases[0]][0])
+        rows = [
+            ["split" if b == "null" else b, *(spread([f[name] for f in found[b]]) for name in names)] for b in bases
+        ]
+        table(f"{title}: {size}, {args.seeds} seeds, median (range)", ["basis", *names], rows)
 
-    for name, fit in {
-        "bcNMF, no background topics, 0.3": lambda seed: bc.tl.bcnmf(adata, **ask, target="all", random_state=seed),
-        "NMF": lambda seed: bc.tl.nmf(
-            adata, n_topics=args.topics, tol=1e-3, random_state=seed, key_added="bcnmf", progress=False
-        ),
-    }.items():
-        rows = []
-        for seed in range(args.seeds):
-            fit(seed)
-            rows.append(clusters(proportions(adata.obsm["X_bcnmf"]), stim, seed))
-        show(name, rows, ["ARI of 2-means", "AUC of the best topic"])
-    logged = adata.copy()
-    sc.pp.normalize_total(logged)
-    sc.pp.log1p(logged)
-    sc.pp.pca(logged, n_comps=args.topics)
-    show("PCA of log counts", [clusters(logged.obsm["X_pca"], stim, s) for s in range(args.seeds)], ["ARI", "AUC"])
-    if hasattr(bc.tl, "cpca"):
-        bc.tl.cpca(
-            logged, background_key="condition", background="ctrl", target="all", n_components=args.topics, alphas=[1.0]
-        )
-        usage = logged.obsm["X_cpca"]
-        show("cPCA of log counts, alpha 1", [clusters(usage, stim, s) for s in range(args.seeds)], ["ARI", "AUC"])
+    adata = kang(args.data)
+    adata.obs["stimulated"] = np.where(adata.obs["new"], "yes", "no")
+    others = bc.metrics.compare(
+        adata,
+        **ROLES,
+        labels="stimulated",
+        methods=["nmf", "pca", "cpca", "bcnmf"],
+        n_topics=args.topics,
+        n_seeds=args.seeds,
+        cells="all",
+        tol=1e-3,
+    )
+    rows = [
+        [method, "" if np.isnan(alpha) else alpha, spread(each["ari"]), spread(each["auc"])]
+        for (method, alpha), each in others.groupby(["method", "alpha"], dropna=False, sort=False)
+    ]
+    table(f"Others, {args.topics} topics: median (range)", ["method", "alpha", "ARI", "AUC of the best topic"], rows)
+    print(f"  {time.process_time() - begin:.0f} CPU-s")
+    split, null = found["split"], found["null"]
+    verdict("split: AUC, least", min(f["AUC"] for f in split), 0.99, at_least=True)
+    verdict("split: stimulated cells called, least", min(f["called new"] for f in split), 0.97, at_least=True)
+    verdict("split: controls called, most", max(f["called others"] for f in split), 0.06, at_least=False)
+    verdict("split: interferon genes on top, least", min(f["interferon genes"] for f in split), 3, at_least=True)
+    verdict("null: AUC, least", min(f["AUC"] for f in null), 0.44, at_least=True)
+    verdict("null: AUC, most", max(f["AUC"] for f in null), 0.56, at_least=False)
+    verdict("null: cells called, most", max(f["called others"] for f in null), 0.08, at_least=False)
 
 
 if __name__ == "__main__":

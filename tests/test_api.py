@@ -117,8 +117,8 @@ def calls(name):
         ("pp.protein_coding", "", set()),
         ("pp.highly_variable_genes", "", set()),
         ("tl.umap", "bcnmf", set()),
-        # with background topics only
-        ("tl.bcnmf", "x", {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]"}),
+        # with background topics, or with `alpha="auto"`, only
+        ("tl.bcnmf", "x", {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]", ".uns[x_alpha]"}),
     ],
 )
 def test_fields_written_are_the_fields_promised(name, key, conditional):

@@ -121,10 +121,70 @@ def test_by_donor(adata):
         bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
 
 
+@pytest.mark.filterwarnings("ignore:.* of the background's cells have more than")  # three topics for six programs
 def test_warns_of_few_background_cells(adata):
     few = adata[np.r_[0:600, 600:660]].copy()
     with pytest.warns(UserWarning, match="Only 60 background cells"):
         bc.tl.bcnmf(few, **SPLIT | {"n_background_topics": 3})
+
+
+def test_warns_where_shared_programs_have_no_background_topic(adata):
+    """Four cell types and two shared programs: with five background topics, a target topic takes one of them."""
+    with pytest.warns(UserWarning, match="of the background's cells have more than .* Raise `n_background_topics`"):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 5})
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() < 0.5
+    bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": "auto"})  # warns of nothing
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
+
+
+@pytest.mark.parametrize("spike", ["CD34+", "CD14+"])
+def test_added_cells_are_found_and_nothing_where_nothing_was_added(data_folder, spike):
+    """A third of `benchmarks/semi_synthetic.py`."""
+    adata = anndata.read_h5ad(data_folder / "zheng_pbmc_facs.h5ad")[::3].copy()
+    adata = adata[adata.obs["cell_type"].isin(["B cell", "NK cell", "T cell", spike])].copy()
+    adata = adata[:, np.asarray((adata.X > 0).sum(0)).ravel() > 20].copy()
+    new = (adata.obs["cell_type"] == spike).to_numpy()
+    half = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata.obs["role"] = np.where(new | half, "target", "background")
+    ask = {"background_key": "role", "background": "background", "n_topics": 4, "n_background_topics": 10, "tol": 1e-3}
+    others = half & ~new
+    bc.tl.bcnmf(adata, **ask)
+    share, called = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_enriched"].to_numpy()
+    assert roc_auc_score(new[new | others], share[new | others]) > 0.97
+    assert called[new].mean() > 0.9
+    assert called[others].mean() < 0.08
+    assert adata.uns["bcnmf"]["topics"]["called"].any()
+    null = adata[~new].copy()
+    bc.tl.bcnmf(null, **ask)
+    assert not null.uns["bcnmf"]["topics"]["called"].any()
+    assert null.obs["bcnmf_enriched"][others[~new]].mean() < 0.1  # 0.05 with a standard error of 0.014 in 465 cells
+
+
+RPS27L = "ENSG00000185088"
+"""A direct target of p53. The file has 1,000 genes; MDM2 and CDKN1A are not among them."""
+
+
+@pytest.mark.filterwarnings("ignore:Only .* background cells")
+def test_few_cells_treated_with_nutlin(data_folder):
+    """31 treated cells against 52: the p53 target leads a target topic, and no background topic."""
+    adata = anndata.read_h5ad(data_folder / "ngp_nutlin_83cells.h5ad")
+    ask = {"background": "vehicle", "n_topics": 3, "n_background_topics": 3, "tol": 1e-3}
+    with pytest.warns(UserWarning, match="Only 52 background cells"):
+        bc.tl.bcnmf(adata, background_key="condition", **ask)
+    rank = bc.get.loadings(adata).rank(ascending=False).loc[RPS27L]
+    assert rank.iloc[:3].min() <= 10
+    assert rank.iloc[3:].min() > 30
+    share, treated = adata.obs["bcnmf_target_share"], (adata.obs["condition"] == "nutlin").to_numpy()
+    assert roc_auc_score(treated, share) > 0.85
+    # Untreated cells against untreated cells, 26 of them in the background: few are called.
+    called = []
+    for seed in range(10):
+        null = adata[~treated].copy()
+        half = np.random.default_rng(seed).permutation(null.n_obs) < 26
+        null.obs["half"] = np.where(half, "a", "vehicle")
+        bc.tl.bcnmf(null, background_key="half", **ask | {"tol": 1e-2, "random_state": seed})
+        called.append(null.obs["bcnmf_enriched"][half].mean())
+    assert np.mean(called) <= 0.1
 
 
 def test_number_of_background_topics_is_chosen_and_recorded(adata):

@@ -349,7 +349,8 @@ class TestUsage:
 
 class TestGenerator:
     @pytest.mark.parametrize(
-        ("name", "skipped"), [("bcnmf", {"adata", "init", "copy", "client"}), ("project", {"adata", "copy", "client"})]
+        ("name", "skipped"),
+        [("bcnmf", {"adata", "init", "copy", "client", "weights"}), ("project", {"adata", "copy", "client"})],
     )
     def test_options_are_the_arguments(self, name, skipped):
         function = getattr(bc.tl, name)

@@ -46,6 +46,38 @@ def test_consensus_is_more_stable_than_its_members(adata, tmp_path):
         bc.tl.consensus(adata, **ASK, n_topics=4, n_restarts=3, density=1e-9)
 
 
+def test_alpha_auto_is_the_choice_of_select_alpha(adata, tmp_path):
+    bc.tl.bcnmf(adata, **ASK, n_topics=4, alpha="auto")
+    bc.tl.select_alpha(adata, **ASK, n_topics=4, n_restarts=1, key_added="asked")
+    chosen, asked = adata.uns["bcnmf_alpha"], adata.uns["asked_alpha"]
+    assert chosen["alpha"] == asked["alpha"] == adata.uns["bcnmf"]["alpha_effective"]
+    assert chosen["reason"] == asked["reason"]
+    bc.tl.bcnmf(adata, **ASK, n_topics=4, alpha=chosen["alpha"], key_added="given")
+    np.testing.assert_array_equal(adata.varm["bcnmf"], adata.varm["given"])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"background": {"ctrl": 0.3}}, {"alpha_scale": "sum"}, {"n_background_topics": 5}],
+    ids=["mapping", "paper's scale", "split"],
+)
+def test_alpha_auto_is_refused_where_there_is_nothing_to_choose(adata, more):
+    with pytest.raises(ValueError, match=r"`alpha.*'auto'"):
+        bc.tl.bcnmf(adata, **ASK | more, alpha="auto")
+    assert not adata.uns.keys() - {"truth"}
+
+
+def test_consensus_beside_background_topics(adata):
+    bc.tl.consensus(adata, **ASK, n_topics=2, n_background_topics=6, n_restarts=4)
+    topics = adata.uns["bcnmf"]["topics"]
+    assert topics["kind"].tolist() == ["target"] * 2 + ["background"] * 6
+    truth = adata.varm["true_loadings"][:, (adata.uns["truth"]["kind"] == "salient").to_numpy()]
+    assert bc.metrics.matched_cosine(adata.varm["bcnmf"][:, :2], truth) > 0.9
+    assert (topics["stability"][:2] > 0.95).all()
+    assert (topics["usage_target"] > 10 * topics["usage_background"])[:2].all()
+
+
 def test_background_check_tells_good_from_bad(adata, tmp_path):
     adata.obs["batch"] = np.where(adata.obs["condition"] == "case", "one", "two")
     adata.obs["random"] = np.random.default_rng(0).choice(["x", "y"], adata.n_obs)

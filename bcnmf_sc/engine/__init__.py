@@ -3,6 +3,7 @@
 from .likelihoods import (
     LIKELIHOODS,
     Gaussian,
+    Joint,
     Likelihood,
     NegativeBinomial,
     Poisson,
@@ -15,6 +16,7 @@ __all__ = [
     "LIKELIHOODS",
     "Factors",
     "Gaussian",
+    "Joint",
     "Likelihood",
     "NegativeBinomial",
     "Poisson",

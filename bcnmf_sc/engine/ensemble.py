@@ -19,6 +19,7 @@ from .kernels import Pass, Rows, sweep
 from .likelihoods import Poisson
 from .progress import progress_bar
 from .solver import Factors, Run, fit, transform
+from .sources import ONE_THREAD_EACH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -313,7 +314,8 @@ def run_all(
         finally:
             free.put(own)
 
-    with ThreadPoolExecutor(len(shares)) as pool:
+    # held throughout: between two fits, BLAS threads that wait for each other would take the time of the fits
+    with ONE_THREAD_EACH, ThreadPoolExecutor(len(shares)) as pool:
         done = pool.map(one, jobs)
         bar = progress_bar(done, show=run.progress, total=len(jobs), desc=what)
         return list(bar)

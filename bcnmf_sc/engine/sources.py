@@ -434,7 +434,7 @@ def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
             shape=(len(rows.total), block.n_genes),
         )
         values = x.data
-        mass = sparse.csr_array((likelihood.mass(values), x.indices, x.indptr), shape=x.shape)
+        mass = sparse.csr_array((likelihood.at(x.indices).mass(values), x.indices, x.indptr), shape=x.shape)
     else:
         x = values = block
         mass = likelihood.mass(x)

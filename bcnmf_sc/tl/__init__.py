@@ -6,9 +6,10 @@ from ._casecontrol import DeltaOptions
 from ._cpca import cpca
 from ._deltanmf import deltanmf
 from ._enrich import enrich
-from ._factorize import bcnmf, nmf, project, update
+from ._factorize import bcnmf, nmf
 from ._interpret import umap
 from ._problem import RunOptions
+from ._project import project, update
 from ._select import consensus, select_alpha, select_n_topics
 
 __all__ = [

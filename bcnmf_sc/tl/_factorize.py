@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
 from .. import _anndata
-from ..engine import ensemble, fit, transform
+from ..engine import ensemble, fit
 from ..engine.ensemble import fit_model, spawn
-from ._folds import call_topics, make_folds, score_cells, warn_of_background
-from ._problem import SAFE_ALPHA, Contrast, Problem, one_of, run_settings, whole_number
-from ._select import choose_background_topics
+from ._folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
+from ._multimodal import Modalities
+from ._problem import SAFE_ALPHA, Problem, default_alpha, one_of, run_settings, whole_number
+from ._select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
     from .._anndata import Design, MaskVar
     from ._problem import LikelihoodName, RunOptions
@@ -26,7 +27,7 @@ N_FOLDS = 5
 
 
 def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
@@ -37,19 +38,20 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     cross_fit: int | None = 5,
     sample_key: str | None = None,
     fdr_level: float = 0.05,
-    alpha: float | None = None,
+    alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
     dispersion: float | Literal["estimate"] = "estimate",
     dropout: float | Literal["estimate"] = "estimate",
-    layer: str | None = None,
-    mask_var: MaskVar = "auto",
+    weights: Mapping[str, float] | None = None,
+    layer: str | Mapping[str, str | None] | None = None,
+    mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
     init: np.ndarray | None = None,
     random_state: int = 0,
     key_added: str = "bcnmf",
     copy: bool = False,
     **run: Unpack[RunOptions],
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Find topics of the target cells that the background cells do not have :cite:p:`li2026disentangling`.
 
     Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has
@@ -62,10 +64,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ``alpha_scale="effective"`` cell numbers and library sizes are taken out, and ``1 / alpha`` reads as a fold change:
     a gene whose share of the background's counts exceeds ``1 / alpha`` times its share of the target's is suppressed.
 
+    The modalities of a MuData share the usage; each has loadings and a likelihood of its own, and
+    :math:`L = \sum_m w_m L_m` in both parts of the objective.
+
     Parameters
     ----------
     adata
-        Cells x genes, counts for the count likelihoods. ``X`` and layers are only read.
+        Cells x genes, counts for the count likelihoods. ``X`` and layers are only read. Or a MuData whose modalities
+        have the same cells.
     background_key
         Column of ``adata.obs`` that tells target from background.
     background
@@ -92,23 +98,27 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha
         Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
-        (``"shared"``). Where the fit warns, it is too large for the data.
+        (``"shared"``). ``"auto"`` takes what `select_alpha` would choose; not for ``"split"``. Where the fit warns, it
+        is too large for the data.
     alpha_scale
         ``"effective"``: ``alpha`` is the weight of the background's total against the target's. ``"sum"``: the weight
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values.
+        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
+        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
     dispersion
         Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
         the target's cells; a number, the same for all genes, is what the paper does.
     dropout
         Of ``"zinb"``: the probability that a count is lost, likewise.
+    weights
+        Of the modalities of a MuData, above 0; 1 where none is given.
     layer
-        Layer to read instead of ``adata.X``.
+        Layer to read instead of ``adata.X``; of a MuData one for all, or a mapping of modalities.
     mask_var
         Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is
-        present, `None` uses all genes.
+        present, `None` uses all genes. Of a MuData one for all, or a mapping of modalities.
     init
         Loadings to start from, genes used x topics. Drawn with ``random_state`` by default; the usage starts from each
         cell's total spread evenly over the topics.
@@ -145,6 +155,12 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ratio); ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings);
         ``n_iter``; ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales);
         ``deviance_explained`` of target and background, against the one-topic model of their mean profile.
+    ``.uns[key_added + "_alpha"]`` : dict
+        With ``alpha="auto"``: the choice, its table and its reason, as `select_alpha` has them.
+
+    In a MuData, ``.varm``, ``.var`` and a copy of ``params`` and ``topics`` are written to each modality, all else to
+    the whole. Loadings of all modalities together sum to 1 in each topic; ``topics`` has a column
+    ``share_<modality>`` for the part of each.
 
     Examples
     --------
@@ -155,31 +171,27 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     _anndata.check_key(key_added)
+    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
+    data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
+    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
+    if modalities is not None:
+        adata = modalities.adata
+        data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
+    _check_ways(n_background_topics, basis, cross_fit, alpha_scale)
     if alpha is None:
-        alpha = 0.3 if n_background_topics == 0 else 0.5 if basis == "shared" else 0.0
-    alphas = _alphas(alpha, background, design)
-    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
-    one_of("basis", basis, ("split", "shared"))
-    if n_background_topics != "auto":
-        whole_number("n_background_topics", n_background_topics, 0)
-    if cross_fit is not None:
-        whole_number("cross_fit", cross_fit, 2)
+        alpha = default_alpha(n_background_topics, basis)
+    if choose_alpha := alpha == "auto":
+        _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
+    alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(
-        adata,
-        design,
-        likelihood=likelihood,
-        n_topics=n_topics,
-        layer=layer,
-        mask_var=mask_var,
-        random_state=random_state,
-        dispersion=dispersion,
-        dropout=dropout,
-        run=run,
-    )
+    problem = Problem.read(adata, design, n_topics=n_topics, random_state=random_state, **data)
     start = problem.check_start(init, n_topics)
+    choice: dict[str, Any] = {}
+    if choose_alpha:
+        choice = alpha_path(problem, ALPHAS, n_topics=n_topics, samples=samples, random_state=random_state, run=run)
+        alphas = dict.fromkeys(alphas, choice["alpha"])
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping), key=key_added)
     settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
     params = {
@@ -217,9 +229,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
         cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
         record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
+        warn_of_homeless(record["topics"], scores, design, fdr_level)
 
-    adata = adata.copy() if copy else adata
+    adata = adata.copy() if copy and modalities is None else adata
     problem.write(adata, key_added, factors, contrast, record, cells)
+    if choice:
+        adata.uns[key_added + "_alpha"] = choice
+    if modalities is not None:
+        return modalities.write(key_added, copy=copy)
     return adata if copy else None
 
 
@@ -307,180 +324,27 @@ def nmf(
     return adata if copy else None
 
 
-def project(
-    adata: AnnData,
-    reference: AnnData,
-    *,
-    key: str = "bcnmf",
-    layer: str | None = None,
-    key_added: str | None = None,
-    n_threads: int | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-    copy: bool = False,
-) -> AnnData | None:
-    r"""Compute the usage of new cells on the topics of a reference.
-
-    .. math:: \min_{H \ge 0} L(X, H W^\top) \quad \text{with } W \text{ of the reference}
-
-    Genes are matched by name; the order does not matter. A gene that is missing here is left out of the fit of every
-    cell.
-
-    Parameters
-    ----------
-    adata
-        New cells x genes, in the units that the reference was fitted in (counts for counts).
-    reference
-        AnnData with a stored factorisation.
-    key
-        Name of the factorisation in ``reference``.
-    layer
-        Layer to read instead of ``adata.X``.
-    key_added
-        Name under which the results are stored; ``key`` by default.
-    n_threads, device, batch_size
-        As in `RunOptions`.
-    copy
-        Return a changed copy instead of changing ``adata``.
-
-    Returns
-    -------
-    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
-    ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
-    ``projected``) and ``.uns[key_added]``.
-
-    Examples
-    --------
-    >>> import bcnmf_sc as bc
-    >>> adata = bc.datasets.simulated()
-    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> new = bc.datasets.simulated(random_state=0)
-    >>> bc.tl.project(new, adata)
-    >>> bool(abs(new.obsm["X_bcnmf"] - adata.obsm["X_bcnmf"]).max() < 1e-3)
-    True
-    """
-    name = key if key_added is None else key_added
-    _anndata.check_key(name)
-    _anndata.check_backed(adata, copy=copy)
-    stored = _anndata.stored(reference, key)
-    W = _anndata.aligned_loadings(adata, reference, key)
-    used = np.asarray(W.any(axis=1))
-    problem = Problem.read(
-        adata,
-        _anndata.Design(np.zeros(adata.n_obs, bool), {}),
-        likelihood=_anndata.stored_likelihood(adata, reference, key, used),
-        n_topics=None,
-        layer=layer,
-        mask_var=used,
-        run={"n_threads": n_threads, "device": device, "batch_size": batch_size},
-    )
-    H, _ = transform(problem.source, problem.likelihood, W[used].astype(np.float64))
-
-    adata = adata.copy() if copy else adata
-    params = dict(stored["params"]) | {"layer": layer, "version": version("bcnmf-sc")}
-    record = {"params": params, "topics": stored["topics"].copy()}
-    cells = {"role": problem.design.role}
-    _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
-    return adata if copy else None
+def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, alpha_scale: str) -> None:
+    """Refuse what is no way to fit or to score."""
+    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
+    one_of("basis", basis, ("split", "shared"))
+    if n_background_topics != "auto":
+        whole_number("n_background_topics", n_background_topics, 0)
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
 
 
-def update(
-    adata: AnnData,
-    reference: AnnData,
-    *,
-    key: str = "bcnmf",
-    layer: str | None = None,
-    copy: bool = False,
-    **run: Unpack[RunOptions],
-) -> AnnData | None:
-    r"""Go on with a stored factorisation when more cells have come, without the cells it was made of.
-
-    .. math:: W \leftarrow \frac{W_0 \circ D_0 + W \circ (P_X + \alpha N_Y)}{D_0 + N_X + \alpha P_Y}
-
-    with :math:`W_0` the stored loadings and :math:`D_0` what they rest on, which a fit stores beside them. The sums of
-    the earlier cells are kept as they were at :math:`W_0`, so the result is close to a fit of all cells as long as the
-    loadings do not move far.
-
-    Parameters
-    ----------
-    adata
-        New cells x genes; at least the genes of the factorisation, in any order.
-    reference
-        AnnData with a stored factorisation without background topics. It is only read.
-    key
-        Name of the factorisation in ``reference``, and of the result in ``adata``.
-    layer
-        Layer to read instead of ``adata.X``.
-    copy
-        Return a changed copy instead of changing ``adata``.
-    **run
-        How to run: see `RunOptions`.
-
-    Returns
-    -------
-    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
-    the reference; some of them may be absent here, and cells of others are projected. Alphas and suppressed genes are
-    those of the reference.
-
-    Examples
-    --------
-    >>> import bcnmf_sc as bc
-    >>> adata = bc.datasets.simulated()
-    >>> early, late = adata[::2].copy(), adata[1::2].copy()
-    >>> bc.tl.bcnmf(early, background_key="condition", background="ctrl", n_topics=4)
-    >>> bc.tl.update(late, early)
-    >>> late.obsm["X_bcnmf"].shape
-    (500, 4)
-    """
-    _anndata.check_backed(adata, copy=copy)
-    stored = _anndata.stored(reference, key)
-    params = stored["params"]
-    W = np.asarray(reference.varm[key], np.float64)
-    used = W.any(axis=1)
-    names = reference.var_names[used]
-    split = (stored["topics"]["kind"] == "background").any()
-    if not params.get("background_key") or "weight" not in stored or split:
-        msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
-        raise ValueError(msg)
-    missing = names.difference(adata.var_names)
-    if len(missing):
-        msg = (
-            f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
-            f"{_anndata.listed(missing)}."
-        )
-        raise ValueError(msg)
-    background = [str(name) for name in params["background"]]
-    target = params["target"]
-    target = target if target is None else np.asarray(target).tolist()
-    design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
-    mask = np.asarray(adata.var_names.isin(names))
-    order = names.get_indexer(adata.var_names[mask])
-    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
-    problem = Problem.read(
-        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
-    )
-    effective, on_sums = (
-        dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")
-    )
-    weight = np.zeros(adata.n_obs)
-    for name, cells in design.backgrounds.items():
-        weight[cells] = on_sums[name]
-    suppressed = reference.var[f"{key}_suppressed"].to_numpy()[used][order]
-    contrast = Contrast(weight, effective, on_sums, suppressed)
-    factors = fit(
-        problem.source,
-        problem.likelihood,
-        W.shape[1],
-        target=design.target,
-        background=contrast.weight,
-        start=W[used][order],
-        prior=np.asarray(stored["weight"], np.float64)[order],
-        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
-    )
-    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1])
-    adata = adata.copy() if copy else adata
-    problem.write(adata, key, factors, contrast, record)
-    return adata if copy else None
+def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
+    """Refuse what an alpha cannot be chosen for."""
+    if isinstance(background, Mapping):
+        msg = "`alpha` must not be 'auto' where `background` gives each background its own. Name the backgrounds only."
+    elif alpha_scale != "effective":
+        msg = "`alpha='auto'` is on the effective scale; `alpha_scale` must be 'effective', got 'sum'."
+    elif split:
+        msg = "`alpha` must not be 'auto' with `basis='split'`, where background topics take its place. Leave it out."
+    else:
+        return
+    raise ValueError(msg)
 
 
 def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:

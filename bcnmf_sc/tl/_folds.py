@@ -18,6 +18,10 @@ FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
 
 
+HOMELESS = 0.5
+"""Threshold of the target share from which on the background itself needs target topics."""
+
+
 def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
     """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition."""
     rng = np.random.default_rng(random_state)
@@ -72,6 +76,18 @@ def score_cells(
         "enriched": share > np.quantile(null, 1 - fdr_level),
         "pvalue": ((1 + above) / (1 + len(null))).astype(np.float32),
     }
+
+
+def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fdr_level: float) -> None:
+    """Say when topics tell target from background, but cells cannot, since the background needs target topics too."""
+    threshold = float(np.quantile(scores.share[design.background & (scores.fold >= 0)], 1 - fdr_level))
+    if threshold > HOMELESS and topics["called"].any():
+        msg = (
+            f"{fdr_level:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
+            "topics, so hardly a cell can be called: something that target and background share has no background "
+            "topic. Raise `n_background_topics` ('auto' chooses), or lower `n_topics`."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def call_topics(

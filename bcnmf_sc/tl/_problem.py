@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
-from ..engine import LIKELIHOODS, Factors, Likelihood, RowSource, Run, row_source, transform
+from ..engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
 from ..engine.ensemble import Model, shares_of
 from ..engine.sources import Groups, summarise
 
@@ -334,6 +334,13 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     return table
 
 
+def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> float:
+    """Return the effective alpha of a fit for which none is given."""
+    if n_background_topics == 0:
+        return 0.3
+    return 0.5 if basis == "shared" else 0.0
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     """Refuse what is no whole number between two bounds."""
     if (
@@ -372,7 +379,7 @@ def _check_run(run: RunOptions) -> None:
 def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
     """Return the likelihood, and whether its parameters are to be estimated."""
     if not isinstance(likelihood, str):
-        return likelihood, False
+        return likelihood, isinstance(likelihood, Joint) and likelihood.estimate
     if likelihood not in LIKELIHOODS:
         msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}."
         raise ValueError(msg)

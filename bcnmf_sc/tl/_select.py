@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from .. import _anndata
 from ..engine import ensemble, transform
 from ._folds import make_folds
-from ._problem import MAX_SUPPRESSED, SAFE_ALPHA, VANISHED, Problem, one_of, run_settings, whole_number
+from ._problem import MAX_SUPPRESSED, SAFE_ALPHA, VANISHED, Problem, default_alpha, one_of, run_settings, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,8 @@ COLLAPSED = 1e-3
 """Mean share of the target's usage below which a topic has collapsed."""
 BACKGROUND_TOPICS = (5, 10, 20, 40)
 """Numbers of background topics that are tried."""
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+"""Effective alphas that are tried."""
 
 
 def choose_background_topics(
@@ -75,7 +77,7 @@ def select_alpha(
     background_key: str,
     background: str | Sequence[str],
     target: str | Sequence[str] | None = None,
-    alphas: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    alphas: Sequence[float] = ALPHAS,
     n_topics: int = 10,
     n_restarts: int = 3,
     n_folds: int = 3,
@@ -153,7 +155,7 @@ def select_alpha(
         random_state=random_state,
         run=run,
     )
-    table, best, reason = alpha_path(
+    choice = alpha_path(
         problem,
         alphas,
         n_topics=n_topics,
@@ -164,7 +166,7 @@ def select_alpha(
         run=run,
     )
     adata = adata.copy() if copy else adata
-    adata.uns[key_added + "_alpha"] = {"alpha": best, "reason": reason, "table": table}
+    adata.uns[key_added + "_alpha"] = choice
     return adata if copy else None
 
 
@@ -173,13 +175,13 @@ def alpha_path(
     alphas: Sequence[float],
     *,
     n_topics: int,
-    n_restarts: int,
+    n_restarts: int = 1,
     samples: pd.Categorical | None,
-    n_folds: int,
+    n_folds: int = ensemble.N_SELECT_FOLDS,
     random_state: int,
     run: RunOptions,
-) -> tuple[pd.DataFrame, float, str]:
-    """Return the table over alphas, the one to take, and why."""
+) -> dict[str, Any]:
+    """Return the alpha to take, why, and the table over alphas, as they are stored."""
     design = problem.design
     fold_seed, fit_seed = ensemble.spawn(random_state, 2)
     fold = make_folds(design, samples, n_folds, fold_seed)
@@ -244,7 +246,7 @@ def alpha_path(
             f"cells gain, "
             f"the most among {int((~table['degenerate']).sum())} of {len(table)} alphas that leave the fit sound."
         )
-    return table, best, reason
+    return {"alpha": best, "reason": reason, "table": table}
 
 
 def _best_alpha(rows: dict[float, dict[str, float]]) -> float:
@@ -385,8 +387,10 @@ def consensus(
     background: str | Sequence[str],
     target: str | Sequence[str] | None = None,
     n_topics: int = 10,
+    n_background_topics: int = 0,
+    basis: Literal["split", "shared"] = "split",
     n_restarts: int = 10,
-    alpha: float = 0.3,
+    alpha: float | None = None,
     density: float = 0.5,
     likelihood: LikelihoodName = "poisson",
     layer: str | None = None,
@@ -399,12 +403,15 @@ def consensus(
     """Find topics that many starts agree on: consensus NMF :cite:p:`kotliar2019identifying` with a contrast.
 
     The topics of all restarts are clustered by cosine, those without close neighbours dropped, the median of each
-    cluster taken as its topic, and the usage of every cell refitted.
+    cluster taken as its topic, and the usage of every cell refitted. Background topics are learned anew in every
+    restart, and clustered by themselves.
 
     Parameters
     ----------
-    adata, background_key, background, target, n_topics, likelihood, layer, mask_var, random_state
+    adata, background_key, background, target, n_topics, basis, likelihood, layer, mask_var, random_state
         As in `bcnmf`.
+    n_background_topics
+        As in `bcnmf`, as a number: `select_n_topics` chooses one. Cells are not scored out of fold.
     alpha
         As in `bcnmf`, on the effective scale.
     key_added, copy, **run
@@ -430,6 +437,9 @@ def consensus(
     """
     _anndata.check_key(key_added)
     whole_number("n_restarts", n_restarts, 2)
+    whole_number("n_background_topics", n_background_topics, 0)
+    one_of("basis", basis, ("split", "shared"))
+    alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
     if not density > 0:
         msg = f"`density` must be above 0, got {density!r}."
         raise ValueError(msg)
@@ -446,9 +456,13 @@ def consensus(
     )
     contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
     settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
-    model = problem.model(contrast, n_topics, 0, "split")
+    model = problem.model(contrast, n_topics, n_background_topics, basis)
     fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
-    W, stability, members = ensemble.consensus([f.W for f in fits], density=density, random_state=random_state)
+    kinds = [slice(n_topics), slice(n_topics, None)][: 1 + bool(n_background_topics)]
+    found = [
+        ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=random_state) for kind in kinds
+    ]
+    W, stability, members = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
     last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
     H, cell_loss = transform(problem.source, last.likelihood, W)
     factors = replace(last, W=W, H=H, cell_loss=cell_loss)
@@ -457,6 +471,8 @@ def consensus(
         "background": list(design.backgrounds),
         "alpha": [alpha] * len(design.backgrounds),
         "alpha_scale": "effective",
+        "n_background_topics": n_background_topics,
+        "basis": basis,
         "n_restarts": n_restarts,
         "density": density,
     }

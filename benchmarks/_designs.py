@@ -1,0 +1,98 @@
+"""Designs with a known answer that several scripts use: who is target, who is background, and who is truly new.
+
+A design is an AnnData with ``obs["role"]`` (``target``, ``background``) and ``obs["new"]`` (bool: cells that have what
+the background has not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+import bcnmf_sc as bc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHARED_TYPES = ("B cell", "NK cell", "T cell")
+"""Cell types of the Zheng data that are dealt out to target and background."""
+ROLES = {"background_key": "role", "background": "background", "progress": False}
+"""What every fit of a design is told."""
+WEAK = {"n_background": 800, "n_types": 8, "n_shared": 4, "frac_active": 0.2, "salient_strength": 0.15}
+"""Options of `simulated`: many shared programs, and few cells with a weak one of their own."""
+
+
+def kang(folder: Path, _seed: int = 0) -> anndata.AnnData:
+    """Stimulated PBMC against control PBMC: every target cell is new."""
+    adata = anndata.read_h5ad(folder / "kang_ifnb_muscat.h5ad")
+    return _design(adata, (adata.obs["condition"] == "stim").to_numpy())
+
+
+def kang_null(folder: Path, seed: int = 0) -> anndata.AnnData:
+    """One random half of the control PBMC against the other: nothing is new."""
+    adata = anndata.read_h5ad(folder / "kang_ifnb_muscat.h5ad")
+    adata = adata[adata.obs["condition"] == "ctrl"].copy()
+    return _design(adata, np.random.default_rng(seed).random(adata.n_obs) < 0.5, np.zeros(adata.n_obs, bool))
+
+
+def zheng(folder: Path, seed: int = 0, *, spike: str | None = None) -> anndata.AnnData:
+    """Random halves of sorted B, NK and T cells, and all cells of another type added to the target: these are new."""
+    adata = anndata.read_h5ad(folder / "zheng_pbmc_facs.h5ad")
+    kinds = adata.obs["cell_type"].astype(str)
+    adata = adata[kinds.isin([*SHARED_TYPES, spike]).to_numpy()].copy()
+    new = (adata.obs["cell_type"] == spike).to_numpy()
+    return _design(adata, new | (np.random.default_rng(seed).random(adata.n_obs) < 0.5), new)
+
+
+def simulated(seed: int = 0, **options: float) -> anndata.AnnData:
+    """`bcnmf_sc.datasets.simulated`: some target cells carry a program that the background has not."""
+    adata = bc.datasets.simulated(random_state=seed, **options)
+    new = (adata.obs["subgroup"] != "none").to_numpy()
+    return _design(adata, (adata.obs["condition"] == "case").to_numpy(), new)
+
+
+def _design(adata: anndata.AnnData, target: np.ndarray, new: np.ndarray | None = None) -> anndata.AnnData:
+    adata.obs["role"] = np.where(target, "target", "background")
+    adata.obs["new"] = target if new is None else new
+    return adata
+
+
+def scores(adata: anndata.AnnData) -> dict[str, float]:
+    """What the out-of-fold share and the call are worth: AUC, and the shares of new and of other cells called.
+
+    New cells are compared with the target's other cells; where all of the target is new, with the background.
+    """
+    share, call = (adata.obs[f"bcnmf_{name}"].to_numpy() for name in ("target_share", "enriched"))
+    new, target = adata.obs["new"].to_numpy(), (adata.obs["role"] == "target").to_numpy()
+    if not new.any():
+        return {"AUC": roc_auc_score(target, share), "called others": float(call[target].mean())}
+    rest = target & ~new if (target & ~new).any() else ~target
+    both = new | rest
+    return {
+        "AUC": roc_auc_score(new[both], share[both]),
+        "called new": float(call[new].mean()),
+        "called others": float(call[rest].mean()),
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range, for a table."""
+    return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def arguments(text: str, **numbers: int) -> argparse.Namespace:
+    """Read the command line: the data folder, and whole numbers with their defaults. Silences warnings of the fits."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = os.environ.get("BCNMF_SC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=default, help="folder of the real data")
+    for name, number in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=number)
+    warnings.simplefilter("ignore")
+    return parser.parse_args()
