@@ -56,7 +56,7 @@ def read_design(
 ) -> Design:
     """Split the cells by an obs column."""
     if background_key not in adata.obs:
-        msg = f"`background_key` {background_key!r} is not in `adata.obs`. Present: {_names(adata.obs.columns)}."
+        msg = f"`background_key` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise ValueError(msg)
     column = pd.Categorical(adata.obs[background_key])
     present = [name for code, name in enumerate(column.categories) if (column.codes == code).any()]
@@ -71,10 +71,10 @@ def read_design(
                 found[str(name)] = np.asarray(column == match)
         missing = [name for name in wanted if str(name) not in found]
         if missing or not wanted:
-            got = _names(missing) if missing else "none"
+            got = listed(missing) if missing else "none"
             msg = (
                 f"`{argument}` must name categories of `adata.obs[{background_key!r}]`, got {got}. "
-                f"Present: {_names(present)}."
+                f"Present: {listed(present)}."
             )
             raise ValueError(msg)
         return found
@@ -89,11 +89,19 @@ def read_design(
         is_target = np.any(list(cells_of("target", target).values()), axis=0)
     if not is_target.any():
         msg = (
-            f"No target cells are left: every category of `adata.obs[{background_key!r}]` ({_names(present)}) is in "
+            f"No target cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is in "
             "`background`. Name fewer, or pass `target='all'`."
         )
         raise ValueError(msg)
     return Design(is_target, backgrounds)
+
+
+def read_samples(adata: AnnData, sample_key: str) -> pd.Categorical:
+    """Return the donor of each cell."""
+    if sample_key not in adata.obs:
+        msg = f"`sample_key` {sample_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
+        raise ValueError(msg)
+    return pd.Categorical(adata.obs[sample_key])
 
 
 def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
@@ -103,13 +111,14 @@ def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
     if isinstance(mask_var, str):
         name = "highly_variable" if mask_var == "auto" else mask_var
         if name not in adata.var:
-            msg = f"`mask_var` {name!r} is not in `adata.var`. Present: {_names(adata.var.columns)}."
+            msg = f"`mask_var` {name!r} is not in `adata.var`. Present: {listed(adata.var.columns)}."
             raise ValueError(msg)
         mask = adata.var[name]
     else:
         mask = mask_var.reindex(adata.var_names) if isinstance(mask_var, pd.Series) else pd.Series(np.asarray(mask_var))
     if len(mask) != adata.n_vars or mask.isna().any() or not pd.api.types.is_bool_dtype(mask.infer_objects()):
-        msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {len(mask)} values of {mask.dtype}."
+        got = f"{len(mask)} values of {mask.dtype}"
+        msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {got}."
         raise ValueError(msg)
     return np.flatnonzero(mask.to_numpy(dtype=bool))
 
@@ -117,11 +126,11 @@ def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
 def read_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer, cells x genes, as it is stored."""
     if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {_names(adata.layers.keys())}."
+        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(adata.layers.keys())}."
         raise ValueError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {_names(adata.layers.keys())}."
+        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
         raise ValueError(msg)
     return matrix
 
@@ -131,7 +140,10 @@ def check_names(adata: AnnData) -> None:
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if not index.is_unique:
             twice = index[index.duplicated()].unique()
-            msg = f"`adata.{axis}_names` must be unique, got {_names(twice)} more than once. Call `adata.{axis}_names_make_unique()`."
+            msg = (
+                f"`adata.{axis}_names` must be unique, got {listed(twice)} more than once. "
+                f"Call `adata.{axis}_names_make_unique()`."
+            )
             raise ValueError(msg)
 
 
@@ -139,17 +151,19 @@ def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer
     """Refuse values that no likelihood can have; warn of values that counts do not have."""
     where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
     if summary.n_invalid:
-        msg = f"{where} must be finite, got {summary.n_invalid} values that are NaN or infinite. Drop or impute them first."
+        n = summary.n_invalid
+        msg = f"{where} must be finite, got {n} values that are NaN or infinite. Drop or impute them first."
         raise ValueError(msg)
     if summary.smallest < 0:
-        msg = f"{where} must be non-negative, got {summary.smallest:g}. Scaled or centred data? Use counts or their logarithms."
+        low = summary.smallest
+        msg = f"{where} must be non-negative, got {low:g}. Scaled or centred data? Use counts or their logarithms."
         raise ValueError(msg)
     if likelihood.counts and summary.n_fractional:
         looks = "log-normalised" if summary.largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
         msg = (
-            f"{where} holds {summary.n_fractional} values that are not whole numbers, but `likelihood={likelihood.name!r}` "
-            f"models counts. Is it {looks}? Name the layer of counts with `layer=` (present: {_names(adata.layers.keys())}), "
-            "or use `likelihood='gaussian'`."
+            f"{where} holds {summary.n_fractional} values that are not whole numbers, but "
+            f"`likelihood={likelihood.name!r}` models counts. Is it {looks}? Name the layer of counts with `layer=` "
+            f"(present: {listed(adata.layers.keys())}), or use `likelihood='gaussian'`."
         )
         warnings.warn(msg, UserWarning, stacklevel=4)
 
@@ -161,7 +175,7 @@ def write(
     used: np.ndarray,
     W: np.ndarray,
     H: np.ndarray,
-    role: pd.Categorical,
+    cells: Mapping[str, Any],
     genes: Mapping[str, np.ndarray],
     record: dict[str, Any],
 ) -> None:
@@ -175,7 +189,8 @@ def write(
     loadings[used] = W
     adata.obsm["X_" + key] = np.asarray(H, np.float32)
     adata.varm[key] = loadings
-    adata.obs[key + "_role"] = role
+    for name, values in cells.items():
+        adata.obs[f"{key}_{name}"] = values
     for name, values in genes.items():
         column = (
             np.zeros(adata.n_vars, values.dtype) if values.dtype == bool else np.full(adata.n_vars, np.nan, np.float32)
@@ -185,23 +200,23 @@ def write(
     adata.uns[key] = record
 
 
-def check_key(key: str) -> None:
+def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
-    if not isinstance(key, str) or not key or "/" in key:
+    if not isinstance(key, str) or key == "" or "/" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
         raise ValueError(msg)
 
 
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
-    """Loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
-    W = pd.DataFrame(np.asarray(reference.varm[key]), index=reference.var_names)
+    """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
+    W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)
     W = W[(W > 0).any(axis=1)]
     shared = W.index.intersection(adata.var_names)
     share = len(shared) / len(W)
     if share < 0.5:  # noqa: PLR2004
         msg = (
             f"`adata` must share at least half of the {len(W)} genes of the factorisation {key!r}, got {len(shared)} "
-            f"({share:.0%}). Names here: {_names(adata.var_names[:3])}; there: {_names(W.index[:3])}."
+            f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
         )
         column = next((c for c in adata.var if W.index.isin(adata.var[c].astype(str)).mean() >= 0.5), None)  # noqa: PLR2004
         if column is not None:
@@ -218,10 +233,24 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the record of a stored factorisation."""
-    if key not in adata.uns or key not in adata.varm or "topics" not in adata.uns[key]:
-        msg = f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {_names(adata.uns.keys())}. Run `bcnmf_sc.tl.bcnmf` first."
+    record = adata.uns.get(key)
+    if not hasattr(record, "keys") or "topics" not in record:
+        present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
+        msg = (
+            f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
+            "Run `bcnmf_sc.tl.bcnmf` first."
+        )
         raise ValueError(msg)
-    return adata.uns[key]
+    return record
+
+
+def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
+    """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
+    slots = getattr(adata, attribute)
+    if name not in slots:
+        msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
+        raise ValueError(msg)
+    return slots[name]
 
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
@@ -230,12 +259,13 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
     columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
     parameters = {
         name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)
-        for name in (field.name for field in fields(kind))
+        for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
     }
     return kind(**parameters)
 
 
-def _names(items: Any, most: int = 8) -> str:
+def listed(items: Any, most: int = 8) -> str:
+    """Name the first few of what there is, for a message; "none" if nothing."""
     items = list(items)
     shown = ", ".join(repr(str(x)) for x in items[:most])
     return (shown or "none") + (f" and {len(items) - most} more" if len(items) > most else "")

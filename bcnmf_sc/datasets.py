@@ -1,10 +1,7 @@
-"""Data sets with a known answer. Reading and simulating only: no processing beyond that."""
+"""Data sets with a known answer: simulated, bundled, and published ones that are found in a folder or downloaded."""
 
 from __future__ import annotations
 
-import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +9,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import ndimage, sparse
 
+from ._published import mice_protein
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "simulated"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["digits", "mice_protein", "simulated"]
 
 _BLOCK_ELEMENTS = 1_000_000  # entries of the one dense block that `simulated` holds; part of what a seed means
 _IMAGE_SIDE = 16
@@ -351,19 +348,3 @@ def _check_number(name: str, value: float, *, least: float, most: float = np.inf
         rule = f"at least {least:g}" if most == np.inf else f"from {least:g} to {most:g}"
         msg = f"`{name}` must be {rule}, got {value!r}."
         raise ValueError(msg)
-
-
-def _download(url: str, file_name: str) -> Path:
-    """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there."""
-    import pooch  # imports requests, which only a download needs
-
-    folder = Path(os.environ.get("BCNMF_SC_DATA") or pooch.os_cache("bcnmf_sc"))
-    path = folder / file_name
-    try:
-        return Path(pooch.retrieve(url, known_hash=None, fname=file_name, path=folder))
-    except OSError as error:  # requests' exceptions are OSErrors too
-        msg = (
-            f"{file_name} could not be downloaded from {url}. Fetch it by hand and put it at {path}, "
-            "or set the environment variable `BCNMF_SC_DATA` to the folder that holds it."
-        )
-        raise OSError(msg) from error

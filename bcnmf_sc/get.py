@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
+from ._anndata import listed, stored, stored_slot
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
 
@@ -43,7 +45,7 @@ def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.
     ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
     """
     names = _topic_names(adata, key)
-    values = np.array(_slot(adata, "obsm", f"X_{key}"))
+    values = np.array(stored_slot(adata, "obsm", f"X_{key}"))
     if normalize:
         total = values.sum(axis=1, keepdims=True)
         values = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
@@ -76,8 +78,8 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
     [1.0, 1.0, 1.0, 1.0]
     """
     names = _topic_names(adata, key)
-    values = np.array(_slot(adata, "varm", key))
-    return pd.DataFrame(values, index=_gene_labels(adata, gene_symbols), columns=names)
+    values = np.array(stored_slot(adata, "varm", key))
+    return pd.DataFrame(values, index=gene_labels(adata, gene_symbols), columns=names)
 
 
 def top_genes(
@@ -139,7 +141,7 @@ def top_genes(
         msg = f"`by` must be 'loading' or 'specificity', got {by!r}."
         raise ValueError(msg)
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
-    chosen = _pick_topics(w.columns, topics)
+    chosen = pick_topics(w.columns, topics)
     if by == "specificity" and w.shape[1] == 1:
         msg = "`by` must be 'loading' where there is one topic only, got 'specificity'."
         raise ValueError(msg)
@@ -182,42 +184,18 @@ def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
     >>> bc.get.topics(adata).index.tolist()
     ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
     """
-    return _result(adata, key)["topics"].copy()
+    return stored(adata, key)["topics"].copy()
 
 
 # Shared with `pl`.
 
 
-def _result(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """`adata.uns[key]` of a stored factorisation, or the error that says which call is missing."""
-    if key not in adata.uns:
-        msg = f"`key` {key!r} is not in `adata.uns`. {_present(adata.uns)} Run `bcnmf_sc.tl.bcnmf` first."
-        raise ValueError(msg)
-    stored = adata.uns[key]
-    if not hasattr(stored, "keys") or "topics" not in stored:
-        msg = (
-            f"`key` must name a factorisation, got {key!r}, whose `adata.uns` entry has no table of topics. "
-            f"{_present(adata.uns)} Run `bcnmf_sc.tl.bcnmf` first."
-        )
-        raise ValueError(msg)
-    return stored
-
-
-def _slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
-    """Return `adata.<attribute>[name]`, or raise the error that names the `call` writing it."""
-    mapping = getattr(adata, attribute)
-    if name not in mapping:
-        msg = f"{name!r} is not in `adata.{attribute}`. {_present(mapping)} Run `bcnmf_sc.{call}` first."
-        raise ValueError(msg)
-    return mapping[name]
-
-
 def _topic_names(adata: AnnData, key: str) -> pd.Index:
     """Names of the topics, in the order of the columns of usage and loadings."""
-    return pd.Index(_result(adata, key)["topics"].index.to_numpy())
+    return pd.Index(stored(adata, key)["topics"].index.to_numpy())
 
 
-def _pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
     """`chosen` as a list, checked against the topics there are; all of them for None."""
     names = list(names)
     if chosen is None:
@@ -225,22 +203,17 @@ def _pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> li
     picked = [chosen] if isinstance(chosen, str) else list(chosen)
     unknown = [topic for topic in picked if topic not in names]
     if unknown or not picked or len(set(picked)) < len(picked):
-        msg = f"`topics` must be names of topics, each once, got {chosen!r}. {_present(names)}"
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
         raise ValueError(msg)
     return picked
 
 
-def _present(names: Iterable[object]) -> str:
-    """Sentence that lists what exists, for error messages."""
-    listed = ", ".join(repr(str(name)) for name in names)
-    return f"Present: {listed or 'nothing'}."
-
-
-def _gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
     if gene_symbols is None:
         return adata.var_names
     if gene_symbols not in adata.var:
-        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. {_present(adata.var.columns)}"
+        present = listed(adata.var.columns)
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
         raise ValueError(msg)
     symbols = adata.var[gene_symbols]
     missing = symbols.isna().to_numpy()

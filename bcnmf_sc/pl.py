@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bcnmf_sc import get
-from bcnmf_sc.get import _gene_labels, _pick_topics, _present, _result, _slot
+from . import get
+from ._anndata import listed, stored, stored_slot
+from .get import gene_labels, pick_topics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +74,8 @@ def umap(
     >>> bc.tl.umap(adata)
     >>> ax = bc.pl.umap(adata, color="condition")
     """
-    _result(adata, key)
-    points = np.asarray(_slot(adata, "obsm", f"X_{key}_umap", call="tl.umap"))
+    stored(adata, key)
+    points = np.asarray(stored_slot(adata, "obsm", f"X_{key}_umap", call="tl.umap"))
     values = _color_values(adata, key, color)
 
     legend: dict[str, str] = {}
@@ -168,7 +169,7 @@ def loadings(
     w = get.loadings(adata, key=key)
     rows = w.index.get_indexer(genes["gene"])
     heat = w[names].to_numpy()[rows]
-    labels = _gene_labels(adata, gene_symbols)[rows].astype(str)
+    labels = gene_labels(adata, gene_symbols)[rows].astype(str)
 
     n_rows, n_cols = heat.shape
     labels_width = CHARACTER * max(map(len, labels))
@@ -239,7 +240,7 @@ def usage(
     >>> ax = bc.pl.usage(adata, groupby="condition")
     """
     share = get.usage(adata, key=key, normalize=True)
-    names = _pick_topics(share.columns, topics)
+    names = pick_topics(share.columns, topics)
     column = f"{key}_role" if groupby is None else groupby
     groups = _obs_column(adata, column)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
@@ -311,11 +312,11 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> fig = bc.pl.loss(adata)
     """
-    stored = _result(adata, key)
-    if "loss" not in stored:
-        msg = f"`key` must name a fit with a stored loss, got {key!r}. {_present(stored)}"
+    record = stored(adata, key)
+    if "loss" not in record:
+        msg = f"`key` must name a fit with a stored loss, got {key!r}. Present: {listed(record)}."
         raise ValueError(msg)
-    table = stored["loss"]
+    table = record["loss"]
     titles = {"target": "loss on target", "background": "loss on background", "change": "change of loadings"}
     panels = [name for name in titles if name == "target" or np.any(np.nan_to_num(table.get(name, 0.0)) != 0)]
     fig, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), layout="constrained", squeeze=False)
@@ -327,15 +328,15 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         if name == "change":
             ax.set_yscale("log")
-            tol = stored.get("params", {}).get("tol")
+            tol = record.get("params", {}).get("tol")
             if tol:
                 ax.axhline(tol, color=PLAIN, linestyle="--", linewidth=1, label=f"tolerance {tol:g}")
                 ax.legend(frameon=False, fontsize=FONT)
         else:
             ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
-    if "converged" in stored:
-        ended = "converged" if stored["converged"] else "not converged"
-        fig.suptitle(f"{key}: {ended} after {stored.get('n_iter', table['iteration'].iloc[-1])} iterations")
+    if "converged" in record:
+        ended = "converged" if record["converged"] else "not converged"
+        fig.suptitle(f"{key}: {ended} after {record.get('n_iter', table['iteration'].iloc[-1])} iterations")
     return fig
 
 
@@ -346,7 +347,8 @@ def _color_values(adata: AnnData, key: str, color: str | None) -> pd.Series | No
         return _obs_column(adata, color)
     shares = get.usage(adata, key=key, normalize=True)
     if color not in shares:
-        msg = f"`color` must be a column of `adata.obs` or a topic, got {color!r}. {_present([*adata.obs, *shares])}"
+        present = listed([*adata.obs, *shares], 20)
+        msg = f"`color` must be a column of `adata.obs` or a topic, got {color!r}. Present: {present}."
         raise ValueError(msg)
     return shares[color]
 
@@ -354,7 +356,7 @@ def _color_values(adata: AnnData, key: str, color: str | None) -> pd.Series | No
 def _obs_column(adata: AnnData, name: str) -> pd.Series:
     """Return a column of obs, as categories unless it holds numbers."""
     if name not in adata.obs:
-        msg = f"`groupby` must be a column of `adata.obs`, got {name!r}. {_present(adata.obs)}"
+        msg = f"`groupby` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
         raise ValueError(msg)
     column = adata.obs[name]
     numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
@@ -383,7 +385,7 @@ def _pick_test(table: pd.DataFrame, test: str | None) -> str | None:
     if test == "auto":
         return filled[0] if filled else None
     if test is not None and test not in filled:
-        msg = f"`test` must be a column with values in the topics table, got {test!r}. {_present(filled)}"
+        msg = f"`test` must be a column with values in the topics table, got {test!r}. Present: {listed(filled)}."
         raise ValueError(msg)
     return test
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
-import zlib
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -15,29 +13,22 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from .datasets import _download
+from . import _biotypes as biotypes
+from ._anndata import check_names, listed, read_design, read_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from ._biotypes import Annotation
+
 __all__ = ["highly_variable_genes", "protein_coding", "recipe"]
 
 logger = logging.getLogger(__name__)
 
 Flavor: TypeAlias = Literal["seurat", "cell_ranger", "seurat_v3"]
-Annotation: TypeAlias = str | Path | pd.DataFrame
 
-_BIOTYPE_COLUMNS = ("gene_biotype", "gene_type", "biotype", "feature_biotype", "feature_type")
-_ID_COLUMNS = ("gene_id", "gene_ids", "ensembl_gene_id", "ensembl_id", "ensembl", "gene_name", "symbol", "gene_symbol")
-_GENCODE = {
-    "human": "https://ftp.ebi.ac.uk/pub/databases/gencode/Gencode_human/release_46/gencode.v46.basic.annotation.gtf.gz",
-    "mouse": "https://ftp.ebi.ac.uk/pub/databases/gencode/Gencode_mouse/release_M35/gencode.vM35.basic.annotation.gtf.gz",
-}
-_PANDAS_ERRORS = (pd.errors.ParserError, pd.errors.EmptyDataError)
-_GTF_CHUNK = 200_000  # lines
-_LEAST_KNOWN = 0.5  # share of the genes that a source of biotypes must know
 _LEAST = 2  # cells, genes
 
 
@@ -84,7 +75,7 @@ def protein_coding(
     (450, "var['gene_biotype']")
     """
     _check_adata(adata)
-    flags, record = _protein_coding(adata, column=column, annotation=annotation)
+    flags, record = biotypes.protein_coding(adata, column=column, annotation=annotation)
     out = adata.copy() if copy else adata
     _write_var(out, pd.DataFrame({"protein_coding": flags}, index=out.var_names))
     out.uns["protein_coding"] = record
@@ -256,12 +247,12 @@ def recipe(
     in_target, in_background, record = _conditions(kept, background_key, background=background, target=target)
     columns = pd.DataFrame(index=kept.var_names)
     coding = None
-    if annotation is not None or _biotype_column(kept) is not None:
-        columns["protein_coding"], coding = _protein_coding(kept, column=None, annotation=annotation)
+    if annotation is not None or biotypes.biotype_column(kept) is not None:
+        columns["protein_coding"], coding = biotypes.protein_coding(kept, column=None, annotation=annotation)
     elif "protein_coding" not in kept.var:
         logger.info(
             "No biotypes in `adata.var` (%s) and no `annotation`: all genes stay eligible.",
-            ", ".join(_BIOTYPE_COLUMNS),
+            ", ".join(biotypes.COLUMNS),
         )
     variable = _highly_variable(
         counts[:, genes],
@@ -290,11 +281,7 @@ def _check_adata(adata: AnnData) -> None:
     if not isinstance(adata, AnnData):
         msg = f"`adata` must be an AnnData, got {type(adata).__name__}."
         raise TypeError(msg)
-    for axis, names in (("obs_names", adata.obs_names), ("var_names", adata.var_names)):
-        if not names.is_unique:
-            twice = ", ".join(names[names.duplicated()].unique()[:3].astype(str))
-            msg = f"`adata.{axis}` must be unique, got duplicates: {twice}. Run `adata.{axis}_make_unique()` first."
-            raise ValueError(msg)
+    check_names(adata)
 
 
 def _check_at_least(name: str, value: float, least: int) -> None:
@@ -316,43 +303,18 @@ def _conditions(
     target: str | Sequence[str] | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], dict[str, object]]:
     """Masks of the target and background cells, and their names for the record."""
-    if key not in adata.obs:
-        msg = f"`background_key` must be a column of `adata.obs`, got {key!r}. Present: {_listed(adata.obs.columns)}."
-        raise ValueError(msg)
-    values = adata.obs[key]
-    present = list(pd.unique(values.dropna()))
-
-    def members(name: str, wanted: str | Sequence[str] | Mapping[str, float]) -> tuple[NDArray[np.bool_], list[str]]:
-        names = [wanted] if isinstance(wanted, (str, bool, int, float, np.generic)) else list(wanted)
-        unknown = [one for one in names if one not in present]
-        if unknown or not names:
-            shown = _listed(unknown) if unknown else "none"
-            msg = f"`{name}` must name categories of `adata.obs[{key!r}]`, got {shown}. Present: {_listed(present)}."
-            raise ValueError(msg)
-        return values.isin(names).to_numpy(), [str(one) for one in names]
-
-    in_background, background_names = members("background", background)
+    design = read_design(adata, key, background, target)
     if target is None:
-        in_target, target_names = (values.notna() & ~in_background).to_numpy(), ["not background"]
-        if not in_target.any():
-            msg = (
-                f"`target` must hold at least one cell, got none: every cell of `adata.obs[{key!r}]` is background. "
-                "For a target that contains the background give `target='all'`."
-            )
-            raise ValueError(msg)
-    elif isinstance(target, str) and target == "all":
-        in_target, target_names = values.notna().to_numpy(), ["all"]
+        names = ["not background"]
     else:
-        in_target, target_names = members("target", target)
-    return in_target, in_background, {"background_key": key, "background": background_names, "target": target_names}
+        names = [str(target)] if isinstance(target, str) or not isinstance(target, Iterable) else list(map(str, target))
+    record: dict[str, object] = {"background_key": key, "background": list(design.backgrounds), "target": names}
+    return design.target, design.background, record
 
 
 def _counts(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.csr_matrix:
     """Check the counts of all cells and give them as they are, or CSC as CSR (a copy, for row access)."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"`layer` must be a layer of `adata`, got {layer!r}. Present: {_listed(adata.layers.keys())}."
-        raise ValueError(msg)
-    counts = adata.X if layer is None else adata.layers[layer]
+    counts = read_matrix(adata, layer)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if sparse.issparse(counts):
         counts = counts.tocsr()
@@ -384,11 +346,6 @@ def _flag_column(adata: AnnData) -> NDArray[np.bool_]:
     return adata.var["protein_coding"].astype("boolean").fillna(value=False).to_numpy(dtype=bool)
 
 
-def _listed(names: object, n: int = 10) -> str:
-    shown = [repr(name) for name in names]  # type: ignore[attr-defined]
-    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "") if shown else "none"
-
-
 # --- highly variable genes -------------------------------------------------------------------------------------------
 
 
@@ -404,7 +361,7 @@ def _highly_variable(
     """Columns for `.var`, in the order of the genes, computed from a copy of what is needed."""
     _check_at_least("n_top_genes", n_top_genes, 1)
     if flavor not in get_args(Flavor):
-        msg = f"`flavor` must be one of {_listed(get_args(Flavor))}, got {flavor!r}."
+        msg = f"`flavor` must be one of {listed(get_args(Flavor))}, got {flavor!r}."
         raise ValueError(msg)
     used = in_target | in_background
     counts = counts[used]
@@ -476,144 +433,3 @@ def _spread(values: NDArray[np.generic], eligible: NDArray[np.bool_], *, fill: o
     out = np.full(len(eligible), fill, dtype=values.dtype)
     out[eligible] = values
     return out
-
-
-# --- biotypes --------------------------------------------------------------------------------------------------------
-
-
-def _protein_coding(
-    adata: AnnData, *, column: str | None, annotation: Annotation | None
-) -> tuple[NDArray[np.bool_], dict[str, object]]:
-    if column is not None and column not in adata.var:
-        msg = f"`column` must be a column of `adata.var`, got {column!r}. Present: {_listed(adata.var.columns)}."
-        raise ValueError(msg)
-    if column is None and annotation is None:
-        column = _biotype_column(adata)
-    if column is not None:
-        flags, known = _flags(adata.var[column], f"adata.var[{column!r}]")
-        source, matched_by = f"var[{column!r}]", "column"
-        if known.mean() < _LEAST_KNOWN:
-            msg = f"`adata.var[{column!r}]` must know at least half of the genes, got {known.sum()} of {len(known)}."
-            raise ValueError(msg)
-    else:
-        table, source = _annotation_table(adata, annotation)
-        flags, known, matched_by = _match(adata, table, source)
-    record: dict[str, object] = {
-        "source": source,
-        "matched_by": matched_by,
-        "n_matched": int(known.sum()),
-        "n_genes": adata.n_vars,
-        "n_protein_coding": int(flags.sum()),
-    }
-    logger.info(
-        "%s: %d of %d genes known (by %s), %d protein coding.",
-        source, known.sum(), adata.n_vars, matched_by, flags.sum(),
-    )  # fmt: skip
-    return flags, record
-
-
-def _biotype_column(adata: AnnData) -> str | None:
-    """Find the first recognised column that really holds biotypes (10x's `feature_type` says "Gene Expression")."""
-    for name in _BIOTYPE_COLUMNS:
-        if name in adata.var and "protein_coding" in set(adata.var[name].astype(str)):
-            return name
-    return None
-
-
-def _flags(values: pd.Series, where: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    known = values.notna().to_numpy()
-    if pd.api.types.is_bool_dtype(values.dtype):
-        return values.astype("boolean").fillna(value=False).to_numpy(dtype=bool), known
-    flags = (values.astype(str) == "protein_coding").to_numpy()
-    if not flags.any():
-        msg = f"`{where}` must hold the biotype 'protein_coding', got {_listed(pd.unique(values.dropna()), 5)}."
-        raise ValueError(msg)
-    return flags, known
-
-
-def _annotation_table(adata: AnnData, annotation: Annotation | None) -> tuple[pd.DataFrame, str]:
-    """Columns of gene names and one column `biotype`, and where they come from."""
-    if isinstance(annotation, pd.DataFrame):
-        return _name_columns(annotation.reset_index(), "`annotation`"), "DataFrame"
-    if annotation is None or (isinstance(annotation, str) and annotation in _GENCODE):
-        first = str(adata.var_names[0]) if adata.n_vars else ""
-        url = _GENCODE[annotation or ("mouse" if first.startswith("ENSMUSG") else "human")]
-        path = _download(url, url.rsplit("/", 1)[1])
-    elif isinstance(annotation, (str, Path)):
-        path = Path(annotation)
-        if not path.is_file():
-            msg = f"`annotation` must be a file, 'human', 'mouse' or a DataFrame, got '{path}', which is no file."
-            raise ValueError(msg)
-    else:
-        msg = f"`annotation` must be a path, 'human', 'mouse' or a DataFrame, got {type(annotation).__name__}."
-        raise TypeError(msg)
-    try:
-        if re.search(r"\.gtf(\.gz)?$", path.name):
-            return _read_gtf(path), path.name
-        sep = "," if ".csv" in path.suffixes else "\t"
-        return _name_columns(pd.read_csv(path, sep=sep, dtype=str), f"'{path}'"), path.name
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error, *_PANDAS_ERRORS) as error:
-        msg = f"`annotation` must be a readable GTF, CSV or TSV file, got '{path}': {error}. Was it cut short?"
-        raise ValueError(msg) from error
-
-
-def _read_gtf(path: Path) -> pd.DataFrame:
-    lines = pd.read_csv(
-        path, sep="\t", comment="#", header=None, usecols=[2, 8], names=["feature", "attributes"], dtype=str,
-        quoting=3, chunksize=_GTF_CHUNK,
-    )  # fmt: skip
-    attributes = pd.concat([chunk.loc[chunk["feature"] == "gene", "attributes"] for chunk in lines])
-    patterns = {
-        "gene_id": r'gene_id "([^"]+)"',
-        "gene_name": r'gene_name "([^"]+)"',
-        "biotype": r'gene_(?:bio)?type "([^"]+)"',
-    }
-    table = pd.DataFrame({name: attributes.str.extract(p, expand=False) for name, p in patterns.items()})
-    if table["biotype"].isna().all():
-        msg = f"`annotation` must hold gene lines with gene_biotype or gene_type, got none in '{path}'."
-        raise ValueError(msg)
-    return table
-
-
-def _name_columns(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    lower = {str(column).lower(): column for column in table.columns}
-    biotype = next((lower[name] for name in _BIOTYPE_COLUMNS if name in lower), None)
-    if biotype is None:
-        msg = (
-            f"{where} must have a column of biotypes ({', '.join(_BIOTYPE_COLUMNS)}), "
-            f"got {_listed(table.columns)}. Rename the column."
-        )
-        raise ValueError(msg)
-    names = table.drop(columns=biotype).select_dtypes(exclude="number").astype("string")
-    return names.assign(biotype=table[biotype])
-
-
-def _match(adata: AnnData, table: pd.DataFrame, source: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_], str]:
-    """Match genes to the table by the pair of names (theirs, ours) that has the most in common."""
-    ours = {"var_names": _without_version(pd.Series(adata.var_names.astype(str)))}
-    for column in adata.var:
-        if str(column).lower() in _ID_COLUMNS:
-            ours[f"var[{column!r}]"] = _without_version(adata.var[column].astype(str).reset_index(drop=True))
-    theirs = {name: _without_version(table[name]) for name in table.columns.drop("biotype")}
-    hits = {(o, t): int(ours[o].isin(theirs[t].dropna()).sum()) for o in ours for t in theirs}
-    (o, t), n = max(hits.items(), key=lambda item: item[1], default=(("var_names", ""), 0))
-    if n < adata.n_vars * _LEAST_KNOWN:
-        examples = "; ".join(f"{name}: {', '.join(values.dropna().head(3))}" for name, values in theirs.items())
-        msg = (
-            f"`annotation` must know at least half of the genes, got {n} of {adata.n_vars} in {source}. "
-            f"Genes of `adata`: {', '.join(ours[o].head(3))}. Genes of the annotation: {examples or 'none'}. "
-            "Other species, or other kind of id?"
-        )
-        raise ValueError(msg)
-    is_coding = table["biotype"].astype(str) == "protein_coding"
-    if not is_coding.any():
-        biotypes = _listed(pd.unique(table["biotype"].dropna()), 5)
-        msg = f"`annotation` must hold the biotype 'protein_coding', got {biotypes}."
-        raise ValueError(msg)
-    flags = ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)  # a symbol may name two genes: either does
-    known = ours[o].isin(theirs[t].dropna()).to_numpy(dtype=bool)
-    return flags, known, t if o == "var_names" else f"{t} ({o})"
-
-
-def _without_version(names: pd.Series) -> pd.Series:
-    return names.str.replace(r"^(ENS[A-Z]*\d+)\.\d+$", r"\1", regex=True)

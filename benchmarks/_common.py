@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from bcnmf_sc.engine import Poisson, Run
 from bcnmf_sc.engine.kernels import Rows
-from bcnmf_sc.engine.solver import State
+from bcnmf_sc.engine.solver import State, iterate, normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bcnmf_sc.engine import Likelihood, RowSource
+    from bcnmf_sc.engine import RowSource
 
 CHUNK = 1000
 """Cells that are dense at a time while counts are made."""
@@ -74,18 +75,28 @@ def load(folder: str | Path) -> sparse.csr_array:
     return sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
 
 
-def begin(
-    source: RowSource,
-    likelihood: Likelihood,
-    cells: tuple[np.ndarray, np.ndarray],
-    *,
-    start: np.ndarray,
-    accelerate: bool = False,
-) -> State:
-    """State from which `bcnmf_sc.engine.solver.iterate` goes on; ``cells`` are their target and background weights."""
-    n_topics = start.shape[1]
-    make_rows = partial(Rows.of, n_topics=n_topics, dtype=source.dtype, prev=accelerate, loss=False)
-    return State(start, start, np.ones(n_topics), source.place(make_rows, *cells), likelihood)
+class Stepper:
+    """A fit that is taken iteration by iteration, as `bcnmf_sc.engine.fit` would: ``step()``, then ``step.state``."""
+
+    def __init__(
+        self,
+        counts: sparse.csr_array,
+        source: RowSource,
+        cells: tuple[np.ndarray, np.ndarray],
+        *,
+        start: np.ndarray,
+        accelerate: bool = False,
+    ) -> None:
+        self.source, self.accelerate = source, accelerate
+        self.expressed = np.asarray(counts.sum(0)).ravel() > 0
+        W, n_topics = normalise(start, self.expressed)[0], start.shape[1]
+        make_rows = partial(Rows.of, n_topics=n_topics, dtype=source.dtype, prev=accelerate, loss=False)
+        self.state = State(W, W, np.ones(n_topics), source.place(make_rows, *cells), Poisson())
+
+    def __call__(self, *, loss: bool = False) -> None:
+        """One iteration; the first always looks at the loss."""
+        run = Run(accelerate=self.accelerate, check_every=1 if loss else 10**9)
+        iterate(self.source, self.state, self.expressed, run=run)
 
 
 def alone(function: Callable[..., Any], *args: Any) -> Any:

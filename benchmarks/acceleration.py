@@ -11,28 +11,27 @@ import argparse
 from itertools import product
 
 import numpy as np
-from _common import Clock, begin, simulate, table, verdict
+from _common import Clock, Stepper, simulate, table, verdict
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 import bcnmf_sc as bc
-from bcnmf_sc.engine import Poisson, Run, row_source
-from bcnmf_sc.engine.solver import initial_loadings, iterate
+from bcnmf_sc.engine import row_source
+from bcnmf_sc.engine.solver import initial_loadings
 
 CLOSE = 1 - 1e-3
 AT_REST = 1e-6
 """Change of the loadings in an iteration at which a run ends, if it has not come to its last iteration."""
 
 
-def trace(source, cells, start, *, max_iter: int, accelerate: bool) -> np.ndarray:
+def trace(step: Stepper, max_iter: int) -> np.ndarray:
     """Loadings with unit columns (float32) after every iteration until they rest."""
-    state = begin(source, Poisson(), cells, start=start, accelerate=accelerate)
-    run = Run(accelerate=accelerate, check_every=10**9)
-    path = np.empty((max_iter, *start.shape), np.float32)
-    while state.n_iter < max_iter and state.change > AT_REST:
-        iterate(source, state, run=run)
-        path[state.n_iter - 1] = state.W / np.linalg.norm(state.W, axis=0)
-    return path[: state.n_iter]
+    path = np.empty((max_iter, *step.state.W.shape), np.float32)
+    with step.source.working():
+        while step.state.n_iter < max_iter and step.state.change > AT_REST:
+            step()
+            path[step.state.n_iter - 1] = step.state.W / np.linalg.norm(step.state.W, axis=0)
+    return path[: step.state.n_iter]
 
 
 def worst_cosine(W: np.ndarray, reference: np.ndarray) -> float:
@@ -73,17 +72,17 @@ def main() -> None:
         cells = of_target.astype(float), background
         start = initial_loadings(counts.shape[1], n_topics, seed)
         with Clock() as plain_clock:
-            plain = trace(source, cells, start, max_iter=args.max_iter, accelerate=False)
+            plain = trace(Stepper(counts, source, cells, start=start), args.max_iter)
         with Clock() as fast_clock:
-            fast = trace(source, cells, start, max_iter=args.max_iter // 2, accelerate=True)
+            fast = trace(Stepper(counts, source, cells, start=start, accelerate=True), args.max_iter // 2)
         a, b = arrival(plain, plain[-1]), arrival(fast, plain[-1])
         ratio = np.inf if a is None or b is None else b / a
         ratios.setdefault((name, alpha), []).append(ratio)
-        rows.append(
-            [name, alpha, seed, a, "not reached" if b is None else b, ratio]
-            + [1 - worst_cosine(fast[-1], plain[-1]), 1 - worst_cosine(plain[len(plain) // 2], plain[-1])]
-            + [fast_clock.times[1] / len(fast) / (plain_clock.times[1] / len(plain)), f"{len(plain)}, {len(fast)}"]
-        )
+        distance, unsettled = (1 - worst_cosine(W, plain[-1]) for W in (fast[-1], plain[len(plain) // 2]))
+        cost = fast_clock.times[1] / len(fast) / (plain_clock.times[1] / len(plain))
+        found = "not reached" if b is None else b
+        lengths = f"{len(plain)}, {len(fast)}"
+        rows.append([name, alpha, seed, a, found, ratio, distance, unsettled, cost, lengths])
     table(
         f"Iterations to cosine {CLOSE}, from one start",
         ["data", "alpha", "seed", "plain", "extrapolated", "ratio", "distance", "unsettled", "cost", "lengths"],

@@ -12,12 +12,12 @@ import tempfile
 from functools import partial
 
 import numpy as np
-from _common import Clock, alone, begin, load, memory, simulate_to, table, verdict
+from _common import Clock, Stepper, alone, load, memory, simulate_to, table, verdict
 from scipy import sparse
 
-from bcnmf_sc.engine import Poisson, Run, row_source
+from bcnmf_sc.engine import Poisson, row_source
 from bcnmf_sc.engine.kernels import TINY, USAGE_FLOOR
-from bcnmf_sc.engine.solver import LOADINGS_FLOOR, initial_loadings, iterate, transform
+from bcnmf_sc.engine.solver import LOADINGS_FLOOR, initial_loadings, transform
 
 N_GENES, N_TOPICS, ALPHA, N_ITER = 3000, 20, 0.5, 5
 
@@ -31,9 +31,9 @@ def weights(counts, n_target):
 
 def warm_up() -> None:
     """Compile the kernels, or read them from numba's cache."""
-    source = row_source(sparse.csr_array(np.eye(40, N_GENES, dtype=np.float32)), n_threads=1)
-    state = begin(source, Poisson(), (np.ones(40), np.zeros(40)), start=initial_loadings(N_GENES, N_TOPICS, 0))
-    iterate(source, state, run=Run(accelerate=False))
+    counts = sparse.csr_array(np.eye(40, N_GENES, dtype=np.float32))
+    start = initial_loadings(N_GENES, N_TOPICS, 0)
+    Stepper(counts, row_source(counts, n_threads=1), (np.ones(40), np.zeros(40)), start=start)()
 
 
 def ours(folder: str, n_target: int, *, project: bool) -> dict:
@@ -41,23 +41,22 @@ def ours(folder: str, n_target: int, *, project: bool) -> dict:
     before = memory()
     cells = weights(counts, n_target)
     source = row_source(counts, n_threads=1)
-    start = initial_loadings(N_GENES, N_TOPICS, 0)
-    plain = Run(accelerate=False, check_every=10**9)
     warm_up()
 
-    state = begin(source, Poisson(), cells, start=start)
-    iterate(source, state, run=plain)  # the first looks at the loss, as every tenth of a fit
+    step = Stepper(counts, source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
     times = []
-    for _ in range(N_ITER):
-        with Clock() as clock:
-            iterate(source, state, run=plain)
-        times.append(clock.times)
-    W = state.W
-    with Clock() as check:
-        iterate(source, state, run=Run(accelerate=False, check_every=1))
+    with source.working():
+        step()  # the first looks at the loss, as every tenth of a fit
+        for _ in range(N_ITER):
+            with Clock() as clock:
+                step()
+            times.append(clock.times)
+        W = step.state.W
+        with Clock() as check:
+            step(loss=True)
     with Clock() as projection:
         if project:
-            transform(source, Poisson(), state.W)
+            transform(source, Poisson(), step.state.W)
     peak = memory(peak=True)
     return {
         "times": np.array(times),
@@ -78,7 +77,9 @@ def dense_torch(folder: str, n_target: int, *, project: bool) -> dict:
     before = memory()
     alpha = float(weights(counts, n_target)[1][-1])
     X, Y = torch.from_numpy(counts[:n_target].toarray()), torch.from_numpy(counts[n_target:].toarray())
+    expressed = torch.from_numpy(counts.sum(0) > 0)[:, None]
     W = torch.from_numpy(initial_loadings(N_GENES, N_TOPICS, 0).astype(np.float32))
+    W = expressed * W / (expressed * W).sum(0)
     H_X, H_Y = (D.sum(1, keepdim=True).repeat(1, N_TOPICS) / N_TOPICS for D in (X, Y))
 
     def usage_step(D, H):
@@ -94,9 +95,9 @@ def dense_torch(folder: str, n_target: int, *, project: bool) -> dict:
             H_X, H_Y = usage_step(X, H_X), usage_step(Y, H_Y)
             (P_X, N_X), (P_Y, N_Y) = terms(X, H_X), terms(Y, H_Y)
             W = W * (P_X + alpha * N_Y) / (N_X + alpha * P_Y).clamp_min(TINY)
+            W = expressed * W
             scale = W.sum(0)
-            W = W / scale
-            W = torch.where(W.any(1, keepdim=True), W.clamp_min(LOADINGS_FLOOR), 0.0)
+            W = torch.where(expressed, (W / scale).clamp_min(LOADINGS_FLOOR), 0.0)
             H_X, H_Y = H_X * scale, H_Y * scale
         times.append(clock.times)
     peak = memory(peak=True)

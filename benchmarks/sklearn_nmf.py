@@ -11,12 +11,12 @@ import tempfile
 import warnings
 
 import numpy as np
-from _common import Clock, alone, begin, load, simulate_to, table, verdict
+from _common import Clock, Stepper, alone, load, simulate_to, table, verdict
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
-from bcnmf_sc.engine import Poisson, Run, row_source
-from bcnmf_sc.engine.solver import initial_loadings, iterate
+from bcnmf_sc.engine import row_source
+from bcnmf_sc.engine.solver import initial_loadings
 
 N_GENES, N_TOPICS = 3000, 20
 
@@ -41,9 +41,10 @@ def ours(folder: str, n_target: int, repeats: int) -> np.ndarray:
     cells = target, 0.5 * (1 - target)
 
     def do(n_iter):
-        state = begin(source, Poisson(), cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
-        for _ in range(n_iter):
-            iterate(source, state, run=Run(accelerate=False, check_every=10**9))
+        step = Stepper(counts, source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
+        with source.working():
+            for _ in range(n_iter):
+                step()
 
     return per_iteration(do, 2, 22, repeats=repeats)
 

@@ -21,7 +21,7 @@ import pytest
 from anndata import AnnData
 
 import bcnmf_sc as bc
-from bcnmf_sc import _anndata, cli
+from bcnmf_sc import _anndata, _options, cli
 
 FIT = ["--background-key", "condition", "--background", "ctrl", "-k", "3", "--max-iter", "200", "--tol", "0.01"]
 
@@ -328,7 +328,7 @@ class TestGenerator:
     def test_options_are_the_arguments(self, name, skipped):
         function = getattr(bc.tl, name)
         arguments = set(inspect.signature(function).parameters) - {"run"} | set(bc.tl.RunOptions.__annotations__)
-        made = cli.options(function)
+        made = _options.options(function)
         assert {option.name for option in made} == arguments - skipped
         assert all(option.help for option in made)
         for option in made:
@@ -380,7 +380,7 @@ class TestGenerator:
             """
 
         tool.__annotations__ |= {"run": Unpack[Options]}
-        made = {option.name: option for option in cli.options(tool)}
+        made = {option.name: option for option in _options.options(tool)}
         assert set(made) == {"other", "grid", "n", "names", "fast"}
         assert made["n"].help == "Two of them."
         assert made["names"].help == "Names. Second paragraph. Repeat the option for several."
@@ -399,7 +399,7 @@ class TestGenerator:
 
     def test_repeated_background(self):
         def collect(*given: str):
-            return cli._collect(given, mapping=True, scalar=True)
+            return _options.collect(given, mapping=True, scalar=True)
 
         assert collect("a") == "a"
         assert collect("a", "b") == ["a", "b"]

@@ -164,7 +164,7 @@ def test_suppressed_genes_vanish_and_the_others_do_not(adata):
 
 
 def test_warns_of_many_suppressed_genes_and_its_advice_holds(adata):
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030 (several)
         bc.tl.bcnmf(adata, **QUICK | {"max_iter": 2}, alpha=1.2)
     text = next(str(w.message) for w in caught if "suppressed" in str(w.message))
     advised = float(text.split("alpha of ")[1].split()[0])
@@ -173,7 +173,7 @@ def test_warns_of_many_suppressed_genes_and_its_advice_holds(adata):
 
 
 def test_says_when_the_contrast_took_too_much(adata):
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030 (several)
         bc.tl.bcnmf(adata, **QUICK | {"max_iter": 300}, alpha=3)
     assert any("worse than its mean profile" in str(w.message) for w in caught)
     assert adata.uns["bcnmf"]["deviance_explained"]["target"] < 0
@@ -339,7 +339,7 @@ def test_labels_of_any_type(adata):
         adata.obs[name] = values
         bc.tl.bcnmf(adata, **QUICK | {"background_key": name, "background": background}, key_added="other")
         np.testing.assert_array_equal(adata.varm["other"], adata.varm["names"])
-    with pytest.raises(ValueError, match="`background` must name categories.*'never'"):
+    with pytest.raises(ValueError, match=r"`background` must name categories.*'never'"):
         bc.tl.bcnmf(adata, **QUICK | {"background_key": "unused", "background": "never"})
 
 
@@ -362,5 +362,5 @@ def test_overdispersed_counts(adata, likelihood, tmp_path):
     bc.tl.project(new, anndata.read_h5ad(tmp_path / "a.h5ad"))
     np.testing.assert_allclose(new.obsm["X_bcnmf"], adata.obsm["X_bcnmf"][:50], rtol=1e-2, atol=0.5)
     for wrong in ({"dispersion": 0}, {"dispersion": "guess"}, {"dropout": 1.5, "dispersion": 1.0}):
-        with pytest.raises(ValueError, match="`(dispersion|dropout)` must"):
+        with pytest.raises(ValueError, match=r"`(dispersion|dropout)` must"):
             bc.tl.bcnmf(adata, **QUICK, likelihood="zinb", **wrong)

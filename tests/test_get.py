@@ -145,19 +145,21 @@ def test_round_trip_through_h5ad(adata: ad.AnnData, tmp_path) -> None:
 @pytest.mark.parametrize("function", [get.usage, get.loadings, get.top_genes, get.topics])
 def test_missing_key_says_what_is_there_and_what_to_run(adata: ad.AnnData, function) -> None:
     del adata.uns["bcnmf"]
-    with pytest.raises(ValueError, match="is not in") as error:
+    with pytest.raises(ValueError, match="is not a factorisation") as error:
         function(adata, key="x")
-    assert str(error.value) == "`key` 'x' is not in `adata.uns`. Present: 'pca'. Run `bcnmf_sc.tl.bcnmf` first."
+    assert str(error.value) == (
+        "`key` 'x' is not a factorisation in `adata.uns`. Present: none. Run `bcnmf_sc.tl.bcnmf` first."
+    )
 
 
 def test_key_of_something_else(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="`key` must name a factorisation, got 'pca'"):
+    with pytest.raises(ValueError, match=r"`key` 'pca' is not a factorisation in `adata.uns`. Present: 'bcnmf'"):
         get.topics(adata, key="pca")
 
 
 def test_dropped_matrix(adata: ad.AnnData) -> None:
     del adata.obsm["X_bcnmf"]
-    with pytest.raises(ValueError, match=r"'X_bcnmf' is not in `adata.obsm`. Present: nothing"):
+    with pytest.raises(ValueError, match=r"'X_bcnmf' is not in `adata.obsm`. Present: none"):
         get.usage(adata)
 
 

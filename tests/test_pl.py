@@ -354,7 +354,7 @@ def test_loss_without_background_or_tolerance(adata: ad.AnnData, value: float | 
 
 @pytest.mark.parametrize("function", [pl.umap, pl.loadings, pl.usage, pl.loss])
 def test_missing_key(adata: ad.AnnData, function) -> None:
-    with pytest.raises(ValueError, match=r"`key` 'x' is not in `adata.uns`. Present: 'bcnmf'. Run `bcnmf_sc.tl.bcnmf`"):
+    with pytest.raises(ValueError, match=r"`key` 'x' is not a factorisation .* Present: 'bcnmf'. Run `bcnmf_sc.tl"):
         function(adata, key="x")
 
 

@@ -13,6 +13,7 @@ from anndata.tests.helpers import assert_equal
 from scipy import sparse
 
 import bcnmf_sc as bc
+from bcnmf_sc import _biotypes
 
 CONDITIONS = {"background_key": "condition", "background": "ctrl"}
 
@@ -84,7 +85,7 @@ def test_protein_coding_from_gtf(human, gtf, compressed, caplog):
     if not compressed:
         gtf = gtf.with_suffix("")
         gtf.write_text(GTF)
-    with caplog.at_level(logging.INFO, logger="bcnmf_sc.pp"):
+    with caplog.at_level(logging.INFO, logger="bcnmf_sc"):
         bc.pp.protein_coding(human, annotation=str(gtf))
     assert human.var["protein_coding"].tolist() == [True, False, True, True, False, False]
     assert human.uns["protein_coding"] == {
@@ -189,7 +190,7 @@ def test_protein_coding_rejects_gtf_without_genes(human, tmp_path):
 
 def test_duplicate_names(human):
     human.var_names = ["a", "a", "b", "c", "d", "e"]
-    with pytest.raises(ValueError, match=r"`adata.var_names` must be unique, got duplicates: a"):
+    with pytest.raises(ValueError, match=r"`adata.var_names` must be unique, got 'a' more than once"):
         bc.pp.protein_coding(human)
 
 
@@ -208,7 +209,7 @@ def server(tmp_path, monkeypatch):
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     address = f"http://127.0.0.1:{httpd.server_address[1]}"
-    monkeypatch.setattr(bc.pp, "_GENCODE", {kind: f"{address}/{kind}.gtf.gz" for kind in ("human", "mouse")})
+    monkeypatch.setattr(_biotypes, "_GENCODE", {kind: f"{address}/{kind}.gtf.gz" for kind in ("human", "mouse")})
     monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
     yield seen
     httpd.shutdown()
@@ -336,7 +337,7 @@ def test_hvg_keeps_all_when_more_are_asked_for(adata, flavor, caplog):
     counts[:, 0] = 0  # never seen: cannot be chosen
     counts[:, 1] = 1  # varies after normalisation only
     adata.X = counts
-    with caplog.at_level(logging.INFO, logger="bcnmf_sc.pp"):
+    with caplog.at_level(logging.INFO, logger="bcnmf_sc"):
         bc.pp.highly_variable_genes(adata, **CONDITIONS, n_top_genes=5000, flavor=flavor)
     assert adata.var["highly_variable"].tolist() == [False] + [True] * 499
     assert np.isnan(adata.var["highly_variable_rank"].iloc[0])
@@ -407,7 +408,7 @@ def _spoil(value):
             None,
             {"background_key": "no"},
             ValueError,
-            "`background_key` must be a column.*got 'no'. Present: 'condition'",
+            "`background_key` 'no' is not in `adata.obs`. Present: 'condition'",
         ),
         (
             None,
@@ -417,9 +418,9 @@ def _spoil(value):
         ),
         (None, {"background": []}, ValueError, "`background` must name categories.*got none"),
         (None, {"target": ["case", "no"]}, ValueError, "`target` must name categories.*got 'no'"),
-        (None, {"background": ["case", "ctrl"]}, ValueError, "`target` must hold at least one cell.*target='all'"),
+        (None, {"background": ["case", "ctrl"]}, ValueError, "No target cells are left.*target='all'"),
         (None, {"n_top_genes": 0}, ValueError, "`n_top_genes` must be an integer of at least 1, got 0"),
-        (None, {"layer": "no"}, ValueError, "`layer` must be a layer of `adata`, got 'no'. Present: none"),
+        (None, {"layer": "no"}, ValueError, "`layer` 'no' is not in `adata.layers`. Present: none"),
         (None, {"flavor": "no"}, ValueError, "`flavor` must be one of 'seurat', 'cell_ranger', 'seurat_v3', got 'no'"),
         (_spoil(np.nan), {}, ValueError, "`adata.X` must be finite"),
         (_spoil(np.inf), {}, ValueError, "`adata.X` must be finite"),
@@ -496,8 +497,8 @@ def test_recipe_is_its_steps(adata):
 
 def test_recipe_without_biotypes(adata, monkeypatch, caplog):
     del adata.var["gene_biotype"]
-    monkeypatch.setattr(bc.pp, "_download", lambda *_: pytest.fail("the recipe must not download"))
-    with caplog.at_level(logging.INFO, logger="bcnmf_sc.pp"):
+    monkeypatch.setattr(_biotypes, "download", lambda *_: pytest.fail("the recipe must not download"))
+    with caplog.at_level(logging.INFO, logger="bcnmf_sc"):
         bc.pp.recipe(adata, **CONDITIONS, min_genes=50, n_top_genes=100)
     assert "protein_coding" not in adata.var
     assert adata.var["highly_variable"].sum() == 100

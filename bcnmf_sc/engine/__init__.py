@@ -1,6 +1,13 @@
 """The engine: arrays in, arrays out. It knows nothing of AnnData."""
 
-from .likelihoods import LIKELIHOODS, Gaussian, Likelihood, Poisson
+from .likelihoods import (
+    LIKELIHOODS,
+    Gaussian,
+    Likelihood,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from .solver import Factors, Run, fit, transform
 from .sources import RowSource, row_source
 
@@ -9,9 +16,11 @@ __all__ = [
     "Factors",
     "Gaussian",
     "Likelihood",
+    "NegativeBinomial",
     "Poisson",
     "RowSource",
     "Run",
+    "ZeroInflatedNegativeBinomial",
     "fit",
     "row_source",
     "transform",

@@ -76,7 +76,10 @@ class Checkpoint:
             finally:
                 unfinished.unlink(missing_ok=True)
         if self.interrupted:
-            msg = f"The fit was interrupted after {state.n_iter} iterations. The same call takes it up from {str(self.path)!r}."
+            msg = (
+                f"The fit was interrupted after {state.n_iter} iterations. "
+                f"The same call takes it up from {str(self.path)!r}."
+            )
             raise KeyboardInterrupt(msg)
 
     def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:
@@ -84,26 +87,26 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return False
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file.files}
-            if str(stored.pop("identity")) != self.identity:
-                msg = (
-                    f"`checkpoint` {str(self.path)!r} belongs to another fit (other data, weights, topics or seed). "
-                    "Name another file, or remove it."
-                )
-                raise ValueError(msg)
-            H, H_prev = stored.pop("H"), stored.pop("H_prev")
-            for name, value in zip(_NUMBERS, stored.pop("numbers").tolist(), strict=True):
-                setattr(state, name, type(getattr(state, name))(value))
-            for name in _ARRAYS:
-                setattr(state, name, stored.pop(name))
-            state.loss = stored.pop("loss").tolist()
-            state.likelihood = _with(state.likelihood, stored)
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            msg = (
-                f"`checkpoint` {str(self.path)!r} is not a whole checkpoint ({error}). Name another file, or remove it."
-            )
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                stored = {name: content[name] for name in content.files}
+            identity, H, H_prev = str(stored["identity"]), stored["H"], stored["H_prev"]
+            numbers, loss = stored["numbers"].tolist(), stored["loss"].tolist()
+            arrays = {name: stored[name] for name in _ARRAYS}
+            likelihood = _with(state.likelihood, stored)
+        except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            msg = f"`checkpoint` {str(self.path)!r} is not a whole checkpoint. Name another file, or remove it."
             raise ValueError(msg) from error
+        if identity != self.identity:
+            msg = (
+                f"`checkpoint` {str(self.path)!r} belongs to another fit (other data, weights, topics or seed). "
+                "Name another file, or remove it."
+            )
+            raise ValueError(msg)
+        for name, value in zip(_NUMBERS, numbers, strict=True):
+            setattr(state, name, type(getattr(state, name))(value))
+        for name, array in arrays.items():
+            setattr(state, name, array)
+        state.loss, state.likelihood = loss, likelihood
         dtype = source.dtype
         state.rows = source.place(Rows, target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(0))
         return True

@@ -1,18 +1,20 @@
 """The hot pass over a block of cells: usage steps, then the sums that the loadings' step needs.
 
-`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass: ratio,
-usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes through
-sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
+`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass:
+ratio, usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes
+through sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 from scipy import sparse
+
+from ._vector import add_outer, add_pull
 
 if TYPE_CHECKING:
     from .likelihoods import Likelihood
@@ -22,6 +24,8 @@ SUB_BLOCK = 128
 """Cells per matrix product."""
 USAGE_FLOOR = 1e-8
 """Smallest usage as a share of the cell's mean usage: an entry at zero could never rise again."""
+MAX_BETA = 0.9
+"""Cap of the extrapolation."""
 TINY = 1e-30
 """Smallest divisor."""
 
@@ -35,9 +39,9 @@ class CSR(NamedTuple):
     n_genes: int
 
 
-Block = CSR | np.ndarray
+Block: TypeAlias = CSR | np.ndarray
 """Rows of the data, sparse or dense."""
-Matrix = sparse.csr_array | np.ndarray
+Matrix: TypeAlias = sparse.csr_array | np.ndarray
 """The same as arrays that multiply."""
 
 
@@ -91,7 +95,7 @@ class Rows:
         return cls(target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(n if loss else 0))
 
     def __getitem__(self, part: slice) -> Rows:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Rows(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
 
 
@@ -111,7 +115,8 @@ class Sums:
     @classmethod
     def zeros(cls) -> Sums:
         """Nothing gathered yet: zeros of no shape, which cost nothing to add."""
-        return cls(*(np.zeros(()) for _ in range(4)), np.zeros(3), np.zeros(()))
+        p_x, p_y, n_x, n_y, evidence = (np.zeros(()) for _ in range(5))
+        return cls(p_x, p_y, n_x, n_y, np.zeros(3), evidence)
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Add to one of the sums, in double precision."""
@@ -131,8 +136,8 @@ class Sums:
 def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
     """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
 
-    ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's weights
-    a and the background's b, and the loss.
+    ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's
+    weights a and the background's b, and the loss.
     """
     total = Sums.zeros()
     if isinstance(block, CSR) and likelihood.name in FUSED:
@@ -147,7 +152,7 @@ def sweep(block: Block, rows: Rows, todo: Pass, likelihood: Likelihood) -> Sums:
     return total
 
 
-# -- sub-blocks of cells, any likelihood, sparse or dense ----------------------------------------------------------------------
+# -- sub-blocks of cells, any likelihood, sparse or dense --------------------------------------------------------------
 
 
 def _matrix(block: Block, part: slice) -> Matrix:
@@ -166,11 +171,12 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
     x = x.astype(W.dtype, copy=False)
     h = _start(np.asarray(x.sum(1)).reshape(-1, 1), rows, used, todo)
     linear = likelihood.n_kind == "mu"
-    x_w, gram = (x @ W, W.T @ W) if linear else (None, None)
-    active = np.arange(len(h))
-    for _ in range(todo.steps):
+    x_w: Any = x @ W if linear else None
+    gram = W.T @ W if linear else None
+    active, last, momentum = np.arange(len(h)), h.copy(), np.ones(len(h))
+    for step in range(todo.steps):
         now = h[active]
-        if linear:
+        if x_w is not None:
             up, down = x_w[active], now @ gram
         else:
             p, n = _terms(x if len(active) == len(h) else x[active], np.maximum(now @ W.T, TINY), likelihood)
@@ -178,12 +184,17 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         new = now * (up / np.maximum(down, TINY))
         np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)
         h[active] = new
-        active = active[np.abs(new - now).sum(1) > todo.tol * new.sum(1)]
-        if not active.size:
+        moving = np.abs(new - now).sum(1) > todo.tol * new.sum(1)
+        turned = ((new - now) * (now - last[active])).sum(1) < 0
+        momentum[active[turned]] = 1.0
+        active, new = active[moving], new[moving]
+        if not active.size or step + 1 == todo.steps:
             break
+        beta, momentum[active] = _extrapolation(momentum[active])
+        h[active], last[active] = new + beta[:, None].astype(W.dtype) * np.maximum(new - last[active], 0), new
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
-    mu = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
+    mu: Any = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
     if todo.sums:
         p, n = (x, None) if linear else _terms(x, mu, likelihood)
         for part, weight in (("x", target), ("y", background)):
@@ -206,6 +217,12 @@ def _n_sum(weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) 
     return (h if n is None else n).T @ (weight[:, None] * h)
 
 
+def _extrapolation(momentum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nesterov's rule, as the solver has it for whole passes, for the steps of each cell."""
+    ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+    return np.minimum((momentum - 1) / ahead, MAX_BETA), ahead
+
+
 def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
     """Usage from which the steps begin; moves `Rows.H_prev` on."""
     n_topics = todo.W.shape[1]
@@ -217,8 +234,8 @@ def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
 
 
 def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Floats | None]:
-    """p and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
-    if not sparse.issparse(x):
+    """P and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
+    if isinstance(x, np.ndarray):
         return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
     cells, mu_x, here = _at_values(x, mu, likelihood)
     n = likelihood.n(mu.dtype.type(0), mu)
@@ -228,7 +245,7 @@ def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Float
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
     """Loss of every cell (float64)."""
-    if not sparse.issparse(x):
+    if isinstance(x, np.ndarray):
         return likelihood.loss(x, mu).sum(1, dtype=np.float64)
     cells, mu_x, here = _at_values(x, mu, likelihood)
     zero = mu.dtype.type(0)
@@ -238,7 +255,7 @@ def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
 
 def _evidence(x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> np.ndarray:
     """`Likelihood.evidence` summed over cells."""
-    if not sparse.issparse(x):
+    if isinstance(x, np.ndarray):
         return np.stack([weight @ part for part in likelihood.evidence(x, mu)])
     cells, mu_x, here = _at_values(x, mu, likelihood)
     zero = mu.dtype.type(0)
@@ -257,7 +274,7 @@ def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple
     return cells, mu[cells, x.indices], likelihood.at(x.indices)
 
 
-# -- fused passes over sparse rows -------------------------------------------------------------------------------------------
+# -- fused passes over sparse rows -------------------------------------------------------------------------------------
 
 
 def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
@@ -287,11 +304,12 @@ _jit = numba.njit(
 
 
 @_jit
-def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold):
+def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
     """`_start` for one cell: writes h, returns the cell's total."""
     total = values.dtype.type(0)
-    for at in range(begin, end):
-        total += values[at]
+    if cold or loss:
+        for at in range(begin, end):
+            total += values[at]
     n_topics = H.shape[1]
     for k in range(n_topics):
         now = total / n_topics if cold else H[i, k] * scale[k]
@@ -303,20 +321,32 @@ def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold):
 
 
 @_jit
-def _finish_step(h, up, down, n_topics):
-    """``h <- h * up / down``, floored; returns by what share of it the usage moved."""
+def _finish_step(h, up, down, last, n_topics):
+    """``h <- h * up / down``, floored; by what share the usage moved, and whether back where it came from."""
     zero = h.dtype.type(0)
-    moved = zero
-    total = zero
+    moved, total, along = zero, zero, zero
     for k in range(n_topics):
         new = h[k] * (up[k] / max(down[k], h.dtype.type(TINY)))
         moved += abs(new - h[k])
+        along += (new - h[k]) * (h[k] - last[k])
         total += new
         h[k] = new
     floor = h.dtype.type(USAGE_FLOOR) * total / n_topics
     for k in range(n_topics):
         h[k] = max(h[k], floor)
-    return moved / max(total, h.dtype.type(TINY))
+    return moved / max(total, h.dtype.type(TINY)), along < zero
+
+
+@_jit
+def _go_ahead(h, last, momentum, n_topics):
+    """`_extrapolation` for one cell, in place; returns the momentum to go on with."""
+    ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+    beta = h.dtype.type(min((momentum - 1) / ahead, MAX_BETA))
+    for k in range(n_topics):
+        now = h[k]
+        h[k] = now + beta * max(now - last[k], h.dtype.type(0))
+        last[k] = now
+    return ahead
 
 
 @_jit
@@ -327,40 +357,33 @@ def _poisson_rows(
     n_topics, width = H.shape[1], W.shape[1]
     zero, tiny = W.dtype.type(0), W.dtype.type(TINY)
     h = np.zeros(width, W.dtype)
+    last = np.empty(width, W.dtype)
     up = np.empty(width, W.dtype)
+    tail_indices, tail_values = np.zeros(4, indices.dtype), np.zeros(4, values.dtype)  # a row's last few
     for i in range(len(indptr) - 1):
         a, b = target[i], background[i]
         if a == 0 and b == 0:
             continue
         begin, end = indptr[i], indptr[i + 1]
-        by_four = begin + (end - begin) // 4 * 4  # four non-zeros at a time hide the latency of the sums
-        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold)
-        for _ in range(steps):
+        by_four = begin + (end - begin) // 4 * 4
+        for k in range(4):
+            inside = by_four + k < end
+            tail_indices[k] = indices[by_four + k] if inside else 0
+            tail_values[k] = values[by_four + k] if inside else zero
+        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
+        last[:] = h
+        momentum = 1.0
+        for step in range(steps):
             for k in range(width):
                 up[k] = zero
             for at in range(begin, by_four, 4):
-                w0, w1 = W[np.uint64(indices[at])], W[np.uint64(indices[at + 1])]
-                w2, w3 = W[np.uint64(indices[at + 2])], W[np.uint64(indices[at + 3])]
-                m0, m1, m2, m3 = tiny, tiny, tiny, tiny
-                for k in range(width):
-                    hk = h[k]
-                    m0 += hk * w0[k]
-                    m1 += hk * w1[k]
-                    m2 += hk * w2[k]
-                    m3 += hk * w3[k]
-                r0, r1, r2, r3 = values[at] / m0, values[at + 1] / m1, values[at + 2] / m2, values[at + 3] / m3
-                for k in range(width):
-                    up[k] += r0 * w0[k] + r1 * w1[k] + r2 * w2[k] + r3 * w3[k]
-            for at in range(by_four, end):
-                w0 = W[np.uint64(indices[at])]
-                m0 = tiny
-                for k in range(width):
-                    m0 += h[k] * w0[k]
-                r0 = values[at] / m0
-                for k in range(width):
-                    up[k] += r0 * w0[k]
-            if _finish_step(h, up, down, n_topics) <= tol:
+                add_pull(W, h, up, indices, values, at, width, tiny)
+            if by_four < end:
+                add_pull(W, h, up, tail_indices, tail_values, 0, width, tiny)
+            moved, turned = _finish_step(h, up, down, last, n_topics)
+            if moved <= tol or step + 1 == steps:
                 break
+            momentum = _go_ahead(h, last, 1.0 if turned else momentum, n_topics)
         for k in range(n_topics):
             H[i, k] = h[k]
         if sums:
@@ -370,36 +393,9 @@ def _poisson_rows(
                 if weight == 0:
                     continue
                 for at in range(begin, by_four, 4):
-                    j0, j1 = np.uint64(indices[at]), np.uint64(indices[at + 1])
-                    j2, j3 = np.uint64(indices[at + 2]), np.uint64(indices[at + 3])
-                    w0, w1, w2, w3 = W[j0], W[j1], W[j2], W[j3]
-                    p0, p1, p2, p3 = p[j0], p[j1], p[j2], p[j3]
-                    m0, m1, m2, m3 = tiny, tiny, tiny, tiny
-                    for k in range(width):
-                        hk = h[k]
-                        m0 += hk * w0[k]
-                        m1 += hk * w1[k]
-                        m2 += hk * w2[k]
-                        m3 += hk * w3[k]
-                    r0, r1 = weight * (values[at] / m0), weight * (values[at + 1] / m1)
-                    r2, r3 = weight * (values[at + 2] / m2), weight * (values[at + 3] / m3)
-                    for k in range(width):
-                        p0[k] += r0 * h[k]
-                    for k in range(width):
-                        p1[k] += r1 * h[k]
-                    for k in range(width):
-                        p2[k] += r2 * h[k]
-                    for k in range(width):
-                        p3[k] += r3 * h[k]
-                for at in range(by_four, end):
-                    j0 = np.uint64(indices[at])
-                    w0, p0 = W[j0], p[j0]
-                    m0 = tiny
-                    for k in range(width):
-                        m0 += h[k] * w0[k]
-                    r0 = weight * (values[at] / m0)
-                    for k in range(width):
-                        p0[k] += r0 * h[k]
+                    add_outer(W, h, p, indices, values, at, width, tiny, weight)
+                if by_four < end:
+                    add_outer(W, h, p, tail_indices, tail_values, 0, width, tiny, weight)
         if loss:
             deviance = -np.float64(total)
             for k in range(n_topics):
@@ -426,6 +422,7 @@ def _gaussian_rows(
     n_topics, width = H.shape[1], W.shape[1]
     zero = W.dtype.type(0)
     h = np.zeros(width, W.dtype)
+    last = np.empty(width, W.dtype)
     up = np.empty(width, W.dtype)
     down = np.empty(width, W.dtype)
     for i in range(len(indptr) - 1):
@@ -433,22 +430,26 @@ def _gaussian_rows(
         if a == 0 and b == 0:
             continue
         begin, end = indptr[i], indptr[i + 1]
-        _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold)
+        _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
         for k in range(width):
             up[k] = zero
         for at in range(begin, end):
             w, x = W[np.uint64(indices[at])], values[at]
             for k in range(width):
                 up[k] += x * w[k]
-        for _ in range(steps):
+        last[:] = h
+        momentum = 1.0
+        for step in range(steps):
             for k in range(width):
                 down[k] = zero
             for m in range(n_topics):
                 row, hm = gram[m], h[m]
                 for k in range(width):
                     down[k] += hm * row[k]
-            if _finish_step(h, up, down, n_topics) <= tol:
+            moved, turned = _finish_step(h, up, down, last, n_topics)
+            if moved <= tol or step + 1 == steps:
                 break
+            momentum = _go_ahead(h, last, 1.0 if turned else momentum, n_topics)
         for k in range(n_topics):
             H[i, k] = h[k]
         if sums:

@@ -1,8 +1,8 @@
 """What the data are thought to be: one small class per likelihood.
 
-A likelihood states its loss (half the deviance, so that it is zero at a perfect fit) and the two non-negative terms that
-multiplicative updates are made of, ``d loss / d mu = n - p``. It sees values and expected values only: no cells, no sparsity,
-no device. The classes work on NumPy arrays and torch tensors alike.
+A likelihood states its loss (half the deviance, so that it is zero at a perfect fit) and the two non-negative terms
+that multiplicative updates are made of, ``d loss / d mu = n - p``. It sees values and expected values only: no cells,
+no sparsity, no device. The classes work on NumPy arrays and torch tensors alike.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Likelihood(Protocol):
         ...
 
     def mass(self, x: Array) -> Array:
-        """What a value weighs when ``alpha_effective`` puts target and background on one scale."""
+        """Return what a value weighs when ``alpha_effective`` puts target and background on one scale."""
         ...
 
     def at(self, genes: Array) -> Likelihood:
@@ -59,7 +59,7 @@ class Likelihood(Protocol):
     """How many sums over cells its own parameters are refined from; 0 where it has none."""
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """What to sum over cells for `refined`."""
+        """Return what to sum over cells for `refined`."""
         ...
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> Likelihood:
@@ -76,10 +76,10 @@ class Gaussian:
     n_kind: ClassVar[NKind] = "mu"
     n_evidence: ClassVar[int] = 0
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: ARG002, D102
+    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
         return x
 
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: ARG002, D102
+    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
         return mu
 
     def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
@@ -88,13 +88,13 @@ class Gaussian:
     def mass(self, x: Array) -> Array:  # noqa: D102
         return x * x
 
-    def at(self, genes: Array) -> Gaussian:  # noqa: ARG002, D102
+    def at(self, genes: Array) -> Gaussian:  # noqa: D102
         return self
 
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: ARG002, D102
+    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: D102
         return ()
 
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Gaussian:  # noqa: ARG002, D102
+    def refined(self, evidence: np.ndarray, n_cells: float) -> Gaussian:  # noqa: D102
         return self
 
 
@@ -110,7 +110,7 @@ class Poisson:
     def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
         return x / mu
 
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: ARG002, D102
+    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
         return array_api_compat.array_namespace(mu).ones_like(mu)
 
     def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
@@ -119,19 +119,22 @@ class Poisson:
     def mass(self, x: Array) -> Array:  # noqa: D102
         return x
 
-    def at(self, genes: Array) -> Poisson:  # noqa: ARG002, D102
+    def at(self, genes: Array) -> Poisson:  # noqa: D102
         return self
 
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: ARG002, D102
+    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: D102
         return ()
 
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Poisson:  # noqa: ARG002, D102
+    def refined(self, evidence: np.ndarray, n_cells: float) -> Poisson:  # noqa: D102
         return self
 
 
 @dataclass(frozen=True)
 class NegativeBinomial:
-    """Counts with variance ``mu + mu^2 / theta`` (paper, section S1.2): ``p = x / mu``, ``n = (x + theta) / (mu + theta)``."""
+    """Counts with variance ``mu + mu^2 / theta`` (paper, section S1.2).
+
+    ``p = x / mu``, ``n = (x + theta) / (mu + theta)``.
+    """
 
     theta: Array = 1.0
     """Dispersion, of all genes or of each."""
@@ -161,7 +164,7 @@ class NegativeBinomial:
         """First and second derivative of the log-likelihood in ``log theta``."""
         return _theta_derivatives(x, mu, self.theta)
 
-    def refined(self, evidence: np.ndarray, n_cells: float) -> NegativeBinomial:  # noqa: ARG002
+    def refined(self, evidence: np.ndarray, n_cells: float) -> NegativeBinomial:
         """One Newton step of every gene's ``log theta``, from the evidence summed over cells."""
         return NegativeBinomial(_theta_step(self.theta, *evidence))
 
@@ -170,8 +173,9 @@ class NegativeBinomial:
 class ZeroInflatedNegativeBinomial:
     """Negative binomial counts that drop out with probability ``pi`` (paper, section S1.3).
 
-    A zero is a count with probability ``omega = (1 - pi) q / (pi + (1 - pi) q)``, where ``q = (theta / (theta + mu))^theta``;
-    its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n are the negative binomial's.
+    A zero is a count with probability ``omega = (1 - pi) q / (pi + (1 - pi) q)``, where
+    ``q = (theta / (theta + mu))^theta``; its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n
+    are the negative binomial's.
     """
 
     theta: Array = 1.0
@@ -203,7 +207,7 @@ class ZeroInflatedNegativeBinomial:
         return ZeroInflatedNegativeBinomial(_of(self.theta, genes), _of(self.pi, genes))
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Derivatives in ``log theta`` of what is no dropout, and the probability of being one."""
+        """Return derivatives in ``log theta`` of what is no dropout, and the probability of being one."""
         omega = self._omega(x, mu)
         slope, curvature = _theta_derivatives(x, mu, self.theta)
         return omega * slope, omega * curvature, 1 - omega

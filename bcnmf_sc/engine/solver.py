@@ -4,9 +4,9 @@ Solved is the nested problem (Li et al. 2026, with the inner minimum that their 
 
     min_{W >= 0}  f_X(W) - alpha f_Y(W),    f_X(W) = min_{H >= 0} L(X, H W'),    f_Y(W) = min_{H >= 0} L(Y, H W').
 
-One iteration: every cell's usage takes a step towards fitting that cell, whichever condition it is from; then W takes one step
-in which the background's two terms are swapped. ``alpha = 0`` is plain NMF; W frozen is projection; some topics frozen are
-background topics. The solver knows no array type and no likelihood by name.
+One iteration: every cell's usage takes a step towards fitting that cell, whichever condition it is from; then W takes
+one step in which the background's two terms are swapped. ``alpha = 0`` is plain NMF; W frozen is projection; some
+topics frozen are background topics. The solver knows no array type and no likelihood by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint
-from .kernels import TINY, Pass, Rows, Sums, sweep
+from .kernels import MAX_BETA, TINY, Pass, Rows, Sums, sweep
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 LOADINGS_FLOOR = 1e-10
 """Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
 UNREST = 4.0
-"""Rise of the change, over its smallest so far, at which the cap of the extrapolation is halved."""
-USAGE_STEPS, USAGE_TOL = 1000, 1e-5
-"""Projection on given loadings: steps per cell at most, and the share of its usage by which it moves at the end."""
+"""Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
+USAGE_STEPS = 1000
+"""Steps per cell, at most, in a projection on given loadings."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Run:
     """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
     accelerate: bool = True
     """Extrapolate usage and loadings along their last move."""
+    usage_tol: float = 1e-4
+    """The same for the usage of each cell, at the end."""
     check_every: int = 10
     """Iterations between two looks at the loss."""
     max_time: float = np.inf
@@ -65,8 +67,8 @@ class Factors:
     """Usage, cells x topics, of all cells: the best fit of each at W."""
     cell_loss: np.ndarray
     """Loss of each cell at W and H."""
-    sums: Sums
-    """What the last loadings step was made from."""
+    weight: np.ndarray
+    """What each loading rests on, genes x topics: the last step's ``N_X + alpha P_Y`` (and the prior's)."""
     loss: np.ndarray
     """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
     n_iter: int
@@ -87,9 +89,9 @@ class State:
     rows: Any
     """The cells' `Rows`, as `RowSource.place` left them."""
     likelihood: Likelihood
-    sums: Sums = field(default_factory=Sums.zeros)
+    weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
-    max_beta: float = 0.9
+    max_beta: float = MAX_BETA
     """Cap of the extrapolation."""
     calmest: float = np.inf
     """Smallest change so far."""
@@ -108,9 +110,11 @@ def fit(
     start: np.ndarray | None = None,
     frozen: np.ndarray | None = None,
     expressed: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    project: np.ndarray | None = None,
     refine: bool = False,
     random_state: int = 0,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> Factors:
     """Find the loadings that the target needs and the background does not.
 
@@ -126,12 +130,16 @@ def fit(
         Weights per cell: 1 for the target's cells; alpha, on the paper's scale (sums over cells), for the background's.
         Cells with neither take no part in the fit and are projected on its result.
     start
-        Loadings to start from, genes x ``n_topics``; drawn from (0, 1) with ``random_state`` by default. The usage starts
-        from the cell's total, spread evenly over the topics.
+        Loadings to start from, genes x ``n_topics``; drawn from (0, 1) with ``random_state`` by default. The usage
+        starts from the cell's total, spread evenly over the topics.
     frozen
         Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
     expressed
         Bool per gene: those with a value in any cell; all by default. The others get no loadings.
+    prior
+        `Factors.weight` of a fit to earlier cells that ended in ``start``: the loadings then go on from both.
+    project
+        Bool per cell: those whose usage is wanted at the end; all by default. The others' is zero.
     refine
         Whether to estimate the likelihood's own parameters, one for each gene, on the target's cells along the way.
     random_state
@@ -154,6 +162,10 @@ def fit(
     free = normalise(free, expressed)[0]
     W = np.hstack([frozen, free])
     n_frozen = frozen.shape[1]
+    past = None
+    if prior is not None:
+        _check_shape("prior", prior, W.shape)
+        past = (W * prior, prior)
     state = State(W, W, np.ones(W.shape[1]), None, likelihood)
     make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
     checkpoint = Checkpoint.open(run.checkpoint, W, target, background, n_frozen, run.accelerate)
@@ -174,18 +186,18 @@ def fit(
         ) as bar,
     ):
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
-            iterate(source, state, expressed, n_frozen=n_frozen, refine_on=refine_on, run=run)
+            iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
             if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
                 checkpoint.save(source, state)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
         checkpoint.save(source, state)
-    H, cell_loss = transform(source, state.likelihood, state.W)
+    H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
     return Factors(
         W=state.W,
         H=H,
         cell_loss=cell_loss,
-        sums=state.sums,
+        weight=state.weight,
         loss=np.array(state.loss).reshape(-1, 5),
         n_iter=state.n_iter,
         converged=state.change <= run.tol,
@@ -195,7 +207,14 @@ def fit(
 
 
 def iterate(
-    source: RowSource, state: State, expressed: np.ndarray, *, n_frozen: int = 0, refine_on: float = 0.0, run: Run
+    source: RowSource,
+    state: State,
+    expressed: np.ndarray,
+    past: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    n_frozen: int = 0,
+    refine_on: float = 0.0,
+    run: Run,
 ) -> None:
     """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
     beta, momentum = extrapolation(state.momentum, state.max_beta) if run.accelerate else (0.0, 1.0)
@@ -206,17 +225,21 @@ def iterate(
 
     todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check, evidence=refine)
     sums = source.reduce(partial(sweep, todo=todo, likelihood=state.likelihood), state.rows)
+    up, down = loadings_terms(W, sums, state.likelihood)
+    if past is not None:
+        up, down = up + past[0], down + past[1]
     new = W.copy()
-    new[:, n_frozen:], scale = normalise(loadings_step(W, sums, state.likelihood)[:, n_frozen:], expressed)
+    new[:, n_frozen:], scale = normalise((up / np.maximum(down, TINY))[:, n_frozen:], expressed)
 
     change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W[:, n_frozen:]))
     turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
     state.momentum = 1.0 if turned else momentum
     state.calmest = min(state.calmest, change)
-    if change > UNREST * state.calmest:  # extrapolation stirs up what plain updates would settle: do less of it
-        state.max_beta /= 2
+    if sums.p_y.shape and change > UNREST * state.calmest:
+        state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
     state.W_prev, state.W, state.change = state.W, new, change
-    state.scale, state.sums = np.append(np.ones(n_frozen), scale), sums
+    state.scale = np.append(np.ones(n_frozen), scale)
+    state.weight = down * state.scale
     if refine:
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
@@ -224,14 +247,17 @@ def iterate(
         state.loss.append([state.n_iter, loss_x, loss_y, loss_x - alpha_loss_y, change])
 
 
-def loadings_step(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> np.ndarray:
-    """``W <- W * (P_X + alpha N_Y) / (N_X + alpha P_Y)``: never raises ``L(X) - alpha L(Y)`` at the usage of the sums."""
+def loadings_terms(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> tuple[np.ndarray, np.ndarray]:
+    """``W * (P_X + alpha N_Y)`` and ``N_X + alpha P_Y``: W's step is their ratio.
+
+    It never raises ``L(X) - alpha L(Y)`` at the usage of the sums. Both terms add up over data that come one by one.
+    """
     n_x, n_y = (W @ n if likelihood.n_kind == "mu" and n.shape else n for n in (sums.n_x, sums.n_y))
-    return W * (sums.p_x + n_y) / np.maximum(n_x + sums.p_y, TINY)
+    return W * (sums.p_x + n_y), np.broadcast_to(n_x + sums.p_y, W.shape)
 
 
 def normalise(W: np.ndarray, expressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return W with columns that sum to 1, floored in expressed genes and zero in others, and the sums, which H takes over."""
+    """Return W with columns that sum to 1, floored in expressed genes, zero in others, and the sums for H to take."""
     W = np.where(expressed[:, None], W, 0.0)
     scale = np.maximum(W.sum(0), TINY)
     return np.where(expressed[:, None], np.maximum(W / scale, LOADINGS_FLOOR), 0.0), scale
@@ -244,16 +270,22 @@ def extrapolation(momentum: float, max_beta: float) -> tuple[float, float]:
 
 
 def initial_loadings(n_genes: int, n_topics: int, random_state: int) -> np.ndarray:
-    """Loadings drawn from (0, 1)."""
+    """Draw loadings from (0, 1)."""
     return np.random.default_rng(random_state).random((n_genes, n_topics))
 
 
 def transform(
-    source: RowSource, likelihood: Likelihood, W: np.ndarray, cells: np.ndarray | None = None
+    source: RowSource,
+    likelihood: Likelihood,
+    W: np.ndarray,
+    cells: np.ndarray | None = None,
+    *,
+    tol: float = 1e-4,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Usage of cells (all, or those of a bool array) at given loadings, ``argmin_{h >= 0} L(x, W h)``, and their loss there.
+    """Return the usage of cells (all, or those of a bool array) at given loadings, and their loss there.
 
-    The result for a cell depends on W and that cell alone, and is had in one pass over the data.
+    Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends on W and that cell alone, and is had in one
+    pass over the data.
     """
     _check_shape("W", W, (source.shape[1], W.shape[1]))
     use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
@@ -262,7 +294,7 @@ def transform(
         partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
     )
     todo = Pass(
-        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=USAGE_TOL, cold=True, sums=False, loss=True
+        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=tol, cold=True, sums=False, loss=True
     )
     source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
     return source.gather(rows, "H"), source.gather(rows, "loss")

@@ -1,7 +1,8 @@
 """Where the cells come from: row sources hand out blocks of cells and add up what a function makes of them.
 
-`RowSource.reduce` is all that the solver knows of the data. A source decides how large a block is, where it lies and who works
-on it. Blocks are added in the order of the rows, so the number of threads does not change a bit of the result.
+`RowSource.reduce` is all that the solver knows of the data. A source decides how large a block is, where it lies and
+who works on it. Blocks are added in the order of the rows, so the number of threads does not change a bit of the
+result.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from .likelihoods import Likelihood
 
-BLOCK_VALUES = 2**18
+BLOCK_VALUES = 2**20
 """Values (non-zeros, if sparse) per block: much against the sums that a block returns, little against the data."""
 READ_VALUES = 2**22
 """Values that are read from disk at once."""
@@ -45,11 +47,11 @@ class PerCell(Protocol):
     """What belongs to the cells of a source."""
 
     def __getitem__(self, part: slice) -> Self:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         ...
 
 
-T = TypeVar("T", bound=Additive)
+T = TypeVar("T", bound="Additive")
 
 
 class RowSource(ABC):
@@ -60,7 +62,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> Any:
-        """Make what belongs to the cells, ``make(*arrays)`` with arrays over all cells, and leave it where the cells are."""
+        """Make what belongs to the cells, ``make(*arrays)`` of arrays over all cells, and leave it where they are."""
 
     @abstractmethod
     def reduce(self, fn: Callable[[Block, Any], T], rows: Any) -> T:
@@ -74,6 +76,10 @@ class RowSource(ABC):
     def working(self) -> Iterator[Any]:
         """Hold for several passes what one pass needs."""
         yield None
+
+    def shares(self) -> list[RowSource]:
+        """Return sources of the same data that can be worked on side by side."""
+        return [self]
 
 
 class LocalSource(RowSource):
@@ -96,7 +102,7 @@ class LocalSource(RowSource):
 
         def add(done: Future[T]) -> None:
             if totals:
-                totals[0] += done.result()
+                totals[0] += done.result()  # type: ignore[operator] # mypy looks for __add__
             else:
                 totals.append(done.result())
 
@@ -129,7 +135,8 @@ class _OneThreadEach:
     """Matrix products need no threads of their own where blocks have them. Nests, and lets fits run side by side."""
 
     def __init__(self) -> None:
-        self._lock, self._users, self._limits = threading.Lock(), 0, None
+        self._lock, self._users = threading.Lock(), 0
+        self._limits: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
@@ -158,6 +165,15 @@ class MemorySource(LocalSource):
     def blocks(self) -> Iterator[tuple[slice, Block]]:  # noqa: D102
         for start, stop in itertools.pairwise(self._cuts):
             yield slice(start, stop), _rows(self.matrix, slice(start, stop))
+
+    def shares(self) -> list[RowSource]:
+        """Return sources with one thread each: many small fits use them better than one fit uses many threads."""
+        shares: list[RowSource] = []
+        for _ in range(self.n_threads):
+            share = copy(self)
+            share.n_threads, share._pool = 1, None
+            shares.append(share)
+        return shares
 
 
 class ReadSource(LocalSource):
@@ -194,7 +210,7 @@ def _values(block: Block) -> np.ndarray:
 
 
 def _rows(block: Block, part: slice) -> Block:
-    """Views of some of the rows."""
+    """Return views of some of the rows."""
     return block._replace(indptr=block.indptr[part.start : part.stop + 1]) if isinstance(block, CSR) else block[part]
 
 
@@ -211,7 +227,7 @@ def _cuts(block: Block, block_rows: int | None) -> list[int]:
 
 
 def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
-    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order, of one type."""
+    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order."""
     if genes is not None and not np.array_equal(genes, np.arange(matrix.shape[1])):
         matrix = matrix[:, genes]
     if not sparse.issparse(matrix):
@@ -221,7 +237,8 @@ def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> B
         matrix = matrix.copy()
         matrix.sum_duplicates()
     if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < matrix.shape[1]:
-        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {matrix.indices.max()}: the matrix is broken."
+        bad = matrix.indices.max()
+        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {bad}: the matrix is broken."
         raise ValueError(msg)
     return CSR(
         matrix.indptr.astype(np.int64, copy=False),
@@ -244,9 +261,9 @@ def row_source(
     Parameters
     ----------
     matrix
-        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as they are,
-        anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset (CSR), an HDF5 or
-        zarr array, or a dask array with chunks of either kind.
+        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as
+        they are, anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset
+        (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind.
     genes
         Numbers of the columns to use; all by default.
     dtype
@@ -268,7 +285,10 @@ def row_source(
 
     else:
         if getattr(matrix, "format", "csr") != "csr":
-            msg = f"A matrix on disk must be CSR to be read by rows, got {matrix.format}. Read it into memory, or store it as CSR."
+            msg = (
+                f"A matrix on disk must be CSR to be read by rows, got {matrix.format}. "
+                "Read it into memory, or store it as CSR."
+            )
             raise ValueError(msg)
         n_values = len(matrix.group["data"]) if hasattr(matrix, "group") else n_rows * n_genes
         step = max(1, int(READ_VALUES * n_rows / max(n_values, 1)))
@@ -290,7 +310,7 @@ class Groups:
     """Sum of each cell's values (float64)."""
 
     def __getitem__(self, part: slice) -> Groups:
-        """Views of some of the cells."""
+        """Return views of some of the cells."""
         return Groups(self.member[part], self.total[part])
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
 from .. import _anndata
-from ..engine import LIKELIHOODS, fit, transform
-from ._problem import SAFE_ALPHA, Problem, run_settings
+from ..engine import ensemble, fit, transform
+from ..engine.ensemble import fit_model, spawn
+from ._folds import call_topics, make_folds, score_cells, warn_of_background
+from ._problem import SAFE_ALPHA, Problem, one_of, run_settings, whole_number
+from ._select import choose_background_topics
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,15 +21,23 @@ if TYPE_CHECKING:
     from .._anndata import Design, MaskVar
     from ._problem import LikelihoodName, RunOptions
 
+N_FOLDS = 5
+"""Folds on which the number of background topics is chosen where cells are not scored."""
 
-def bcnmf(
+
+def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     adata: AnnData,
     *,
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None = None,
     n_topics: int = 10,
-    alpha: float = 0.3,
+    n_background_topics: int | Literal["auto"] = 0,
+    basis: Literal["split", "shared"] = "split",
+    cross_fit: int | None = 5,
+    sample_key: str | None = None,
+    fdr_level: float = 0.05,
+    alpha: float | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
     likelihood: LikelihoodName = "poisson",
     dispersion: float | Literal["estimate"] = "estimate",
@@ -41,15 +52,15 @@ def bcnmf(
 ) -> AnnData | None:
     r"""Find topics of the target cells that the background cells do not have [Li2026]_.
 
-    Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has its
-    own usage (:math:`H_X`, :math:`H_Y`, cells x topics):
+    Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has
+    its own usage (:math:`H_X`, :math:`H_Y`, cells x topics):
 
     .. math:: \min_{W \ge 0} \; \min_{H_X \ge 0} L(X, H_X W^\top) - \alpha \min_{H_Y \ge 0} L(Y, H_Y W^\top)
 
-    where :math:`L` is half the deviance of the likelihood. Each usage is the best fit of its cell, so a cell's usage depends
-    on the loadings alone. Larger ``alpha`` presses harder against what the background also has. With
-    ``alpha_scale="effective"`` cell numbers and library sizes are taken out, and ``1 / alpha`` reads as a fold change: a gene
-    whose share of the background's counts exceeds ``1 / alpha`` times its share of the target's is suppressed.
+    where :math:`L` is half the deviance of the likelihood. Each usage is the best fit of its cell, so a cell's usage
+    depends on the loadings alone. Larger ``alpha`` presses harder against what the background also has. With
+    ``alpha_scale="effective"`` cell numbers and library sizes are taken out, and ``1 / alpha`` reads as a fold change:
+    a gene whose share of the background's counts exceeds ``1 / alpha`` times its share of the target's is suppressed.
 
     Parameters
     ----------
@@ -58,31 +69,47 @@ def bcnmf(
     background_key
         Column of ``adata.obs`` that tells target from background.
     background
-        Its category, or categories, that serve as background; a mapping gives each background its own alpha, in the scale of
-        ``alpha_scale``, in place of ``alpha``.
+        Its category, or categories, that serve as background; a mapping gives each background its own alpha, in the
+        scale of ``alpha_scale``, in place of ``alpha``.
     target
         Its category, or categories, that serve as target. By default all that are not background; ``"all"`` takes every
         labelled cell, background included. Cells in neither are projected on the result.
     n_topics
-        Number of topics.
+        Number of topics; with background topics, of target topics.
+    n_background_topics
+        Number of topics that are first learned on the background alone and then held fixed: a home for what target and
+        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain
+        ratio. 0 is the paper's plain contrast.
+    basis
+        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics
+        are fitted as without them, then all cells on both.
+    cross_fit
+        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have
+        not seen it. `None` scores nothing.
+    sample_key
+        Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor.
+    fdr_level
+        Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha
-        Strength of the contrast, at least 0 (plain NMF of the target). Where the fit warns, it is too large for the data.
+        Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
+        (``"shared"``). Where the fit warns, it is too large for the
+        data.
     alpha_scale
-        ``"effective"``: ``alpha`` is the weight of the background's total against the target's. ``"sum"``: the weight of a
-        background cell against a target cell, as the paper has it.
+        ``"effective"``: ``alpha`` is the weight of the background's total against the target's. ``"sum"``: the weight
+        of a background cell against a target cell, as the paper has it.
     likelihood
-        ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared error)
-        for images, proteins or log-normalised values.
+        ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
+        error) for images, proteins or log-normalised values.
     dispersion
-        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on the
-        target's cells; a number, the same for all genes, is what the paper does.
+        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
+        the target's cells; a number, the same for all genes, is what the paper does.
     dropout
         Of ``"zinb"``: the probability that a count is lost, likewise.
     layer
         Layer to read instead of ``adata.X``.
     mask_var
-        Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is present,
-        `None` uses all genes.
+        Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is
+        present, `None` uses all genes.
     init
         Loadings to start from, genes used x topics. Drawn with ``random_state`` by default; the usage starts from each
         cell's total spread evenly over the topics.
@@ -106,20 +133,25 @@ def bcnmf(
         Loadings. Columns sum to 1; genes not used are zero.
     ``.obs[key_added + "_role"]`` : categorical
         ``target``, ``background``, ``both`` or ``projected``.
+    ``.obs[key_added + "_target_share"]``, ``"_enriched"``, ``"_pvalue"`` : float32, bool, float32
+        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
+        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
+        against them.
     ``.var[key_added + "_suppressed"]`` : bool
         Genes that the background outweighs at this alpha; their loadings vanish.
     ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
-        ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their ratio);
-        ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
-        ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of target
-        and background, against the one-topic model of their mean profile.
+        ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
+        ratio); ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings);
+        ``n_iter``; ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales);
+        ``deviance_explained`` of target and background, against the one-topic model of their mean profile.
 
     Raises
     ------
     ValueError
-        An argument, a column, a layer, a name or a value of the data is not as said above. Nothing has been changed then.
+        An argument, a column, a layer, a name or a value of the data is not as said above. Nothing has been changed
+        then.
 
     Examples
     --------
@@ -131,10 +163,16 @@ def bcnmf(
     """
     _anndata.check_key(key_added)
     design = _anndata.read_design(adata, background_key, background, target)
+    if alpha is None:
+        alpha = 0.3 if n_background_topics == 0 else 0.5 if basis == "shared" else 0.0
     alphas = _alphas(alpha, background, design)
-    if alpha_scale not in ("effective", "sum"):
-        msg = f"`alpha_scale` must be 'effective' or 'sum', got {alpha_scale!r}."
-        raise ValueError(msg)
+    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
+    one_of("basis", basis, ("split", "shared"))
+    if n_background_topics != "auto":
+        whole_number("n_background_topics", n_background_topics, 0)
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     problem = Problem.read(
         adata,
         design,
@@ -149,28 +187,45 @@ def bcnmf(
     )
     start = problem.check_start(init, n_topics)
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping), key=key_added)
-    factors = fit(
-        problem.source,
-        problem.likelihood,
-        n_topics,
-        target=design.target,
-        background=contrast.weight,
-        expressed=problem.expressed,
-        start=start,
-        refine=problem.refine,
-        random_state=random_state,
-        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
-    )
-    adata = adata.copy() if copy else adata
+    settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
     params = {
         "background_key": background_key,
         "background": list(alphas),
-        "target": target if target is None or isinstance(target, str) else list(target),
+        "target": target if target is None or isinstance(target, str) else [str(name) for name in target],
         "alpha": list(alphas.values()),
         "alpha_scale": alpha_scale,
+        "n_background_topics": n_background_topics,
+        "basis": basis,
+        "cross_fit": cross_fit,
+        "sample_key": sample_key,
+        "fdr_level": fdr_level,
         "init": "random" if init is None else "given",
+        "tol": settings.tol,
+        "max_iter": settings.max_iter,
+        "accelerate": settings.accelerate,
     }
-    problem.write(adata, key_added, factors, contrast, params)
+    fold_seed, select_seed, score_seed = spawn(random_state, 3)
+    selection: dict[str, Any] = {}
+    fold: Any = None
+    if n_background_topics != 0:
+        warn_of_background(design, samples)
+        fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
+    if n_background_topics == "auto":
+        n_background_topics, table, reason = choose_background_topics(
+            problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
+        )
+        selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
+    model = problem.model(contrast, n_topics, n_background_topics, basis)
+    factors = fit_model(problem.source, model, start=start, random_state=random_state, run=settings)
+    record = problem.record(factors, contrast, params, n_topics) | selection
+    cells: dict[str, np.ndarray] = {}
+    if fold is not None and cross_fit is not None:
+        scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
+        cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
+        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
+
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key_added, factors, contrast, record, cells)
     return adata if copy else None
 
 
@@ -223,7 +278,8 @@ def nmf(
     _anndata.check_key(key_added)
     learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
-        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {learn.dtype} {learn.shape}."
+        got = f"{learn.dtype} {learn.shape}"
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
         raise ValueError(msg)
     problem = Problem.read(
         adata,
@@ -250,8 +306,9 @@ def nmf(
         random_state=random_state,
         run=run_settings(run, accelerate=True),
     )
+    record = problem.record(factors, contrast, {"init": "random" if init is None else "given"}, n_topics)
     adata = adata.copy() if copy else adata
-    problem.write(adata, key_added, factors, contrast, {"init": "random" if init is None else "given"})
+    problem.write(adata, key_added, factors, contrast, record)
     return adata if copy else None
 
 
@@ -270,7 +327,8 @@ def project(
 
     .. math:: \min_{H \ge 0} L(X, H W^\top) \quad \text{with } W \text{ of the reference}
 
-    Genes are matched by name; the order does not matter. A gene that is missing here is left out of the fit of every cell.
+    Genes are matched by name; the order does not matter. A gene that is missing here is left out of the fit of every
+    cell.
 
     Parameters
     ----------
@@ -289,15 +347,15 @@ def project(
     copy
         Return a changed copy instead of changing ``adata``.
 
-    Returns
-    -------
-    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``, ``.varm[key_added]`` (the
-    reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all ``projected``) and ``.uns[key_added]``.
+    Returns ------- `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
+    ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
+    ``projected``) and ``.uns[key_added]``.
 
     Raises
     ------
     ValueError
-        ``key`` is not in ``reference``, less than half of the reference's genes are present, or values are not as the likelihood wants them.
+        ``key`` is not in ``reference``, less than half of the reference's genes are present, or values are not as the
+        likelihood wants them.
 
     Examples
     --------
@@ -313,7 +371,7 @@ def project(
     _anndata.check_key(name)
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
-    used = W.any(axis=1)
+    used = np.asarray(W.any(axis=1))
     problem = Problem.read(
         adata,
         _anndata.Design(np.zeros(adata.n_obs, bool), {}),
@@ -328,15 +386,114 @@ def project(
     adata = adata.copy() if copy else adata
     params = dict(stored["params"]) | {"layer": layer, "version": version("bcnmf-sc")}
     record = {"params": params, "topics": stored["topics"].copy()}
-    _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, role=problem.design.role, genes={}, record=record)
+    cells = {"role": problem.design.role}
+    _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
+    return adata if copy else None
+
+
+def update(
+    adata: AnnData,
+    reference: AnnData,
+    *,
+    key: str = "bcnmf",
+    layer: str | None = None,
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Go on with a stored factorisation when more cells have come, without the cells it was made of.
+
+    .. math:: W \leftarrow \frac{W_0 \circ D_0 + W \circ (P_X + \alpha N_Y)}{D_0 + N_X + \alpha P_Y}
+
+    with :math:`W_0` the stored loadings and :math:`D_0` what they rest on, which a fit stores beside them. The sums of
+    the earlier cells are kept as they were at :math:`W_0`, so the result is close to a fit of all cells as long as the
+    loadings do not move far.
+
+    Parameters
+    ----------
+    adata
+        New cells x genes; at least the genes of the factorisation, in any order.
+    reference
+        AnnData with a stored factorisation without background topics. It is only read.
+    key
+        Name of the factorisation in ``reference``, and of the result in ``adata``.
+    layer
+        Layer to read instead of ``adata.X``.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **run
+        How to run: see `RunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in the
+    reference; cells of others are projected.
+
+    Raises
+    ------
+    ValueError
+        The factorisation has background topics, or genes are missing.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> early, late = adata[::2].copy(), adata[1::2].copy()
+    >>> bc.tl.bcnmf(early, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.update(late, early)
+    >>> late.obsm["X_bcnmf"].shape
+    (500, 4)
+    """
+    stored = _anndata.stored(reference, key)
+    params = stored["params"]
+    W = np.asarray(reference.varm[key], np.float64)
+    used = W.any(axis=1)
+    names = reference.var_names[used]
+    if (
+        not params.get("background_key")
+        or len(stored["weight"]) != used.sum()
+        or stored["weight"].shape[1] != W.shape[1]
+    ):
+        msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
+        raise ValueError(msg)
+    missing = names.difference(adata.var_names)
+    if len(missing):
+        msg = f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: {_anndata.listed(missing)}."
+        raise ValueError(msg)
+    background = [str(name) for name in params["background"]]
+    target = params["target"]
+    design = _anndata.read_design(
+        adata, str(params["background_key"]), background, target if target is None else np.asarray(target).tolist()
+    )
+    mask = np.asarray(adata.var_names.isin(names))
+    order = names.get_indexer(adata.var_names[mask])
+    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
+    problem = Problem.read(
+        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
+    )
+    alphas = dict(zip(background, np.asarray(stored["alphas"]["sum"], float), strict=True))
+    contrast = problem.contrast(alphas, "sum", pooled=False, key=key)
+    factors = fit(
+        problem.source,
+        problem.likelihood,
+        W.shape[1],
+        target=design.target,
+        background=contrast.weight,
+        start=W[used][order],
+        prior=np.asarray(stored["weight"], np.float64)[order],
+        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
+    )
+    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1])
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key, factors, contrast, record)
     return adata if copy else None
 
 
 def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
-    own = isinstance(background, Mapping)
-    alphas = (
-        {str(name): value for name, value in background.items()} if own else dict.fromkeys(design.backgrounds, alpha)
-    )
+    alphas: dict[str, Any]
+    if isinstance(background, Mapping):
+        alphas = {str(name): value for name, value in background.items()}
+    else:
+        alphas = dict.fromkeys(design.backgrounds, alpha)
     for name, value in alphas.items():
         if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
             msg = f"`alpha` must be a finite number of at least 0, got {value!r} for background {name!r}."

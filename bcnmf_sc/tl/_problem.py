@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
 from ..engine import LIKELIHOODS, Factors, Likelihood, RowSource, Run, row_source, transform
+from ..engine.ensemble import Model, shares_of
 from ..engine.sources import Groups, summarise
 
 if TYPE_CHECKING:
@@ -132,7 +134,10 @@ class Problem:
         _anndata.check_values(summary, model, adata, layer)
         for name, mass in zip(["target", *design.backgrounds], summary.mass[:-1], strict=True):
             if design.target.any() and not mass.any():
-                msg = f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. Check `layer` and `mask_var`."
+                msg = (
+                    f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. "
+                    "Check `layer` and `mask_var`."
+                )
                 raise ValueError(msg)
         n_empty_cells = int((source.gather(groups, "total") == 0).sum())
         expressed = summary.mass[-1] > 0
@@ -155,7 +160,8 @@ class Problem:
     def contrast(self, alphas: Mapping[str, float], scale: str, *, pooled: bool, key: str) -> Contrast:
         """Set each background's weight; warn where it suppresses many genes.
 
-        ``alpha_effective = alpha * mass(Y) / mass(X)``; backgrounds that are pooled share one alpha as one background would.
+        ``alpha_effective = alpha * mass(Y) / mass(X)``; backgrounds that are pooled share one alpha as one background
+        would.
         """
         target_mass, *background_mass = self.mass
         masses = dict(zip(self.design.backgrounds, background_mass, strict=True))
@@ -187,22 +193,22 @@ class Problem:
             factor = np.sort(fold[in_target])[int(MAX_SUPPRESSED * n_genes)]
             less = f"an effective alpha of {factor * total:.2g}" if pooled else f"{factor:.2g} times the alphas"
             msg = (
-                f"{n_lost} of the target's {n_genes} genes are suppressed at this alpha: the background outweighs them, and "
-                f"their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no more than "
-                f"{MAX_SUPPRESSED:.0%} would be."
+                f"{n_lost} of the target's {n_genes} genes are suppressed at this alpha: the background outweighs "
+                f"them, and their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no "
+                f"more than {MAX_SUPPRESSED:.0%} would be."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
         return suppressed
 
     def check_start(self, init: np.ndarray | None, n_topics: int) -> np.ndarray | None:
-        """Loadings to start from, if any are given."""
+        """Return the loadings to start from, if any are given."""
         if init is None:
             return None
         start = np.asarray(init, np.float64)
         if start.shape != (len(self.genes), n_topics) or not np.isfinite(start).all() or (start < 0).any():
             msg = (
-                f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, got shape "
-                f"{start.shape}. Cut an array over all genes down to those of `mask_var`."
+                f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, "
+                f"got shape {start.shape}. Cut an array over all genes down to those of `mask_var`."
             )
             raise ValueError(msg)
         return start
@@ -221,37 +227,74 @@ class Problem:
                 explained[part] = float(1 - loss / most) if most > 0 else 0.0
         return explained
 
-    def write(self, adata: AnnData, key: str, factors: Factors, contrast: Contrast, params: dict[str, Any]) -> None:
-        """Write the result, and warn of what is wrong with it."""
+    def model(
+        self, contrast: Contrast, n_topics: int, n_background_topics: int, basis: Literal["split", "shared"]
+    ) -> Model:
+        """Return what is to be fitted."""
+        return Model(
+            likelihood=self.likelihood,
+            n_topics=n_topics,
+            target=self.design.target.astype(float),
+            background=self.design.background,
+            contrast=contrast.weight,
+            expressed=self.expressed,
+            n_background_topics=n_background_topics,
+            basis=basis,
+            refine=self.refine,
+        )
+
+    def record(self, factors: Factors, contrast: Contrast, params: dict[str, Any], n_topics: int) -> dict[str, Any]:
+        """Return what goes into `uns`."""
         if not np.isfinite(factors.W).all():
             msg = "The fit ended in loadings that are not finite; nothing is written. Lower `alpha`, or check `init`."
             raise FloatingPointError(msg)
         explained = self.deviance_explained(factors)
         record = {
             "params": params | self.params,
-            "topics": topics_table(self.design, factors.H),
+            "topics": topics_table(self.design, factors.H, n_topics),
             "loss": pd.DataFrame(factors.loss, columns=["iteration", "target", "background", "contrast", "change"]),
             "n_iter": factors.n_iter,
             "converged": factors.converged,
             "deviance_explained": explained,
+            "weight": factors.weight.astype(np.float32),
         }
-        genes: dict[str, np.ndarray] = {}
         if self.design.backgrounds:
             record["alpha_effective"] = contrast.total
             record["alphas"] = pd.DataFrame({"effective": contrast.effective, "sum": contrast.on_sums})
+        _warn_of_fit(factors, explained)
+        return record
+
+    def write(
+        self,
+        adata: AnnData,
+        key: str,
+        factors: Factors,
+        contrast: Contrast,
+        record: dict[str, Any],
+        cells: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> None:
+        """Write the result."""
+        genes: dict[str, np.ndarray] = {}
+        if self.design.backgrounds:
             dead = factors.W.max(1) < VANISHED
             genes["suppressed"] = dead if contrast.suppressed is None else contrast.suppressed
         for name, attribute in (("dispersion", "theta"), ("dropout", "pi")):
             if hasattr(factors.likelihood, attribute):
                 genes[name] = np.broadcast_to(getattr(factors.likelihood, attribute), len(self.genes))
         _anndata.write(
-            adata, key, used=self.genes, W=factors.W, H=factors.H, role=self.design.role, genes=genes, record=record
+            adata,
+            key,
+            used=self.genes,
+            W=factors.W,
+            H=factors.H,
+            cells={"role": self.design.role} | dict(cells),
+            genes=genes,
+            record=record,
         )
-        _warn_of_fit(factors, explained)
 
 
 def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
-    """The solver's share of the options."""
+    """Return the solver's share of the options."""
     names = ("max_iter", "tol", "max_time", "checkpoint", "checkpoint_every")
     given = {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
     if options.get("accelerate") is not None:
@@ -259,12 +302,15 @@ def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
     return Run(accelerate=accelerate, progress=options.get("progress", True), **given)
 
 
-def topics_table(design: Design, H: np.ndarray) -> pd.DataFrame:
-    """One row per topic: its mean share of the usage in target and background."""
-    total = H.sum(1, keepdims=True)
-    share = np.divide(H, total, out=np.zeros_like(H), where=total > 0).astype(np.float64)
-    names = pd.Index([f"Topic {k + 1}" for k in range(H.shape[1])], name="topic")
-    table = pd.DataFrame({"kind": "target", "usage_target": share[design.target].mean(0)}, index=names)
+def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
+    """One row per topic, background topics last: its mean share of the usage in target and background."""
+    share = shares_of(H)
+    n_shared = H.shape[1] - n_topics
+    names = [f"Topic {k + 1}" for k in range(n_topics)] + [f"Background {k + 1}" for k in range(n_shared)]
+    table = pd.DataFrame(
+        {"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic")
+    )
+    table["usage_target"] = share[design.target].mean(0)
     if design.backgrounds:
         table["usage_background"] = share[design.background].mean(0)
         floor = 1e-6  # the ratio of two vanishing shares says nothing
@@ -285,6 +331,13 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, why
         raise ValueError(msg)
 
 
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuse a name that is not among those allowed."""
+    if value not in allowed:
+        msg = f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}."
+        raise ValueError(msg)
+
+
 def _check_run(run: RunOptions) -> None:
     unknown = set(run) - set(RunOptions.__annotations__)
     if unknown:
@@ -292,7 +345,7 @@ def _check_run(run: RunOptions) -> None:
         raise TypeError(msg)
     for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every"):
         if run.get(name) is not None:
-            whole_number(name, run[name], 1)  # type: ignore[literal-required]
+            whole_number(name, run[name], 1)
     for name in ("tol", "max_time"):
         value = run.get(name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
@@ -330,7 +383,8 @@ def _warn_of_fit(factors: Factors, explained: dict[str, float]) -> None:
     if not factors.converged:
         msg = (
             f"The loadings still moved by {factors.change:.1e} an iteration after {factors.n_iter} iterations. Raise "
-            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: lower `alpha`."
+            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: "
+            "lower `alpha`."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=4)
     if explained["target"] < 0:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
-from bcnmf_sc.engine.solver import initial_loadings, loadings_step, normalise
+from bcnmf_sc.engine.solver import initial_loadings, loadings_terms, normalise
 
 LIKELIHOODS = [Gaussian(), Poisson()]
 K = 4
@@ -74,7 +74,7 @@ def test_equals_the_papers_formulas(problem, likelihood, alpha, array_type):
 @pytest.mark.parametrize(("likelihood", "loss"), list(zip(LIKELIHOODS, ["frobenius", "kullback-leibler"], strict=True)))
 @pytest.mark.parametrize(("dtype", "tol"), [(np.float64, 1e-12), (np.float32, 1e-6)])
 def test_without_contrast_is_scikit_learns_nmf(problem, likelihood, loss, dtype, tol):
-    x, target, background = problem
+    x, target, _ = problem
     X = np.delete(np.delete(x[target > 0], 3, axis=0), 7, axis=1)
     everything = np.ones(len(X))
     start = loadings(0, 49)
@@ -108,7 +108,8 @@ def test_each_step_majorises_and_minimises(problem, likelihood, alpha):
             "a usage step raised a loss"
         )
         weight = rows.target - rows.background
-        new = loadings_step(W, sums, likelihood)
+        up, down = loadings_terms(W, sums, likelihood)
+        new = up / np.maximum(down, 1e-300)
         contrast, new_contrast = (weight @ losses(x, rows.H, V, likelihood) for V in (W, new))
         if np.isfinite(new_contrast):  # a suppressed gene's loss has no bound
             assert new_contrast <= contrast + 1e-9 * abs(contrast), "the loadings step raised the contrast"
@@ -187,7 +188,7 @@ def test_single_precision_follows_double(problem, likelihood):
 
 
 def test_a_cell_in_both_conditions_counts_in_both(problem):
-    x, target, background = problem
+    x, _, background = problem
     both = np.ones(len(x))
     twice = np.vstack([x, x[background > 0]])
     go = partial(fit, likelihood=Poisson(), n_topics=K, run=run(25))
@@ -328,3 +329,20 @@ def test_fits_side_by_side_leave_the_thread_limits_alone(problem):
         results = list(pool.map(lambda _: go(row_source(x)).W, range(5)))
     assert all(np.array_equal(W, results[0]) for W in results)
     assert {lib["prefix"]: lib["num_threads"] for lib in threadpool_info()} == before
+
+
+def test_later_cells_go_on_from_the_earlier_ones(problem):
+    x, target, background = problem
+    first = np.arange(len(x)) % 2 == 0
+    go = partial(fit, likelihood=Poisson(), n_topics=K, run=Run(max_iter=3000, tol=1e-6))
+    cut = {"target": target, "background": 0.1 * background}
+    half = go(row_source(x[first], dtype=np.float64), **{k: v[first] for k, v in cut.items()})
+    later = row_source(x[~first], dtype=np.float64)
+    rest = {k: v[~first] for k, v in cut.items()}
+    both = go(later, **rest, start=half.W, prior=half.weight)
+    alone = go(later, **rest, start=half.W)
+    whole = go(row_source(x, dtype=np.float64), **cut, start=half.W)
+    assert abs(both.W - whole.W).max() < 0.8 * min(abs(half.W - whole.W).max(), abs(alone.W - whole.W).max())
+    # With nothing new to learn from, nothing changes.
+    nothing = go(later, target=0 * rest["target"], background=0 * rest["target"], start=half.W, prior=half.weight)
+    np.testing.assert_allclose(nothing.W, half.W, atol=1e-6)

@@ -1,0 +1,116 @@
+"""Scores of cells and topics under models that have not seen them, and what may be called from them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from ..engine.ensemble import OutOfFold, shares_of
+
+if TYPE_CHECKING:
+    from .._anndata import Design
+
+FEW_BACKGROUND = 100
+"""Background cells below which a threshold set on them says little."""
+
+
+def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
+    """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition."""
+    rng = np.random.default_rng(random_state)
+    role = design.target + 2 * design.background.astype(int)
+    fold = np.full(len(role), -1)
+    if samples is None:
+        for kind in np.unique(role[role > 0]):
+            cells = rng.permutation(np.flatnonzero(role == kind))
+            fold[cells] = np.arange(len(cells)) % n_folds
+        return fold
+    # A donor's cells go together, and donors of one kind (target, background, both) are spread over the folds.
+    donors = pd.DataFrame({"donor": samples.codes, "role": role})[(role > 0) & (samples.codes >= 0)]
+    kinds = donors.groupby("donor")["role"].agg(lambda roles: int(np.bitwise_or.reduce(roles.to_numpy())))
+    n_folds = min(n_folds, int(kinds.value_counts().min()) if (kinds < 3).any() else len(kinds))  # noqa: PLR2004
+    place = pd.Series(-1, index=kinds.index)
+    for kind in np.unique(kinds):
+        members = rng.permutation(kinds.index[kinds == kind])
+        place[members] = np.arange(len(members)) % n_folds
+    known = (role > 0) & (samples.codes >= 0)
+    fold[known] = place.loc[samples.codes[known]].to_numpy()
+    return fold
+
+
+def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
+    """Say when scores of the background's cells are too few, or not comparable."""
+    n = int(design.background.sum())
+    if n < FEW_BACKGROUND:
+        msg = (
+            f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
+            "own variation is hardly known. Read calls and p-values with care."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
+    if samples is not None:
+        shared = set(samples[design.target]) & set(samples[design.background])
+        if not shared:
+            msg = (
+                "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
+                "conditions apart. See the associations by donor before trusting single cells."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+def score_cells(
+    scores: OutOfFold, design: Design, H: np.ndarray, n_topics: int, fdr_level: float
+) -> dict[str, np.ndarray]:
+    """Target share, call and empirical p of every cell, against background cells that the model has not seen."""
+    share = np.where(scores.fold >= 0, scores.share, shares_of(H)[:, :n_topics].sum(1))
+    null = np.sort(share[design.background & (scores.fold >= 0)])
+    above = len(null) - np.searchsorted(null, share, side="left")
+    return {
+        "target_share": share.astype(np.float32),
+        "enriched": share > np.quantile(null, 1 - fdr_level),
+        "pvalue": ((1 + above) / (1 + len(null))).astype(np.float32),
+    }
+
+
+def call_topics(
+    topics: pd.DataFrame, scores: OutOfFold, design: Design, samples: pd.Categorical | None, fdr_level: float
+) -> pd.DataFrame:
+    """Add p, whether a topic is called (its usage separates target from background out of fold), and its stability.
+
+    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the
+    cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    """
+    n_topics = scores.usage.shape[1]
+    p = np.array([_separation(scores.usage[:, k], scores.fold, design, samples) for k in range(n_topics)])
+    tested = np.isfinite(p)
+    called = np.zeros(n_topics, bool)
+    if tested.any():
+        called[tested] = multipletests(p[tested], alpha=fdr_level, method="fdr_bh")[0]
+    topics = topics.copy()
+    background = len(topics) - n_topics
+    topics["p_value"] = np.append(p, np.full(background, np.nan))
+    topics["called"] = np.append(called, np.zeros(background, bool))
+    topics["stability"] = np.append(scores.stability, np.full(background, np.nan))
+    return topics
+
+
+def _separation(usage: np.ndarray, fold: np.ndarray, design: Design, samples: pd.Categorical | None) -> float:
+    scored = fold >= 0
+    is_background = design.background & scored
+    is_target = design.target & scored & ~design.background
+    if samples is None:
+        rank = np.full(len(usage), np.nan)
+        for one in np.unique(fold[scored]):
+            cells = fold == one
+            rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
+        return float(stats.mannwhitneyu(rank[is_target], rank[is_background], alternative="greater").pvalue)
+    means = [pd.Series(usage[cells]).groupby(np.asarray(samples)[cells]).mean() for cells in (is_target, is_background)]
+    both = means[0].index.intersection(means[1].index)
+    if len(both) >= 2:  # noqa: PLR2004
+        return float(stats.ttest_rel(means[0][both], means[1][both], alternative="greater").pvalue)
+    if min(map(len, means)) < 2:  # noqa: PLR2004
+        return float("nan")
+    return float(stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue)

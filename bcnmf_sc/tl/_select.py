@@ -1,0 +1,652 @@
+"""Choose alpha and the numbers of topics from the data, and say how far the result can be trusted. No labels are used.
+
+What predicts without labels is the held-out gain ratio: by what share of its null deviance the target topics bring
+held-out target cells closer, over the same for held-out background cells.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .. import _anndata
+from ..engine import ensemble
+from ._folds import FEW_BACKGROUND, make_folds
+from ._problem import MAX_SUPPRESSED, SAFE_ALPHA, VANISHED, Problem, one_of, run_settings, whole_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from .._anndata import MaskVar
+    from ..engine import Run
+    from ..engine.ensemble import Gain
+    from ._problem import Contrast, LikelihoodName, RunOptions
+
+LEAST_GAIN = 0.01
+"""Share of the null deviance below which the background counts as not described."""
+COLLAPSED = 1e-3
+"""Mean share of the target's usage below which a topic has collapsed."""
+BACKGROUND_TOPICS = (5, 10, 20, 40)
+"""Numbers of background topics that are tried."""
+
+
+def choose_background_topics(
+    problem: Problem,
+    contrast: Contrast,
+    fold: np.ndarray,
+    *,
+    n_topics: int,
+    basis: Literal["split", "shared"],
+    grid: Sequence[int] = BACKGROUND_TOPICS,
+    random_state: int,
+    run: Run,
+) -> tuple[int, pd.DataFrame, str]:
+    """Return the number with the best held-out gain ratio, the table, and the reason in words."""
+    most = min(int(problem.design.background.sum()) // 2, len(problem.genes))
+    grid = [n for n in grid if n <= most] or [max(1, most // 2)]
+    models = [problem.model(contrast, n_topics, n, basis) for n in grid]
+    gains = ensemble.select(problem.source, models, fold, random_state=random_state, run=run)
+    table = pd.DataFrame([{"n_background_topics": n} | summary(g) for n, g in zip(grid, gains, strict=True)])
+    best = int(table["gain_ratio"].idxmax())
+    reason = (
+        f"{grid[best]} background topics have the largest held-out gain ratio, {table['gain_ratio'][best]:.3g}, "
+        f"of {', '.join(map(str, grid))}."
+    )
+    return grid[best], table, reason
+
+
+def summary(gains: Sequence[Gain]) -> dict[str, float]:
+    """Mean held-out figures over folds."""
+    mean = {name: float(np.mean([getattr(g, name) for g in gains])) for name in ("target", "background")}
+    explained = {f"explained_{part}": float(np.mean([getattr(g, f"explained_{part}") for g in gains])) for part in mean}
+    ratio = mean["target"] / max(mean["background"], 1e-12)
+    return {"gain_ratio": ratio, "gain_target": mean["target"], "gain_background": mean["background"], **explained}
+
+
+def select_alpha(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    alphas: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    n_topics: int = 10,
+    n_restarts: int = 3,
+    n_folds: int = 3,
+    sample_key: str | None = None,
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Choose how hard to press against the background, from the data alone [Li2026]_.
+
+    The objective itself falls with every increase of alpha, so it cannot choose. For each alpha of a path (each fit starting
+    from the one before), and then halfway to the neighbours of the best, it is looked at what held-out cells gain:
+
+    .. math:: \frac{1 - D(X) / D_0(X)}{\max(1 - D(Y) / D_0(Y),\; 0.01)}
+
+    with :math:`D` the deviance of held-out target and background cells and :math:`D_0` that of one topic, the mean profile.
+    The largest ratio wins among alphas that do not ruin the fit: loadings finite, no topic collapsed, at most 10 % of the
+    target's genes suppressed, target deviance explained above zero.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, n_topics, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`.
+    alphas
+        Effective alphas to try, rising.
+    n_restarts
+        Fits from other starts, per alpha, for the stability of the topics; 1 leaves it out.
+    n_folds
+        Folds that are held out.
+    sample_key
+        Column with the donor of each cell; folds are then by donor.
+    key_added
+        The choice is stored under this name with ``_alpha`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_alpha"]`` : dict
+        ``alpha``; ``reason`` in words; ``table`` with a row per alpha: ``alpha``, ``gain_ratio``, ``explained_target`` and
+        ``explained_background`` (held out), ``fitted_target`` and ``fitted_background`` (the same in the cells learned
+        from), ``n_suppressed``, ``n_collapsed``, ``stability`` (mean cosine of matched topics over restarts),
+        ``degenerate``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.select_alpha(
+    ...     adata, background_key="condition", background="ctrl", n_topics=3, alphas=(0, 0.3), n_restarts=1, tol=1e-2
+    ... )
+    >>> sorted(adata.uns["bcnmf_alpha"])
+    ['alpha', 'reason', 'table']
+    """
+    _anndata.check_key(key_added)
+    if not len(alphas) or not all(isinstance(a, int | float | np.number) and 0 <= a < np.inf for a in alphas):
+        msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
+        raise ValueError(msg)
+    whole_number("n_restarts", n_restarts, 1)
+    whole_number("n_folds", n_folds, 2)
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    table, best, reason = alpha_path(
+        problem,
+        alphas,
+        n_topics=n_topics,
+        n_restarts=n_restarts,
+        samples=samples,
+        n_folds=n_folds,
+        random_state=random_state,
+        run=run,
+    )
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_alpha"] = {"alpha": best, "reason": reason, "table": table}
+    return adata if copy else None
+
+
+def alpha_path(
+    problem: Problem,
+    alphas: Sequence[float],
+    *,
+    n_topics: int,
+    n_restarts: int,
+    samples: pd.Categorical | None,
+    n_folds: int,
+    random_state: int,
+    run: RunOptions,
+) -> tuple[pd.DataFrame, float, str]:
+    """Return the table over alphas, the one to take, and why."""
+    design = problem.design
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, n_folds, fold_seed)
+    rows: dict[float, dict[str, float]] = {}
+    start: np.ndarray | None = None
+
+    def look(alpha: float, start: np.ndarray | None) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table says it
+            contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key="")
+        settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
+        model = problem.model(contrast, n_topics, 0, "split")
+        fitted = ensemble.fit_model(problem.source, model, start=start, random_state=fit_seed, run=settings)
+        explained = problem.deviance_explained(fitted)
+        gains = ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0]
+        again = ensemble.restarts(problem.source, model, n_restarts - 1, random_state=fit_seed, run=settings)
+        share = ensemble.shares_of(fitted.H[design.target]).mean(0)
+        held_out = summary(gains)
+        row = {
+            "alpha": alpha,
+            "gain_ratio": held_out["explained_target"] / max(held_out["explained_background"], LEAST_GAIN),
+            "explained_target": held_out["explained_target"],
+            "explained_background": held_out["explained_background"],
+            "fitted_target": explained["target"],
+            "fitted_background": explained["background"],
+            "n_suppressed": int(
+                (contrast.suppressed if contrast.suppressed is not None else fitted.W.max(1) < VANISHED).sum()
+            ),
+            "n_collapsed": int((share < COLLAPSED).sum()),
+            "stability": ensemble.stability([fitted, *again], n_topics),
+        }
+        in_target = int((problem.mass[0] > 0).sum())
+        row["degenerate"] = bool(
+            not np.isfinite(fitted.W).all()
+            or row["explained_target"] <= 0
+            or row["fitted_target"] <= 0
+            or row["n_collapsed"] > 0
+            or row["n_suppressed"] > MAX_SUPPRESSED * in_target
+        )
+        rows[alpha] = row
+        return fitted.W
+
+    path = sorted({float(a) for a in alphas})
+    for alpha in path:
+        start = look(alpha, start)
+        if rows[alpha]["degenerate"] and alpha > 0:
+            break  # a larger alpha only takes more
+    best = _best_alpha(rows)
+    at = path.index(best) if best in path else 0
+    for neighbour in path[max(at - 1, 0) : at] + path[at + 1 : at + 2]:
+        if neighbour in rows:
+            look((best + neighbour) / 2, None)
+    best = _best_alpha(rows)
+    table = pd.DataFrame([rows[alpha] for alpha in sorted(rows)])
+    if rows[best]["degenerate"]:
+        reason = (
+            "Every alpha tried ruins the fit; the smallest is named. Is the background of the same tissue and platform?"
+        )
+    else:
+        reason = (
+            f"At alpha {best:g} held-out target cells gain {rows[best]['gain_ratio']:.3g} times what background cells gain, "
+            f"the most among {int((~table['degenerate']).sum())} of {len(table)} alphas that leave the fit sound."
+        )
+    return table, best, reason
+
+
+def _best_alpha(rows: dict[float, dict[str, float]]) -> float:
+    sound = {alpha: row["gain_ratio"] for alpha, row in rows.items() if not row["degenerate"]}
+    return max(sound, key=sound.__getitem__) if sound else min(rows)
+
+
+def select_n_topics(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    n_topics: Sequence[int] = (2, 4, 8),
+    n_background_topics: Sequence[int] = BACKGROUND_TOPICS,
+    basis: Literal["split", "shared"] = "split",
+    n_folds: int = 3,
+    sample_key: str | None = None,
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    """Choose the numbers of target and background topics by what held-out cells gain.
+
+    For every pair of numbers, topics are learned without a fold of the cells (or donors), and the fold is scored: by what
+    share of its null deviance do the target topics bring target cells closer, and by what share background cells? The number
+    of background topics is that of the largest ratio. The number of target topics is then the smallest whose gain in
+    held-out target cells lies within one standard error over folds of the best.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, basis, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`.
+    n_topics
+        Numbers of target topics to try.
+    n_background_topics
+        Numbers of background topics to try, each at least 1.
+    n_folds
+        Folds that are held out, three at most.
+    sample_key
+        Column with the donor of each cell; folds are then by donor.
+    key_added
+        The choice is stored under this name with ``_n_topics`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_n_topics"]`` : dict
+        ``n_topics``, ``n_background_topics``; ``reason`` in words; ``table`` with a row per pair: ``n_topics``,
+        ``n_background_topics``, ``gain_ratio``, ``gain_target``, ``gain_background``, ``gain_target_se``,
+        ``explained_target``, ``explained_background``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.select_n_topics(
+    ...     adata, background_key="condition", background="ctrl", n_topics=[2], n_background_topics=[4], tol=1e-2
+    ... )
+    >>> adata.uns["bcnmf_n_topics"]["n_background_topics"]
+    4
+    """
+    _anndata.check_key(key_added)
+    for name, numbers in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
+        if not len(numbers):
+            msg = f"`{name}` must name at least one number to try."
+            raise ValueError(msg)
+        for number in numbers:
+            whole_number(name, number, 1)
+    whole_number("n_folds", n_folds, 2)
+    one_of("basis", basis, ("split", "shared"))
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=max(n_topics),
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    alpha = 0.5 if basis == "shared" else 0.0
+    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, n_folds, fold_seed)
+    pairs = [(k, b) for k in sorted(set(n_topics)) for b in sorted(set(n_background_topics))]
+    models = [problem.model(contrast, k, b, basis) for k, b in pairs]
+    gains = ensemble.select(
+        problem.source,
+        models,
+        fold,
+        random_state=fit_seed,
+        run=run_settings(run | {"checkpoint": None}, accelerate=True),
+    )
+    table = pd.DataFrame(
+        [
+            {"n_topics": k, "n_background_topics": b}
+            | summary(g)
+            | {"gain_target_se": float(np.std([x.target for x in g], ddof=1) / np.sqrt(len(g))) if len(g) > 1 else 0.0}
+            for (k, b), g in zip(pairs, gains, strict=True)
+        ]
+    )
+    n_shared = int(table.loc[table["gain_ratio"].idxmax(), "n_background_topics"])
+    beside = table[table["n_background_topics"] == n_shared].set_index("n_topics")
+    top = beside["gain_target"].idxmax()
+    enough = beside["gain_target"] >= beside["gain_target"][top] - beside["gain_target_se"][top]
+    n_target = int(beside.index[enough].min())
+    reason = (
+        f"{n_shared} background topics have the largest held-out gain ratio ({table['gain_ratio'].max():.3g}). Beside them, "
+        f"{n_target} is the smallest number of target topics whose gain in held-out target cells "
+        f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best ({beside['gain_target'][top]:.3g})."
+    )
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_n_topics"] = {
+        "n_topics": n_target,
+        "n_background_topics": n_shared,
+        "reason": reason,
+        "table": table,
+    }
+    return adata if copy else None
+
+
+def background_check(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 5,
+    n_background_topics: int = 10,
+    alpha: float = 0.3,
+    sample_key: str | None = None,
+    confounders: Sequence[str] = (),
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    """Ask whether a background is fit to be one, before anything is made of its contrast.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`.
+    n_topics, n_background_topics
+        Numbers of target and background topics of the fit that is looked at.
+    alpha
+        Effective alpha at which suppressed genes are counted.
+    sample_key
+        Column with the donor of each cell.
+    confounders
+        Further columns of ``adata.obs`` (batch, laboratory, sex, ...) that should not tell target from background.
+    key_added
+        The result is stored under this name with ``_background_check`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_background_check"]`` : DataFrame
+        A row per check: ``check``, ``value``, ``verdict`` (``good``, ``caution``, ``bad``) and what it means, in words.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.background_check(adata, background_key="condition", background="ctrl", n_background_topics=4, tol=1e-2)
+    >>> adata.uns["bcnmf_background_check"]["verdict"].iloc[0]
+    'good'
+    """
+    _anndata.check_key(key_added)
+    for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
+        whole_number(name, number, 1)
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    columns = {name: _anndata.read_samples(adata, name) for name in confounders}
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics + n_background_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    rows = [*_check_size(problem, samples), _check_suppressed(problem, alpha)]
+    rows += _check_gain(problem, samples, n_topics, n_background_topics, random_state, run)
+    rows += [_check_confounder(name, column, problem) for name, column in columns.items()]
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_background_check"] = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
+    return adata if copy else None
+
+
+Row = tuple[str, float, str, str]
+
+
+def _verdict(value: float, good: float, bad: float) -> str:
+    """Good on one side of a bound, bad beyond another; which side follows from their order."""
+    rising = good > bad
+    if (value >= good) if rising else (value <= good):
+        return "good"
+    return "bad" if ((value <= bad) if rising else (value >= bad)) else "caution"
+
+
+def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
+    design = problem.design
+    n_target, n_background = int(design.target.sum()), int(design.background.sum())
+    depth = (problem.sums[0].sum() / n_target) / (problem.sums[1:].sum() / n_background)
+    fold = max(depth, 1 / depth)
+    rows = [
+        (
+            "background cells",
+            float(n_background),
+            _verdict(n_background, 10 * FEW_BACKGROUND // 2, FEW_BACKGROUND),
+            f"{n_background} cells ({n_background / n_target:.2g} for each target cell): background topics and the threshold for "
+            "calling cells are learned on them.",
+        ),
+        (
+            "depth",
+            float(depth),
+            _verdict(fold, 1.5, 3),
+            f"A target cell holds {depth:.2g} times as many counts as a background cell. Usage is in counts; its proportions are "
+            "not touched by depth, unless so few counts are left that topics cannot be told apart.",
+        ),
+    ]
+    if samples is not None:
+        in_target, in_background = set(samples[design.target]), set(samples[design.background])
+        shared = len(in_target & in_background)
+        rows.append(
+            (
+                "background donors",
+                float(len(in_background)),
+                _verdict(len(in_background), 5, 2),
+                f"{len(in_background)} donors in the background, {len(in_target)} in the target: tests by donor need several in each.",
+            )
+        )
+        rows.append(
+            (
+                "shared donors",
+                float(shared),
+                "good" if shared else "caution",
+                f"{shared} donors are in both. Without shared donors, what sets donors apart looks like what sets conditions apart.",
+            )
+        )
+    return rows
+
+
+def _check_suppressed(problem: Problem, alpha: float) -> Row:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is the row below
+        contrast = problem.contrast(dict.fromkeys(problem.design.backgrounds, alpha), "effective", pooled=True, key="")
+    in_target = problem.mass[0] > 0
+    lost = float((contrast.suppressed & in_target).sum() / in_target.sum()) if contrast.suppressed is not None else 0.0
+    return (
+        "suppressed genes",
+        lost,
+        _verdict(lost, MAX_SUPPRESSED / 2, MAX_SUPPRESSED),
+        f"{lost:.1%} of the target's genes make up more than {1 / alpha if alpha else np.inf:.2g} times as large a share of the "
+        f"background: a contrast at alpha {alpha:g} takes them out.",
+    )
+
+
+def _check_gain(
+    problem: Problem,
+    samples: pd.Categorical | None,
+    n_topics: int,
+    n_background_topics: int,
+    random_state: int,
+    run: RunOptions,
+) -> list[Row]:
+    design = problem.design
+    nothing = problem.contrast(dict.fromkeys(design.backgrounds, 0.0), "effective", pooled=True, key="")
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, ensemble.N_SELECT_FOLDS, fold_seed)
+    model = problem.model(nothing, n_topics, n_background_topics, "split")
+    settings = run_settings(run | {"checkpoint": None}, accelerate=True)
+    found = summary(ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0])
+    by_background = found["explained_target"] - found["gain_target"]
+    own = found["explained_background"] - found["gain_background"]
+    share = by_background / own if own > 0 else 0.0
+    ratio = found["gain_ratio"]
+    return [
+        (
+            "target explained by background topics",
+            by_background,
+            _verdict(share, 0.7, 0.3),
+            f"{n_background_topics} topics of the background explain {by_background:.1%} of the deviance of held-out target cells, "
+            f"and {own:.1%} of the background's own: this much is shared.",
+        ),
+        (
+            "held-out gain ratio",
+            ratio,
+            _verdict(ratio, 3, 1.2),
+            f"Target topics give held-out target cells {ratio:.3g} times what they give held-out background cells. Near 1, there "
+            "is nothing in the target that the background does not have.",
+        ),
+    ]
+
+
+def _check_confounder(name: str, column: pd.Categorical, problem: Problem) -> Row:
+    """Cramer's V between a column and the condition."""
+    design = problem.design
+    used = (design.target ^ design.background) & (column.codes >= 0)
+    counts = pd.crosstab(column.codes[used], design.target[used])
+    v = float(stats.contingency.association(counts.to_numpy(), method="cramer")) if min(counts.shape) > 1 else 0.0
+    return (
+        f"confounded with {name}",
+        v,
+        _verdict(v, 0.3, 0.9),
+        f"Cramer's V of {v:.2f} between {name!r} and the condition (1: one cannot be told from the other).",
+    )
+
+
+def consensus(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 10,
+    n_restarts: int = 10,
+    alpha: float = 0.3,
+    density: float = 0.5,
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    """Find topics that many starts agree on: consensus NMF [Kotliar2019]_ with a contrast.
+
+    The topics of all restarts are clustered by cosine, those without close neighbours dropped, the median of each cluster
+    taken as its topic, and the usage of every cell refitted.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, n_topics, alpha, likelihood, layer, mask_var, random_state, key_added, copy, **run
+        As in `bcnmf`; ``alpha`` is on the effective scale.
+    n_restarts
+        Number of starts.
+    density
+        A topic is dropped if its mean distance (1 - cosine) to its nearest ``0.3 * n_restarts`` neighbours exceeds this.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`; the ``topics`` table gains ``stability`` (mean cosine
+    of a cluster's members to its median) and ``n_members`` (how many restarts found the topic).
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.consensus(adata, background_key="condition", background="ctrl", n_topics=3, n_restarts=4, tol=1e-2)
+    >>> adata.varm["bcnmf"].shape
+    (500, 3)
+    """
+    _anndata.check_key(key_added)
+    whole_number("n_restarts", n_restarts, 2)
+    if not 0 < density:
+        msg = f"`density` must be above 0, got {density!r}."
+        raise ValueError(msg)
+    design = _anndata.read_design(adata, background_key, background, target)
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
+    settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
+    model = problem.model(contrast, n_topics, 0, "split")
+    fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
+    W, stability, members = ensemble.consensus([f.W for f in fits], density=density, random_state=random_state)
+    last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
+    H, cell_loss = ensemble.transform(problem.source, last.likelihood, W)
+    factors = replace(last, W=W, H=H, cell_loss=cell_loss)
+    params = {
+        "background_key": background_key,
+        "background": list(design.backgrounds),
+        "alpha": [alpha] * len(design.backgrounds),
+        "alpha_scale": "effective",
+        "n_restarts": n_restarts,
+        "density": density,
+    }
+    record = problem.record(factors, contrast, params, n_topics)
+    record["topics"]["stability"], record["topics"]["n_members"] = stability, members
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key_added, factors, contrast, record)
+    return adata if copy else None

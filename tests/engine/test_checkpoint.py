@@ -1,0 +1,74 @@
+"""Interrupted fits end where uninterrupted ones do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from bcnmf_sc.engine import NegativeBinomial, Poisson, Run, fit, row_source
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    x = rng.poisson(rng.gamma(0.5, 2.0, (80, 3)) @ rng.gamma(0.5, 1.0, (3, 40)))
+    target = (np.arange(80) < 50).astype(float)
+    return sparse.csr_matrix(x), {"target": target, "background": 0.2 * (1 - target)}
+
+
+@pytest.mark.parametrize("likelihood", [Poisson(), NegativeBinomial()])
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_resumed_equals_uninterrupted_to_the_bit(problem, tmp_path, likelihood, accelerate):
+    x, weights = problem
+    how = {"tol": 0, "accelerate": accelerate}
+    refine = likelihood.name == "nb"
+    whole = fit(row_source(x), likelihood, 3, **weights, refine=refine, run=Run(max_iter=60, **how))
+    path = tmp_path / "state.npz"
+    first = Run(max_iter=23, checkpoint=path, checkpoint_every=10, **how)
+    fit(row_source(x), likelihood, 3, **weights, refine=refine, run=first)
+    resumed = fit(row_source(x), likelihood, 3, **weights, refine=refine, run=Run(max_iter=60, checkpoint=path, **how))
+    assert np.array_equal(resumed.W, whole.W)
+    assert np.array_equal(resumed.H, whole.H)
+    assert np.array_equal(resumed.loss, whole.loss)
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_interrupt_is_held_back_until_the_state_is_saved(problem, tmp_path):
+    x, weights = problem
+    path = tmp_path / "state.npz"
+    long = Run(max_iter=10**6, tol=0, checkpoint=path, checkpoint_every=10**6)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="takes it up"):
+        fit(row_source(x), Poisson(), 3, **weights, run=long)
+    assert time.monotonic() - started < 60
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    n_iter = int(np.load(path)["numbers"][-1])
+    more = n_iter + 7
+    resumed = fit(row_source(x), Poisson(), 3, **weights, run=Run(max_iter=more, tol=0, checkpoint=path))
+    assert resumed.n_iter == more
+    whole = fit(row_source(x), Poisson(), 3, **weights, run=Run(max_iter=min(more, 400), tol=0))
+    if more <= 400:
+        assert np.array_equal(resumed.W, whole.W)
+
+
+def test_other_and_broken_files_are_refused(problem, tmp_path):
+    x, weights = problem
+    path = tmp_path / "state.npz"
+    how = Run(max_iter=5, tol=0, checkpoint=path)
+    fit(row_source(x), Poisson(), 3, **weights, run=how)
+    with pytest.raises(ValueError, match="belongs to another fit"):
+        fit(row_source(x), Poisson(), 3, **weights, random_state=1, run=how)
+    content = path.read_bytes()
+    for broken in (content[: len(content) // 2], b"no checkpoint", b""):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            fit(row_source(x), Poisson(), 3, **weights, run=how)
+    with pytest.raises(ValueError, match="folder that exists"):
+        fit(row_source(x), Poisson(), 3, **weights, run=Run(checkpoint=tmp_path / "none" / "state.npz"))

@@ -1,0 +1,146 @@
+"""Negative binomial counts, with and without dropout."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse, stats
+
+from bcnmf_sc.engine import NegativeBinomial, Poisson, Run, ZeroInflatedNegativeBinomial, fit, row_source, transform
+from bcnmf_sc.engine.ensemble import match
+from bcnmf_sc.engine.kernels import Pass, Rows, sweep
+
+K = 4
+
+
+def counts(seed, n_cells=600, n_genes=150, theta=0.7, dropout=0.0):
+    """Overdispersed counts of K programs, and the programs."""
+    rng = np.random.default_rng(seed)
+    W = rng.gamma(0.25, 1.0, (n_genes, K)) + 1e-3
+    W /= W.sum(0)
+    H = rng.dirichlet(np.full(K, 0.3), n_cells) * rng.lognormal(np.log(400), 0.3, (n_cells, 1))
+    mean = H @ W.T
+    x = rng.poisson(mean * rng.gamma(theta, 1 / theta, mean.shape)).astype(float)
+    return x * (rng.random(x.shape) >= dropout), W, mean
+
+
+@pytest.mark.parametrize("theta", [0.3, 2.0, 50.0])
+def test_losses_are_the_negative_log_likelihoods(theta):
+    x, mu = np.meshgrid(np.arange(8.0), [0.1, 1.0, 7.5])
+    nb = NegativeBinomial(theta)
+    log_p = partial(stats.nbinom.logpmf, n=theta)
+    at = lambda m: -log_p(x, p=theta / (theta + m))  # noqa: E731
+    np.testing.assert_allclose(nb.loss(x, mu), at(mu) - at(np.maximum(x, 1e-300)), atol=1e-9)
+    pi = 0.2
+    zinb = ZeroInflatedNegativeBinomial(theta, pi)
+    p = np.exp(-at(mu))
+    nll = -np.log(np.where(x == 0, pi + (1 - pi) * p, (1 - pi) * p))
+    best = np.where(x == 0, 0.0, -np.log1p(-pi) + at(np.maximum(x, 1e-300)))
+    np.testing.assert_allclose(zinb.loss(x, mu), nll - best, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nb", "zinb"])
+def test_terms_with_parameters_per_gene_equal_autograd(name):
+    rng = np.random.default_rng(0)
+    theta, pi = torch.tensor(rng.gamma(1, 2, 6)), torch.tensor(rng.random(6) * 0.9)
+    likelihood = NegativeBinomial(theta) if name == "nb" else ZeroInflatedNegativeBinomial(theta, pi)
+    x = torch.tensor(rng.poisson(1.0, (20, 6)).astype(float))
+    mu = torch.tensor(rng.gamma(1, 2, (20, 6)), requires_grad=True)
+    if name == "nb":
+        distribution = torch.distributions.NegativeBinomial(theta, probs=mu / (mu + theta))
+        log_p = distribution.log_prob(x)
+    else:
+        log_nb = torch.distributions.NegativeBinomial(theta, probs=mu / (mu + theta)).log_prob(x)
+        log_p = torch.where(x == 0, torch.log(pi + (1 - pi) * log_nb.exp()), torch.log1p(-pi) + log_nb)
+    (gradient,) = torch.autograd.grad(-log_p.sum(), mu)
+    terms = likelihood.n(x, mu.detach()) - likelihood.p(x, mu.detach())
+    np.testing.assert_allclose(terms, gradient, atol=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", [NegativeBinomial(0.8), ZeroInflatedNegativeBinomial(0.8, 0.15)])
+def test_sparse_dense_and_formulas_agree(likelihood):
+    x, *_ = counts(0, 90, 30)
+    n = len(x)
+    target, background = (np.arange(n) < 50).astype(float), 0.3 * (np.arange(n) >= 40)
+    W = np.random.default_rng(1).dirichlet(np.ones(30), K).T
+    results = []
+    for matrix in (x, sparse.csr_matrix(x)):
+        source = row_source(matrix, dtype=np.float64, block_rows=37)
+        rows = Rows.of(target, background, K, source.dtype, prev=False, loss=True)
+        todo = Pass(W, np.ones(K), cold=True, loss=True, evidence=True)
+        results.append((source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows), rows))
+    start = np.repeat(x.sum(1, keepdims=True) / K, K, axis=1)
+    mu = start @ W.T
+    H = start * (likelihood.p(x, mu) @ W) / (likelihood.n(x, mu) @ W)
+    mu = H @ W.T
+    for sums, rows in results:
+        np.testing.assert_allclose(rows.H, np.maximum(H, 0), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(sums.p_x, likelihood.p(x, mu).T @ (target[:, None] * H), rtol=1e-8)
+        np.testing.assert_allclose(sums.n_y, likelihood.n(x, mu).T @ (background[:, None] * H), rtol=1e-8)
+        np.testing.assert_allclose(rows.loss, likelihood.loss(x, mu).sum(1), rtol=1e-8)
+        for ours, theirs in zip(sums.evidence, likelihood.evidence(x, mu), strict=True):
+            np.testing.assert_allclose(ours, target @ theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", [NegativeBinomial(0.5), ZeroInflatedNegativeBinomial(0.5, 0.2)])
+def test_usage_steps_never_raise_the_loss(likelihood):
+    x, _, _ = counts(3, 60, 40)
+    source = row_source(sparse.csr_matrix(x), dtype=np.float64)
+    W = np.random.default_rng(2).dirichlet(np.ones(40), K).T
+    rows = Rows.of(np.ones(60), np.zeros(60), K, source.dtype, prev=False, loss=True)
+    before = np.full(60, np.inf)
+    for step in range(25):
+        todo = Pass(W, np.ones(K), cold=step == 0, loss=True, sums=False)
+        source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
+        assert (rows.loss <= before * (1 + 1e-10) + 1e-10).all()
+        before = rows.loss.copy()
+
+
+def test_target_loss_falls_without_contrast():
+    x, *_ = counts(1)
+    everything = np.ones(len(x))
+    for likelihood in (NegativeBinomial(0.7), ZeroInflatedNegativeBinomial(0.7, 0.1)):
+        how = Run(max_iter=60, tol=0, accelerate=False)
+        f = fit(row_source(sparse.csr_matrix(x)), likelihood, K, target=everything, background=0 * everything, run=how)
+        assert (np.diff(f.loss[:, 1]) <= 1e-6 * f.loss[0, 1]).all()
+
+
+def test_programs_are_recovered_better_than_by_poisson_and_dispersion_is_found():
+    poisson, overdispersed, ratios = [], [], []
+    for seed in range(5):
+        x, truth, mean = counts(seed, theta=0.5)
+        everything = np.ones(len(x))
+        go = partial(
+            fit, row_source(sparse.csr_matrix(x)), n_topics=K, target=everything, background=0 * everything,
+            run=Run(max_iter=400, tol=1e-4),
+        )  # fmt: skip
+        poisson.append(match(truth, go(likelihood=Poisson()).W)[1].mean())
+        found = go(likelihood=NegativeBinomial(), refine=True)
+        overdispersed.append(match(truth, found.W)[1].mean())
+        ratios.append((found.likelihood.theta / 0.5)[mean.mean(0) > 0.5])
+    assert np.median(overdispersed) > np.median(poisson)
+    assert np.mean(np.array(overdispersed) > np.array(poisson)) >= 0.8
+    off = abs(np.concatenate(ratios) - 1)
+    assert np.median(off) < 0.15
+    assert np.mean(off < 0.25) > 0.7
+
+
+def test_dropout_is_found():
+    x, _, mean = counts(0, n_cells=1500, theta=2.0, dropout=0.3)
+    everything = np.ones(len(x))
+    f = fit(
+        row_source(sparse.csr_matrix(x)), ZeroInflatedNegativeBinomial(), K,
+        target=everything, background=0 * everything, refine=True, run=Run(max_iter=400, tol=1e-4),
+    )  # fmt: skip
+    informative = mean.mean(0) > 5
+    assert abs(np.median(f.likelihood.pi[informative]) - 0.3) < 0.06
+
+
+def test_projection_uses_the_parameters():
+    x, W, _ = counts(0, 50)
+    source = row_source(sparse.csr_matrix(x))
+    one, other = (transform(source, NegativeBinomial(theta), W)[0] for theta in (0.1, 100.0))
+    assert not np.allclose(one, other, rtol=0.05)
