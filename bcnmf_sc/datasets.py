@@ -10,13 +10,14 @@ from anndata import AnnData
 from scipy import ndimage, sparse
 
 from ._published import mice_protein
+from ._simulate_spatial import simulated_spatial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "mice_protein", "simulated"]
+__all__ = ["digits", "mice_protein", "simulated", "simulated_spatial"]
 
 _BLOCK_ELEMENTS = 1_000_000  # entries of the one dense block that `simulated` holds; part of what a seed means
 _IMAGE_SIDE = 16

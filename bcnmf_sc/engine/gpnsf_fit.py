@@ -74,7 +74,7 @@ class Shape:
 class Climb:
     """How the fit is run."""
 
-    max_iter: int = 300
+    max_iter: int = 200
     """Passes over the spots."""
     tol: float = 2e-5
     batch_size: int | None = None
