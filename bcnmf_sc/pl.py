@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from . import get
+from ._plot_spatial import lengthscales, spatial_topics
 from ._anndata import listed, stored, stored_slot
 from .get import gene_labels, pick_topics
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loadings", "loss", "umap", "usage"]
+__all__ = ["lengthscales", "loadings", "loss", "spatial_topics", "umap", "usage"]
 
 # Okabe and Ito's colour-blind-safe colours, in an order that keeps the first four apart in grey.
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")

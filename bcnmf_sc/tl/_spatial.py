@@ -276,7 +276,7 @@ def gpnsf_predict(
     """
     from ..engine.gpnsf_fit import predict
 
-    record = _stored(mdata, key)
+    record = stored_fit(mdata, key)
     names = [str(x) for x in record["params"]["slices"]]
     if sample is None and len(names) > 1:
         msg = f"`sample` must name one of the slices, got None. Present: {listed(names)}."
@@ -357,7 +357,7 @@ def enhance(
     """
     from ..engine.gpnsf_start import similarity
 
-    record = _stored(mdata, key)
+    record = stored_fit(mdata, key)
     one_of("method", method, ("neighbours", "model"))
     whole_number("n_neighbors", n_neighbors, 1)
     names = [str(x) for x in record["params"]["modalities"]]
@@ -707,9 +707,18 @@ def _modality(mdata: Spatial, name: str) -> AnnData:
     return parts[name]
 
 
-def _stored(mdata: Spatial, key: str) -> Mapping[str, Any]:
+def read_places(mdata: Spatial, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the coordinates of a stored fit's spots, the number of each spot's slice, and the slices' names."""
+    slices, names = _read_slices(mdata, params["sample_key"])
+    with warnings.catch_warnings(action="ignore"):  # the fit has warned
+        return _read_coordinates(mdata, str(params["spatial_key"]), slices, names), slices, names
+
+
+def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
+    """Return the record of a stored spatial fit."""
     record = mdata.uns.get(key)
     if not hasattr(record, "keys") or "posterior" not in record:
-        msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {listed(mdata.uns.keys())}. Run `bcnmf_sc.tl.gpnsf` first."
+        present = listed(mdata.uns.keys())
+        msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {present}. Run `bcnmf_sc.tl.gpnsf` first."
         raise ValueError(msg)
     return record
