@@ -86,7 +86,12 @@ def spatial_topics(
     size = (PANEL * len(names) + 0.4, (PANEL * ratio + 0.5) * len(rows))
     fig, axes = plt.subplots(len(rows), len(names), figsize=size, squeeze=False, layout="constrained")
     spacing = PANEL * 72 / max(np.sqrt(len(x) / ratio), 1)  # points between spots, were they a grid
-    options = {"s": float(np.clip(spacing**2, 0.5, 60)), "linewidths": 0, "rasterized": True, "cmap": "viridis"} | kwargs
+    options = {
+        "s": float(np.clip(spacing**2, 0.5, 60)),
+        "linewidths": 0,
+        "rasterized": True,
+        "cmap": "viridis",
+    } | kwargs
     for i, what in enumerate(rows):
         for j, name in enumerate(names):
             ax = axes[i, j]
@@ -147,7 +152,12 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
         options["linestyle"] = ("-", "--", ":")[k // len(PALETTE) % 3]
         (line,) = ax.plot(distance, correlation(kernel, distance / row["lengthscale"]), **(options | kwargs))
         ax.plot(row["lengthscale"], correlation(kernel, np.ones(1))[0], marker="o", color=line.get_color())
-    ax.set(xlabel="distance, in units of the coordinates", ylabel="correlation of log usage", ylim=(0, 1.02), xlim=(0, None))
+    ax.set(
+        xlabel="distance, in units of the coordinates",
+        ylabel="correlation of log usage",
+        ylim=(0, 1.02),
+        xlim=(0, None),
+    )
     ax.legend(frameon=False, fontsize=8, ncols=1 + len(table) // 12)
     return ax
 

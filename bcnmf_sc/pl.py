@@ -18,8 +18,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from . import get
-from ._plot_spatial import lengthscales, spatial_topics
 from ._anndata import listed, stored, stored_slot
+from ._plot_spatial import lengthscales, spatial_topics
 from .get import gene_labels, pick_topics
 
 if TYPE_CHECKING:

@@ -165,10 +165,10 @@ class Poisson:
     counts: ClassVar[bool] = True
     parameter: ClassVar[str] = ""
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002, D102
+    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         return (block.x * torch.log(_rates(block, e, W))).sum() - _total_rate(block, e, W) - block.constant
 
-    def information(self, rate: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002, D102
+    def information(self, rate: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         return 1 / rate
 
 
@@ -179,12 +179,12 @@ class Bernoulli:
     counts: ClassVar[bool] = True
     parameter: ClassVar[str] = ""
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002, D102
+    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         # log P(1) - log P(0) = log(exp(r) - 1) at the ones, log P(0) = -r everywhere
         rate = _rates(block, e, W)
         return (rate + torch.log(-torch.expm1(-rate))).sum() - _total_rate(block, e, W)
 
-    def information(self, rate: Tensor, parameter: Tensor) -> Tensor:  # noqa: ARG002, D102
+    def information(self, rate: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         return 1 / torch.expm1(rate)
 
 

@@ -125,7 +125,7 @@ def fit(
     shape: Shape,
     *,
     random_state: int = 0,
-    climb: Climb = Climb(),  # noqa: B008 (frozen)
+    climb: Climb = Climb(),
 ) -> SpatialFactors:
     """Find topics whose usage varies smoothly over space, and what else there is.
 
@@ -208,6 +208,7 @@ def _begin(
         params[f"log_d{s}"] = tensor(np.full((n_topics, len(z)), np.log(0.1)))
     if shape.n_nonspatial:
         level = free.mean(0)
+        level[: max(0, n_frozen - n_topics)] = 0  # loadings that are given keep their units
         params["free_mean"] = tensor((free - level).T)
         params["free_log_sd"] = tensor(np.full(free.T.shape, -1.0))
         W = {name: w * np.concatenate([np.ones(n_topics), np.exp(level)]) for name, w in W.items()}

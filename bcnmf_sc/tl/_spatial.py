@@ -531,7 +531,9 @@ def _size_factors(
         return total / total[total > 0].mean()
     table = adata.obs.iloc[order] if size in adata.obs else obs
     if size not in table:
-        msg = f"`size_factors` must be 'library', None or a column of `obs`, got {size!r}. Present: {listed(adata.obs)}."
+        msg = (
+            f"`size_factors` must be 'library', None or a column of `obs`, got {size!r}. Present: {listed(adata.obs)}."
+        )
         raise ValueError(msg)
     column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
     if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
@@ -561,7 +563,9 @@ def _read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, li
         raise ValueError(msg)
     codes = pd.Categorical(column).remove_unused_categories()
     if (codes.codes < 0).any():
-        msg = f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
+        msg = (
+            f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
+        )
         raise ValueError(msg)
     return codes.codes.astype(int), [str(x) for x in codes.categories]
 

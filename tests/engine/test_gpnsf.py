@@ -98,7 +98,11 @@ def test_marginals_equal_gpytorch(kernel):
             )
             super().__init__(strategy)
             self.mean_module = gpytorch.means.LinearMean(2)
-            base = gpytorch.kernels.RBFKernel() if kernel == "rbf" else gpytorch.kernels.MaternKernel(nu={"exponential": 0.5}.get(kernel, 1.5))
+            base = (
+                gpytorch.kernels.RBFKernel()
+                if kernel == "rbf"
+                else gpytorch.kernels.MaternKernel(nu={"exponential": 0.5}.get(kernel, 1.5))
+            )
             self.covar_module = gpytorch.kernels.ScaleKernel(base)
 
         def forward(self, at):
@@ -142,7 +146,9 @@ def test_the_seeds_divergence_is_none():
     """Equation 28 as printed has K in place of its inverse: below the true divergence, and below zero."""
     prior, params, x = whitened(n_topics=1, turned=False)
     params["log_d0"].zero_()
-    k = prior.covariance(params, prior.inducing[0], prior.inducing[0])[0] + (prior.nugget + 1e-9) * torch.eye(12, dtype=F64)
+    k = prior.covariance(params, prior.inducing[0], prior.inducing[0])[0] + (prior.nugget + 1e-9) * torch.eye(
+        12, dtype=F64
+    )
     delta = torch.linalg.eigh(k)[1][:, 0]  # where K is smallest
     assert 0.5 * delta @ k @ delta < 0.01 * (0.5 * delta @ torch.linalg.solve(k, delta))
 
@@ -152,7 +158,12 @@ def test_a_spot_at_an_inducing_point_has_its_nugget_in_common():
     z = prior.inducing[0]
     mean, variance = prior.marginals(params, 0, z, prior.projection(params, 0, z, torch.arange(len(z))))
     root = prior.cholesky(params, 0) @ params["basis0"]
-    torch.testing.assert_close(mean, (params["offset"][0] + z @ params["slope"][0].T).T + (root @ params["m0"][..., None])[..., 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mean,
+        (params["offset"][0] + z @ params["slope"][0].T).T + (root @ params["m0"][..., None])[..., 0],
+        rtol=1e-4,
+        atol=1e-4,
+    )
     expected = ((root * params["log_d0"].exp()[:, None]) ** 2).sum(2)
     torch.testing.assert_close(variance, expected, rtol=1e-3, atol=1e-3)
 
@@ -234,7 +245,9 @@ def begun(n_slices=1, *, n_nonspatial=1, n_inducing=15, dtype=F64, **more):
     shape = Shape(3 - n_nonspatial, n_nonspatial, n_inducing=n_inducing)
     start = joint_nmf(values, 3)
     device = torch.device("cpu")
-    return gpnsf_fit._begin(where.scaled[where.order], slices[where.order], values, shape, start, device=device, dtype=dtype)
+    return gpnsf_fit._begin(
+        where.scaled[where.order], slices[where.order], values, shape, start, device=device, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("n_slices", [1, 2])
@@ -260,7 +273,11 @@ def test_draws_average_to_the_expectation():
     counts = np.random.default_rng(0).poisson(2.0, (n, 4)).astype(float)
     values = Values("poisson", sparse.csr_array(counts), OBSERVATIONS["poisson"], np.ones(n))
     modality = gpnsf_fit._modality(values, lambda a: torch.as_tensor(np.asarray(a), dtype=F64))
-    params |= {"V_poisson": torch.full((4, 1), 0.7, dtype=F64), "F_poisson": torch.zeros(4, 0, dtype=F64), "aux_poisson": torch.zeros(4, dtype=F64)}
+    params |= {
+        "V_poisson": torch.full((4, 1), 0.7, dtype=F64),
+        "F_poisson": torch.zeros(4, 0, dtype=F64),
+        "aux_poisson": torch.zeros(4, dtype=F64),
+    }
     params["offset"].zero_()
     params["slope"].zero_()
     params["log_d0"] -= 1
@@ -324,7 +341,9 @@ def test_turning_the_basis_leaves_the_mean_and_makes_the_information_diagonal():
         assert off.abs().max() < 1e-8 * gram.abs().max()
         # the Laplace posterior, dense: (I + A D A')^-1
         spread = torch.linalg.inv(torch.eye(a.shape[1], dtype=F64) + gram)
-        torch.testing.assert_close(torch.exp(2 * params["log_d0"]), spread.diagonal(dim1=1, dim2=2), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            torch.exp(2 * params["log_d0"]), spread.diagonal(dim1=1, dim2=2), rtol=1e-8, atol=1e-8
+        )
 
 
 QUICK = Climb(max_iter=12, dtype=F64, n_starts=1, device="cpu")
@@ -334,7 +353,13 @@ def test_the_order_of_spots_changes_nothing():
     places, slices, values = simulated(n_slices=2)
     one = fit(places, slices, values, Shape(2, 1, n_inducing=12), climb=QUICK)
     order = np.random.default_rng(0).permutation(60)
-    other = fit(places[order], slices[order], [gpnsf_fit.reordered(v, order) for v in values], Shape(2, 1, n_inducing=12), climb=QUICK)
+    other = fit(
+        places[order],
+        slices[order],
+        [gpnsf_fit.reordered(v, order) for v in values],
+        Shape(2, 1, n_inducing=12),
+        climb=QUICK,
+    )
     np.testing.assert_allclose(other.usage, one.usage[order], rtol=1e-8)
     np.testing.assert_allclose(other.elbo, one.elbo, rtol=1e-8)
 
@@ -451,7 +476,9 @@ def test_usage_moments_are_lognormal():
 def test_frozen_loadings_stay():
     places, slices, values = simulated(hidden=False)
     rng = np.random.default_rng(0)
-    given = [Values(v.name, v.matrix, v.observation, v.size, frozen=rng.gamma(1, 1, (v.matrix.shape[1], 2))) for v in values]
+    given = [
+        Values(v.name, v.matrix, v.observation, v.size, frozen=rng.gamma(1, 1, (v.matrix.shape[1], 2))) for v in values
+    ]
     factors = fit(places, slices, given, Shape(3), climb=QUICK)
     for each in given:
         ratio = factors.loadings[each.name][:, :2] / each.frozen
