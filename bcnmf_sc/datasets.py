@@ -14,13 +14,14 @@ from ._simulate import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
 from ._simulate import check_count as _check_count
 from ._simulate import check_number as _check_number
 from ._simulate import simulated_programs
+from ._simulate_spatial import simulated_spatial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["digits", "mice_protein", "simulated", "simulated_programs"]
+__all__ = ["digits", "mice_protein", "simulated", "simulated_programs", "simulated_spatial"]
 
 _IMAGE_SIDE = 16
 _PHOTO_SHRINK = 2

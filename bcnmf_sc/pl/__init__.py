@@ -4,6 +4,7 @@ Each function draws and computes nothing new, shows nothing and saves nothing. I
 where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
 """
 
+from ._spatial import lengthscales, spatial_topics
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
 from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
 
@@ -14,8 +15,10 @@ __all__ = [
     "composition",
     "gene_frequency",
     "images",
+    "lengthscales",
     "loadings",
     "loss",
+    "spatial_topics",
     "umap",
     "usage",
 ]

@@ -10,10 +10,12 @@ from ._factorize import bcnmf, nmf, project, update
 from ._interpret import umap
 from ._problem import RunOptions
 from ._select import consensus, select_alpha, select_n_topics
+from ._spatial import SpatialRunOptions, enhance, gpnsf, gpnsf_predict
 
 __all__ = [
     "DeltaOptions",
     "RunOptions",
+    "SpatialRunOptions",
     "associate",
     "associate_genes",
     "background_check",
@@ -21,7 +23,10 @@ __all__ = [
     "consensus",
     "cpca",
     "deltanmf",
+    "enhance",
     "enrich",
+    "gpnsf",
+    "gpnsf_predict",
     "nmf",
     "project",
     "select_alpha",
