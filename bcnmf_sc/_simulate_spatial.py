@@ -32,8 +32,8 @@ def simulated_spatial(
 ) -> MuData:
     r"""Simulate RNA and ATAC of the same spots, whose topics vary over space in known patterns.
 
-    Spots lie on a square grid from -1 to 1. Topic :math:`k` has the usage :math:`e_{ik}` there, of mean 1, and with a depth
-    :math:`\nu_i` of each spot and modality (log-normal)
+    Spots lie on a square grid from -1 to 1. Topic :math:`k` has the usage :math:`e_{ik}` there, of mean 1, and with a
+    depth :math:`\nu_i` of each spot and modality (log-normal)
 
     .. math::
         x^\text{rna}_{ij} \sim \mathrm{NB}\big(\nu_i \textstyle\sum_k e_{ik} w_{jk},\; \theta\big), \qquad
@@ -52,8 +52,8 @@ def simulated_spatial(
     n_slices
         Number of slices. They share the loadings; each has patterns of its own.
     pattern
-        ``"smooth"``: the logarithm of usage is a Gaussian process of variance 1 with the Matérn-3/2 kernel. ``"sharp"``: squares,
-        discs and stripes with an edge, 20 times higher inside.
+        ``"smooth"``: the logarithm of usage is a Gaussian process of variance 1 with the Matérn-3/2 kernel.
+        ``"sharp"``: squares, discs and stripes with an edge, 20 times higher inside.
     lengthscale
         Of the smooth patterns.
     counts
@@ -97,7 +97,7 @@ def simulated_spatial(
         ("n_nonspatial", n_nonspatial, 0),
         ("n_slices", n_slices, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        if value < least:
             msg = f"`{name}` must be a whole number of at least {least}, got {value!r}."
             raise ValueError(msg)
     if pattern not in ("smooth", "sharp"):
@@ -108,7 +108,7 @@ def simulated_spatial(
     rng = np.random.default_rng(random_state)
     side = np.linspace(-1, 1, n_side)
     grid = np.stack([x.ravel() for x in np.meshgrid(side, side)], axis=1)
-    logs = [_patterns(rng, grid, n_patterns, pattern, lengthscale) for _ in range(n_slices)]
+    logs = [_patterns(rng, grid, n_patterns, pattern=pattern, lengthscale=lengthscale) for _ in range(n_slices)]
     n_obs = n_slices * len(grid)
     usage = np.exp(np.hstack([np.concatenate(logs), rng.normal(size=(n_obs, n_nonspatial))]))
     usage /= usage.mean(axis=0)
@@ -141,7 +141,7 @@ def simulated_spatial(
     return mdata
 
 
-def _patterns(rng: np.random.Generator, grid: np.ndarray, n: int, pattern: str, lengthscale: float) -> np.ndarray:
+def _patterns(rng: np.random.Generator, grid: np.ndarray, n: int, *, pattern: str, lengthscale: float) -> np.ndarray:
     """Logarithm of usage, spots x patterns."""
     if pattern == "smooth":
         d = np.sqrt(3) * cdist(grid, grid) / lengthscale

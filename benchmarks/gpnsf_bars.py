@@ -1,9 +1,9 @@
 """Spatial topics against joint NMF on simulated RNA + ATAC: patterns found, held-out entries predicted, CPU seconds.
 
-A grid of 24 x 24 spots, 200 genes, 300 peaks, 6 smooth patterns; a tenth of the entries is hidden from both methods; both
-are given the true size factors, the same number of topics and the best of 3 starts. Joint NMF minimises the Poisson deviance
-of the observed entries of both modalities (multiplicative updates with exposures, 300 iterations). The deviance is that of
-the simulation's own likelihood, and what is reported is its excess over that of the true rates.
+A grid of 24 x 24 spots, 200 genes, 300 peaks, 6 smooth patterns; a tenth of the entries is hidden from both methods;
+both are given the true size factors, the same number of topics and the best of 3 starts. Joint NMF minimises the
+Poisson deviance of the observed entries of both modalities (multiplicative updates with exposures, 300 iterations). The
+deviance is that of the simulation's own likelihood, and what is reported is its excess over that of the true rates.
 
 Prints as well what happens with sharp edges (a known weakness), with fewer inducing points, and without a hybrid where
 there are topics that do not follow space.
@@ -74,7 +74,7 @@ def spatial(coordinates, values, n_topics, *, n_nonspatial=0, n_inducing=None, s
     return factors.usage, factors.loadings
 
 
-def scores(truth, values, usage, loadings):
+def scores(truth, values, usage, loadings):  # noqa: PLR0917
     """Mean matched correlation of usage; excess held-out deviance of RNA (NB) and ATAC (Bernoulli)."""
     e = truth["usage"]
     r = np.corrcoef(e.T, usage.T)[: e.shape[1], e.shape[1] :]
@@ -132,7 +132,7 @@ def compare(title, seeds, **how):
     return result
 
 
-def seconds(n_side, n_inducing, batch_size, max_iter):
+def seconds(n_side, n_inducing, batch_size, max_iter):  # noqa: PLR0917
     """CPU seconds of a whole fit, joint NMF start included."""
     torch.set_num_threads(1)
     mdata = bc.datasets.simulated_spatial(**(SIZE | {"n_side": n_side}), n_patterns=6)

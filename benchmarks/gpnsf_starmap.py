@@ -1,12 +1,14 @@
 """Spatial topics against plain NMF on STARmap, mouse prefrontal cortex: masked genes in an unseen slice, domains.
 
-1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage comes from
-   the other half (NMF: the best fit of each cell; ours: the posterior given the cell and its surroundings), and the masked
-   genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated on the two slices
-   for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes without bound, so beside it
-   stand NMF drawn towards the mean profile, by the share that is best on the answer itself, and NMF's usage averaged over the
-   nearest 20 cells.
-2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's, and the
+1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage comes
+from
+   the other half (NMF: the best fit of each cell; ours: the posterior given the cell and its surroundings), and the
+   masked genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated on the
+   two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes without
+   bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer itself, and
+   NMF's usage averaged over the nearest 20 cells.
+2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's,
+and the
    same after averaging NMF's over the nearest 20 cells, which is what a user of NMF would do for domains.
 
 Reads starmap_mpfc_3slices.h5ad from the folder BCNMF_SC_DATA (default: ../shared/data beside the checkout).
@@ -55,7 +57,7 @@ def dispersions(x, rate):
     return np.array(out)
 
 
-def masked_genes(adata, n_topics, seed, n_inducing):
+def masked_genes(adata, n_topics, seed, n_inducing):  # noqa: PLR0917
     """Mean log-likelihood per masked entry in the unseen slice, by method, and CPU seconds."""
     names = sorted(adata.obs["slice"].unique())
     unseen = names[seed % len(names)]
@@ -128,7 +130,7 @@ def masked_genes(adata, n_topics, seed, n_inducing):
     return result, cpu
 
 
-def domains(adata, n_topics, seed, n_inducing):
+def domains(adata, n_topics, seed, n_inducing):  # noqa: PLR0917
     """ARI of 4-means with the annotated domains: NMF, NMF averaged over neighbours, ours."""
     adata = adata.copy()
     with warnings.catch_warnings(action="ignore"):

@@ -2,19 +2,23 @@
 
 Spot ``i`` and feature ``j`` of modality ``r`` have the rate
 
-    size_i^(r) * sum_k exp(h_ik) W_jk^(r),      h_k(s) ~ GP(offset_k + slope_k's,  variance_k kappa(d / length_k) + nugget [i = j])
+    size_i^(r) * sum_k exp(h_ik) W_jk^(r),      h_k(s) ~ GP(offset_k + slope_k's,  variance_k kappa(d / length_k) +
+    nugget [i = j])
 
-so the topics' usage ``exp(h)`` is shared by all modalities, each of which has loadings ``W`` and an observation model of its own.
-Values of ``h`` at inducing points ``Z`` carry the posterior, in whitened form: with ``L L' = K_ZZ + (nugget + jitter) I`` they are
-``offset + slope'Z + L B v``, B orthogonal, ``q(v) = N(m, C C')``, C diagonal, and with ``A = (L B)^-1 K_ZS``
+so the topics' usage ``exp(h)`` is shared by all modalities, each of which has loadings ``W`` and an observation model
+of its own. Values of ``h`` at inducing points ``Z`` carry the posterior, in whitened form: with ``L L' = K_ZZ + (nugget
++ jitter) I`` they are ``offset + slope'Z + L B v``, B orthogonal, ``q(v) = N(m, C C')``, C diagonal, and with ``A = (L
+B)^-1 K_ZS``
 
     mean = offset + slope's + A'm,    variance = max(nugget + variance_k - sum A^2, 1e-6) + sum (C'A)^2,
     KL   = (|C|^2 + |m|^2 - M) / 2 - sum log C_ii.
 
-The prior of v is standard normal whatever B is. B is chosen such that a diagonal C does for the posterior (`gpnsf_fit.rebase`).
+The prior of v is standard normal whatever B is. B is chosen such that a diagonal C does for the posterior
+(`gpnsf_fit.rebase`).
 
-Slices have inducing points, offsets and slopes of their own and share everything else: no covariance reaches across slices.
-Sums over entries go over the non-zeros wherever the observation model lets them. Nothing here seeds, fits or knows a device.
+Slices have inducing points, offsets and slopes of their own and share everything else: no covariance reaches across
+slices. Sums over entries go over the non-zeros wherever the observation model lets them. Nothing here seeds, fits or
+knows a device.
 """
 
 from __future__ import annotations
@@ -30,10 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 Params = dict[str, Tensor]
-"""``log_length``, ``log_variance``: topics. ``offset``: slices x topics. ``slope``: slices x topics x dimensions. Per slice s
-``m{s}``, ``log_d{s}`` (log diagonal of C): topics x inducing points; ``basis{s}`` (orthogonal, held fixed). Non-spatial topics:
+"""``log_length``, ``log_variance``: topics. ``offset``: slices x topics. ``slope``: slices x topics x dimensions. Per
+slice s ``m{s}``, ``log_d{s}`` (log diagonal of C): topics x inducing points; ``basis{s}`` (orthogonal, held fixed).
+Non-spatial topics:
  ``free_mean``, ``free_log_sd``: topics x spots. Per modality r ``V_{r}`` (features x free topics: loadings over feature
-means), ``F_{r}`` (likewise, of topics held fixed) and ``aux_{r}`` (log of the observation model's parameter per feature)."""
+means), ``F_{r}`` (likewise, of topics held fixed) and ``aux_{r}`` (log of the observation model's parameter per
+feature)."""
 LARGEST_LOG_USAGE = 10.0
 SMALLEST_VARIANCE = 1e-6
 TINY = 1e-30
@@ -88,7 +94,7 @@ class Prior:
         return torch.linalg.cholesky(k + ridge[:, None, None] * torch.eye(len(z), dtype=z.dtype, device=z.device))
 
     def projection(self, params: Params, s: int, x: Tensor, point: Tensor | None = None) -> Tensor:
-        """``A``, topics x inducing points x places of slice ``s``.
+        """Return ``A``, topics x inducing points x places of slice ``s``.
 
         ``point`` tells which inducing point a place is, -1 for none: the two then have their nugget in common.
         """
@@ -199,7 +205,7 @@ class NegativeBinomial:
         over = block.size[:, None] * (e @ (W / parameter[:, None]).T)  # rate / theta
         none = torch.log1p(over) @ parameter  # minus the log-likelihood of a spot of zeros
         hidden = torch.log1p(over[block.hidden_rows, block.hidden_cols]) * parameter[block.hidden_cols]
-        theta, rate = parameter[block.cols], _Take.apply(over, block.rows * over.shape[1] + block.cols)
+        theta, rate = parameter[block.cols], _Take.apply(over, block.rows * over.shape[1] + block.cols)  # type: ignore[no-untyped-call]
         # log of rate / (rate + theta), from rate / theta
         seen = block.x * (torch.log(rate.clamp_min(TINY)) - torch.log1p(rate))
         counts = torch.lgamma(block.x + theta) - torch.lgamma(theta)
@@ -237,13 +243,13 @@ class _Take(torch.autograd.Function):
     """Entries of a matrix, none of them twice, by their place in it: the gradient needs no addition."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor, place: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(place)
         ctx.shape = matrix.shape  # type: ignore[attr-defined]
         return matrix.reshape(-1)[place]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (place,) = ctx.saved_tensors  # type: ignore[attr-defined]
         out = grad.new_zeros(ctx.shape.numel())  # type: ignore[attr-defined]
         out[place] = grad
@@ -254,7 +260,7 @@ def _rates(block: Block, e: Tensor, W: Tensor) -> Tensor:
     """Rates of the non-zeros."""
     n_features = len(W)
     if len(block.x) * e.shape[1] > 2 * len(e) * n_features:  # so many that the whole product costs less
-        rate = _Take.apply(e @ W.T, block.rows * n_features + block.cols)
+        rate = _Take.apply(e @ W.T, block.rows * n_features + block.cols)  # type: ignore[no-untyped-call]
     else:
         rate = (e.index_select(0, block.rows) * W.index_select(0, block.cols)).sum(1)
     return (block.size[block.rows] * rate).clamp_min(TINY)
@@ -391,8 +397,8 @@ class Model:
     ) -> Tensor:
         """Estimate the evidence lower bound of all spots from some of them.
 
-        Unbiased over uniform draws of ``spots`` and standard normal ``noise`` (draws x spots x topics). ``blocks`` are those of
-        the spots, where they are at hand.
+        Unbiased over uniform draws of ``spots`` and standard normal ``noise`` (draws x spots x topics). ``blocks`` are
+        those of the spots, where they are at hand.
         """
         share = len(self.place) / len(spots)
         blocks = [modality.block(spots) for modality in self.modalities] if blocks is None else blocks

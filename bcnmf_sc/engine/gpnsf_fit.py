@@ -1,9 +1,10 @@
 """Fit the spatial model: start from joint NMF, climb the evidence lower bound, read the posterior off.
 
-Random starts fail, so the start is the best of a few joint Poisson NMFs of all modalities side by side. Three things make the
-climb short: the whitened inducing values are turned into the basis in which their posterior is about independent (`rebase`);
-kernels move only every few passes, and between their moves the projections on the inducing points are kept; and spots are put
-into an order of their own first, so that the order in which they come changes nothing.
+Random starts fail, so the start is the best of a few joint Poisson NMFs of all modalities side by side. Three things
+make the climb short: the whitened inducing values are turned into the basis in which their posterior is about
+independent (`rebase`); kernels move only every few passes, and between their moves the projections on the inducing
+points are kept; and spots are put into an order of their own first, so that the order in which they come changes
+nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from .gpnsf_start import (
     neighbours,
     reordered,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 SHORTEST, LONGEST = 1 / 20, 1.0
 """Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
@@ -294,14 +297,14 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
     ]
 
 
-def _climb(
+def _climb(  # noqa: PLR0912, PLR0915 (one loop, read from top to bottom)
     model: Model, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
 ) -> _State:
     """Adam on the bound, in passes over the spots."""
     groups = _groups(params, values, climb.learning_rate)
     for group in groups:
         for p in group["params"]:
-            p.requires_grad_(True)
+            p.requires_grad_()
     state = _State(params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state))
     n_spots, device = len(model.place), model.place.device
     n_topics = params["log_length"].numel() + (params["free_mean"].shape[0] if "free_mean" in params else 0)
@@ -356,7 +359,7 @@ def _climb(
                 _bound(params)
                 total += float(bound.detach()) * len(spots) / n_spots
             if not math.isfinite(total):
-                msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values in the data."
+                msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
             state.converged = settled([row[1] for row in state.elbo], climb.tol)
@@ -370,10 +373,11 @@ def _climb(
 
 @torch.no_grad()
 def rebase(model: Model, state: _State) -> None:
-    """Turn the whitened inducing values into the basis in which their posterior is about independent, and set its spread.
+    """Turn the whitened inducing values into a basis in which their posterior is about independent; set its spread.
 
-    With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D A')^-1``: its
-    eigenvectors become the basis, so that a diagonal does for the covariance, and one rate of learning for every direction.
+    With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D
+    A')^-1``: its eigenvectors become the basis, so that a diagonal does for the covariance, and one rate of learning
+    for every direction.
     """
     params = state.params
     every = torch.arange(len(model.place), device=model.place.device)
@@ -474,7 +478,7 @@ class _Checkpoint:
             msg = f"`checkpoint` {str(self.path)!r} is no checkpoint of `gpnsf`. Name another file, or delete it."
             raise ValueError(msg) from error
         if identity != self.identity:
-            msg = f"`checkpoint` {str(self.path)!r} belongs to another fit (other data or arguments). Name another file, or delete it."
+            msg = f"`checkpoint` {str(self.path)!r} belongs to another fit. Name another file, or delete it."
             raise ValueError(msg)
         with torch.no_grad():
             for name, p in state.params.items():

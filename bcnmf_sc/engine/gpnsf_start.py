@@ -1,4 +1,4 @@
-"""Around the spatial model: places on a scale of their own, inducing points, the start by joint NMF, neighbours of spots."""
+"""Around the spatial model: places on one scale, inducing points, the start by joint NMF, neighbours of spots."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class Places:
 def inducing_points(places: np.ndarray, n_points: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose inducing points, and tell which of them each place is (-1 for none).
 
-    Where there are no more places than points asked for, every place is one. Else they are k-means centres, started from places
-    that each lie as far as possible from those before.
+    Where there are no more places than points asked for, every place is one. Else they are k-means centres, started
+    from places that each lie as far as possible from those before.
     """
     unique, which = np.unique(places, axis=0, return_inverse=True)
     if n_points >= len(unique):
@@ -124,8 +124,8 @@ def joint_nmf(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Best of a few Poisson NMFs of all modalities side by side: usage per unit of size, and loadings per modality.
 
-    Modality r is brought to a common size factor before. Entries that are hidden are filled in with what size and feature mean
-    let expect.
+    Modality r is brought to a common size factor before. Entries that are hidden are filled in with what size and
+    feature mean let expect.
     """
     known = [each for each in values if each.weight > 0]
     common = np.mean([each.size for each in known], axis=0)
@@ -180,7 +180,7 @@ def joint_nmf(
 
 
 def expected(values: Values) -> sparse.csr_array:
-    """What size and feature mean let expect of the hidden entries."""
+    """Return what size and feature mean let expect of the hidden entries."""
     hidden = sparse.coo_array(values.hidden)
     mean = feature_means(values)
     filled = values.size[hidden.row] * mean[hidden.col]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from .._anndata import listed
+from .._mudata import read_places, stored_fit
 from ._topics import PALETTE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -33,8 +34,8 @@ def spatial_topics(
 ) -> Figure:
     """Draw maps of the topics' usage over space, and of its standard deviation below.
 
-    One column per topic; the y axis points down, as in scanpy's and squidpy's images. Colours reach from zero to the 99th
-    percentile of each map.
+    One column per topic; the y axis points down, as in scanpy's and squidpy's images. Colours reach from zero to the
+    99th percentile of each map.
 
     Parameters
     ----------
@@ -65,8 +66,6 @@ def spatial_topics(
     >>> fig = bc.pl.spatial_topics(mdata, topics=["Topic 1", "Topic 2"])
     """
     from matplotlib import pyplot as plt
-
-    from .tl._spatial import read_places, stored_fit
 
     record = stored_fit(mdata, key)
     rows = {"usage": ["usage"], "sd": ["sd"], "both": ["usage", "sd"]}.get(show)
@@ -135,8 +134,6 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
     >>> ax = bc.pl.lengthscales(mdata)
     """
     from matplotlib import pyplot as plt
-
-    from .tl._spatial import stored_fit
 
     record = stored_fit(mdata, key)
     table = record["topics"]

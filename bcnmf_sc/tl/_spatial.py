@@ -16,6 +16,7 @@ from scipy import sparse
 
 from .. import _anndata
 from .._anndata import listed
+from .._mudata import Spatial, read_coordinates, read_slices, stored_fit
 from ._problem import one_of, whole_number
 
 if TYPE_CHECKING:
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Spatial = Any
-"""An AnnData or a MuData."""
 KERNELS = ("matern32", "exponential", "rbf")
 OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
 ALONE = "values"
 """Name of the one modality of an AnnData."""
-DIMENSIONS = (2, 3)
 MORAN_NEIGHBOURS = 8
 
 
@@ -89,10 +87,10 @@ def gpnsf(
     .. math:: \nu_i^{(r)} \textstyle\sum_k e^{h_{ik}} w_{jk}^{(r)}, \qquad
         h_k(s) \sim \mathrm{GP}\big(\beta_{0k} + s^\top \beta_{1k},\; \gamma_k\, \kappa(d / l_k) + \gamma_0 1_{i=j}\big)
 
-    All modalities share the usage :math:`e^{h}`; each has its own loadings :math:`w \ge 0`, size factors :math:`\nu` and
-    observation model. The posterior of :math:`h` is found by variational inference on inducing points; so every usage
-    comes with a standard deviation, and usage at places without a spot can be had (`gpnsf_predict`). Patterns with sharp
-    edges are a known weakness: the prior is smooth.
+    All modalities share the usage :math:`e^{h}`; each has its own loadings :math:`w \ge 0`, size factors :math:`\nu`
+    and observation model. The posterior of :math:`h` is found by variational inference on inducing points; so every
+    usage comes with a standard deviation, and usage at places without a spot can be had (`gpnsf_predict`). Patterns
+    with sharp edges are a known weakness: the prior is smooth.
 
     Parameters
     ----------
@@ -105,31 +103,33 @@ def gpnsf(
     likelihood
         Per modality: ``"nb"`` (negative binomial, a dispersion for each feature is estimated), ``"poisson"``,
         ``"bernoulli"`` (0 or 1 with :math:`P(1) = 1 - e^{-\text{rate}}`; larger counts are made 1, with a warning) or
-        ``"gaussian"`` (non-negative measurements, a standard deviation for each feature). One name for all, or a mapping
-        of modalities, which are then the ones used. ``"auto"``: Bernoulli where all values are 0 or 1 or the modality is
-        called ``atac`` or ``peaks``, negative binomial for other whole numbers, Gaussian else.
+        ``"gaussian"`` (non-negative measurements, a standard deviation for each feature). One name for all, or a
+        mapping of modalities, which are then the ones used. ``"auto"``: Bernoulli where all values are 0 or 1 or the
+        modality is called ``atac`` or ``peaks``, negative binomial for other whole numbers, Gaussian else.
     size_factors
-        ``"library"``: a spot's total over the features used, divided by the mean; a spot that is empty in a modality then
-        tells nothing there, and takes its usage from its neighbours. `None`: all 1; an empty spot is then a finding. Else a
-        column of ``obs``. Totals are depth only where depth varies for technical reasons: where all topics rise and fall
-        together they carry the signal, and `None` is right. One for all, or a mapping of modalities.
+        ``"library"``: a spot's total over the features used, divided by the mean; a spot that is empty in a modality
+        then tells nothing there, and takes its usage from its neighbours. `None`: all 1; an empty spot is then a
+        finding. Else a column of ``obs``. Totals are depth only where depth varies for technical reasons: where all
+        topics rise and fall together they carry the signal, and `None` is right. One for all, or a mapping of
+        modalities.
     weights
         Weight of each modality's log-likelihood; 1 by default. With 0 a modality takes no part in finding the usage.
     layer
         Layer to read instead of ``X``; one for all, or a mapping of modalities.
     mask_var
-        Features to use: a bool column of ``var``. ``"auto"`` uses ``highly_variable`` where it is present, `None` uses all.
+        Features to use: a bool column of ``var``. ``"auto"`` uses ``highly_variable`` where it is present, `None` uses
+        all.
     spatial_key
         Coordinates in ``obsm``, in 2 or 3 dimensions. Spots at one place are several looks at one place.
     sample_key
-        Column of ``obs`` that tells slices apart: they share loadings and kernels, but no covariance reaches across them.
-        Their coordinates need no common origin, but a common unit.
+        Column of ``obs`` that tells slices apart: they share loadings and kernels, but no covariance reaches across
+        them. Their coordinates need no common origin, but a common unit.
     kernel
         Correlation over distance: ``"matern32"`` (once differentiable), ``"exponential"``
         (:math:`e^{-d / 2l}`, rough) or ``"rbf"`` (:math:`e^{-d^2 / 2l^2}`, very smooth).
     n_inducing
-        Inducing points per slice, centres of k-means; every place where it has no more. By default all places up to 600,
-        300 above. The fewer, the smoother the finest pattern that can be found.
+        Inducing points per slice, centres of k-means; every place where it has no more. By default all places up to
+        600, 300 above. The fewer, the smoother the finest pattern that can be found.
     kl_weight
         Weight of the prior; 1 is the evidence lower bound.
     random_state
@@ -158,8 +158,8 @@ def gpnsf(
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind; lengthscale in the units of the coordinates and variance of the
         kernel; Moran's I of the usage; spatial importance, the share of the variation of all rates over the spots, each
-        rate over the root of its mean, that a spatial topic carries; mean coefficient of variation of the posterior; share
-        of each modality's expected values); ``elbo`` (per pass: the bound, the learning rate); ``n_iter``;
+        rate over the root of its mean, that a spatial topic carries; mean coefficient of variation of the posterior;
+        share of each modality's expected values); ``elbo`` (per pass: the bound, the learning rate); ``n_iter``;
         ``converged``; ``posterior`` (what `gpnsf_predict` needs).
 
     Raises
@@ -190,10 +190,11 @@ def gpnsf(
     whole_number("n_nonspatial", n_nonspatial, 0)
     most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
     if n_topics + n_nonspatial > most:
-        msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_topics + n_nonspatial}."
+        n_all = n_topics + n_nonspatial
+        msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
         raise ValueError(msg)
-    slices, names = _read_slices(mdata, sample_key)
-    coordinates = _read_coordinates(mdata, spatial_key, slices, names)
+    slices, names = read_slices(mdata, sample_key)
+    coordinates = read_coordinates(mdata, spatial_key, slices=slices, names=names)
 
     shape = gpnsf_fit.Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
     values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
@@ -237,8 +238,8 @@ def gpnsf_predict(
 ) -> AnnData:
     """Predict usage, or the rates of a modality's features, at any places of a slice, with its uncertainty.
 
-    Far from all spots the prediction goes back to the topic's trend and its standard deviation to the prior's. Non-spatial
-    topics have their prior everywhere.
+    Far from all spots the prediction goes back to the topic's trend and its standard deviation to the prior's.
+    Non-spatial topics have their prior everywhere.
 
     Parameters
     ----------
@@ -443,7 +444,8 @@ def _read(
         order = adata.obs_names.get_indexer(mdata.obs_names)
         if (order < 0).any():
             msg = (
-                f"`mdata` must have the same spots in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} without "
+                f"`mdata` must have the same spots in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} "
+                f"without "
                 f"{name!r}. Call `muon.pp.intersect_obs(mdata)`, or name the modalities to use in `likelihood`."
             )
             raise ValueError(msg)
@@ -537,7 +539,8 @@ def _size_factors(
         raise ValueError(msg)
     column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
     if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
-        msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {listed(table[size].unique(), 4)}."
+        got = listed(table[size].unique(), 4)
+        msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {got}."
         raise ValueError(msg)
     if (np.asarray(matrix.sum(1)).ravel()[column == 0] > 0).any():
         msg = f"`size_factors` {size!r} must be above 0 wherever a spot has values, got 0."
@@ -550,58 +553,6 @@ def _in_memory(matrix: Any) -> Any:
     for method in ("to_memory", "compute"):
         matrix = getattr(matrix, method)() if hasattr(matrix, method) else matrix
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
-
-
-def _read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return the number of each spot's slice, and the names of the slices."""
-    if sample_key is None:
-        return np.zeros(mdata.n_obs, dtype=int), ["all"]
-    tables = [mdata.obs, *(part.obs.reindex(mdata.obs_names) for part in getattr(mdata, "mod", {}).values())]
-    column = next((table[sample_key] for table in tables if sample_key in table), None)
-    if column is None:
-        msg = f"`sample_key` {sample_key!r} is not in `mdata.obs`. Present: {listed(mdata.obs.columns)}."
-        raise ValueError(msg)
-    codes = pd.Categorical(column).remove_unused_categories()
-    if (codes.codes < 0).any():
-        msg = (
-            f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
-        )
-        raise ValueError(msg)
-    return codes.codes.astype(int), [str(x) for x in codes.categories]
-
-
-def _read_coordinates(mdata: Spatial, spatial_key: str, slices: np.ndarray, names: list[str]) -> np.ndarray:
-    """Return the coordinates, checked."""
-    found = mdata.obsm[spatial_key] if spatial_key in mdata.obsm else None
-    for part in getattr(mdata, "mod", {}).values():
-        if found is None and spatial_key in part.obsm:
-            found = np.asarray(part.obsm[spatial_key])[part.obs_names.get_indexer(mdata.obs_names)]
-    if found is None:
-        msg = f"`spatial_key` {spatial_key!r} is not in `mdata.obsm`. Present: {listed(mdata.obsm.keys())}."
-        raise ValueError(msg)
-    try:
-        places = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError):
-        places = np.full((mdata.n_obs, 2), np.nan)
-    if places.ndim != 2 or places.shape[1] not in DIMENSIONS:  # noqa: PLR2004
-        msg = f"`mdata.obsm[{spatial_key!r}]` must have 2 or 3 dimensions, got shape {places.shape}."
-        raise ValueError(msg)
-    missing = int((~np.isfinite(places).all(axis=1)).sum())
-    if missing:
-        msg = f"`mdata.obsm[{spatial_key!r}]` must be finite numbers, got {missing} spots without. Drop them first."
-        raise ValueError(msg)
-    n_places = len(np.unique(np.column_stack([slices, places]), axis=0))
-    for s, name in enumerate(names):
-        if len(np.unique(places[slices == s], axis=0)) < 3:  # noqa: PLR2004
-            msg = f"`mdata.obsm[{spatial_key!r}]` must hold at least 3 places in each slice, got fewer in {name!r}."
-            raise ValueError(msg)
-    if n_places < len(places):
-        msg = (
-            f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one place. "
-            "If they are from several slices, name them with `sample_key`."
-        )
-        warnings.warn(msg, stacklevel=4)
-    return places
 
 
 def _known(argument: str, given: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
@@ -624,7 +575,7 @@ def _check_run(run: SpatialRunOptions) -> None:
         raise TypeError(msg)
     for name in ("max_iter", "batch_size", "n_samples", "checkpoint_every"):
         if run.get(name) is not None:
-            whole_number(name, run[name], 1)  # type: ignore[literal-required]
+            whole_number(name, run[name], 1)
     for name in ("tol", "max_time", "learning_rate"):
         value: Any = run.get(name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
@@ -709,20 +660,3 @@ def _modality(mdata: Spatial, name: str) -> AnnData:
         msg = f"`modality` {name!r} is not there. Present: {listed(present)}."
         raise ValueError(msg)
     return parts[name]
-
-
-def read_places(mdata: Spatial, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the coordinates of a stored fit's spots, the number of each spot's slice, and the slices' names."""
-    slices, names = _read_slices(mdata, params["sample_key"])
-    with warnings.catch_warnings(action="ignore"):  # the fit has warned
-        return _read_coordinates(mdata, str(params["spatial_key"]), slices, names), slices, names
-
-
-def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
-    """Return the record of a stored spatial fit."""
-    record = mdata.uns.get(key)
-    if not hasattr(record, "keys") or "posterior" not in record:
-        present = listed(mdata.uns.keys())
-        msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {present}. Run `bcnmf_sc.tl.gpnsf` first."
-        raise ValueError(msg)
-    return record

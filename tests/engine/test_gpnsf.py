@@ -50,7 +50,8 @@ def whitened(n_points=12, n_topics=3, n_dims=2, *, kernel="matern32", turned=Tru
 
 
 def dense(prior, params, x):
-    """Posterior of log usage as the seed has it (equations 20, 21 and 28, put right): mean, covariance, KL per topic."""
+    """Posterior of log usage as the seed has it (equations 20, 21 and 28, put right): mean, covariance, KL per
+    topic."""
     z, out = prior.inducing[0], []
     for k in range(len(params["log_length"])):
         length, variance = params["log_length"][k].exp(), params["log_variance"][k].exp()
@@ -144,7 +145,7 @@ def test_kl_is_zero_at_the_prior_and_positive_elsewhere():
 
 def test_the_seeds_divergence_is_none():
     """Equation 28 as printed has K in place of its inverse: below the true divergence, and below zero."""
-    prior, params, x = whitened(n_topics=1, turned=False)
+    prior, params, _x = whitened(n_topics=1, turned=False)
     params["log_d0"].zero_()
     k = prior.covariance(params, prior.inducing[0], prior.inducing[0])[0] + (prior.nugget + 1e-9) * torch.eye(
         12, dtype=F64
@@ -299,7 +300,7 @@ def test_gradients_equal_finite_differences(n_inducing):
     unused = {f"aux_{each.name}" for each in model.modalities if not each.observation.parameter}
     names = [n for n, p in params.items() if p.numel() and not n.startswith("basis") and n not in unused]
     for name in names:
-        params[name].requires_grad_(True)
+        params[name].requires_grad_()
     model.elbo(params, torch.arange(60), noise).backward()
     g = torch.Generator().manual_seed(1)
     for name in names:
@@ -327,11 +328,11 @@ def test_no_covariance_across_slices():
 
 def test_turning_the_basis_leaves_the_mean_and_makes_the_information_diagonal():
     model, params = begun()
-    state = gpnsf_fit._State(params, torch.optim.Adam([params["m0"].requires_grad_(True)]), torch.Generator())
+    state = gpnsf_fit._State(params, torch.optim.Adam([params["m0"].requires_grad_()]), torch.Generator())
     spots = torch.arange(60)
     before = model.log_usage(params, spots)[0].detach()
     gpnsf_fit.rebase(model, state)
-    mean, variance = model.log_usage(params, spots)
+    mean, _variance = model.log_usage(params, spots)
     torch.testing.assert_close(mean.detach(), before, rtol=1e-8, atol=1e-8)
     with torch.no_grad():
         ((_, _, a),) = model.projections(params, spots)
@@ -430,7 +431,7 @@ def test_interrupted_and_taken_up_again(tmp_path):
             calls.append(done)
             if len(calls) == 8:
                 raise KeyboardInterrupt
-            return rate(done, max_iter)
+            return rate(done, max_iter)  # noqa: B023
 
         rate = gpnsf_fit.learning_rate_share
         gpnsf_fit.learning_rate_share = interrupt
@@ -503,7 +504,7 @@ def test_inducing_points():
 
 
 def test_start_finds_loadings_and_leaves_hidden_entries_out():
-    places, _, values = simulated(300, hidden=False)
+    _places, _, values = simulated(300, hidden=False)
     H, W = joint_nmf(values, 3)
     assert H.min() >= 0
     np.testing.assert_allclose(H.mean(0), 1)
