@@ -26,7 +26,7 @@ from bcnmf_sc.engine.solver import State, iterate, normalise
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bcnmf_sc.engine import RowSource
+    from bcnmf_sc.engine import Likelihood, RowSource
 
 CHUNK = 1000
 """Cells that are dense at a time while counts are made."""
@@ -76,22 +76,26 @@ def load(folder: str | Path) -> sparse.csr_array:
 
 
 class Stepper:
-    """A fit that is taken iteration by iteration, as `bcnmf_sc.engine.fit` would: ``step()``, then ``step.state``."""
+    """A fit that is taken iteration by iteration, as `bcnmf_sc.engine.fit` would: ``step()``, then ``step.state``.
+
+    ``cells`` are their target and background weights.
+    """
 
     def __init__(
         self,
-        counts: sparse.csr_array,
         source: RowSource,
         cells: tuple[np.ndarray, np.ndarray],
         *,
         start: np.ndarray,
+        expressed: np.ndarray | None = None,
+        likelihood: Likelihood | None = None,
         accelerate: bool = False,
     ) -> None:
         self.source, self.accelerate = source, accelerate
-        self.expressed = np.asarray(counts.sum(0)).ravel() > 0
+        self.expressed = np.ones(len(start), bool) if expressed is None else expressed
         W, n_topics = normalise(start, self.expressed)[0], start.shape[1]
         make_rows = partial(Rows.of, n_topics=n_topics, dtype=source.dtype, prev=accelerate, loss=False)
-        self.state = State(W, W, np.ones(n_topics), source.place(make_rows, *cells), Poisson())
+        self.state = State(W, W, np.ones(n_topics), source.place(make_rows, *cells), likelihood or Poisson())
 
     def __call__(self, *, loss: bool = False) -> None:
         """One iteration; the first always looks at the loss."""

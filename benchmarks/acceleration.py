@@ -72,9 +72,9 @@ def main() -> None:
         cells = of_target.astype(float), background
         start = initial_loadings(counts.shape[1], n_topics, seed)
         with Clock() as plain_clock:
-            plain = trace(Stepper(counts, source, cells, start=start), args.max_iter)
+            plain = trace(Stepper(source, cells, start=start), args.max_iter)
         with Clock() as fast_clock:
-            fast = trace(Stepper(counts, source, cells, start=start, accelerate=True), args.max_iter // 2)
+            fast = trace(Stepper(source, cells, start=start, accelerate=True), args.max_iter // 2)
         a, b = arrival(plain, plain[-1]), arrival(fast, plain[-1])
         ratio = np.inf if a is None or b is None else b / a
         ratios.setdefault((name, alpha), []).append(ratio)

@@ -13,12 +13,12 @@ import time
 
 import dask.array as da
 import numpy as np
-from _common import begin, load, simulate_to, table, verdict
+from _common import Stepper, load, simulate_to, table, verdict
 from distributed import Client, LocalCluster
 from scipy import sparse
 
-from bcnmf_sc.engine import Poisson, Run, row_source
-from bcnmf_sc.engine.solver import initial_loadings, iterate, transform
+from bcnmf_sc.engine import Poisson, row_source
+from bcnmf_sc.engine.solver import initial_loadings, transform
 
 N_GENES, N_TOPICS, ALPHA, N_ITER, ROUNDS = 3000, 20, 0.3, 5, 3
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="500,000 cells in place of 100,000")
     args = parser.parse_args()
     n = 500_000 if args.full else 100_000
-    step = n // 10
+    per_chunk = n // 10
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
@@ -43,7 +43,7 @@ def main() -> None:
         chunks = da.map_blocks(
             read,
             folder=folder,
-            chunks=((step,) * 10, (N_GENES,)),
+            chunks=((per_chunk,) * 10, (N_GENES,)),
             dtype=np.float32,
             meta=sparse.csr_matrix((0, 0), dtype=np.float32),
         )
@@ -53,21 +53,18 @@ def main() -> None:
         }
         target = np.arange(n) < n // 2
         cells, start = (target.astype(float), ALPHA * ~target), initial_loadings(N_GENES, N_TOPICS, 0)
-        run = Run(accelerate=True, check_every=10**9)
-        states = {
-            name: begin(source, Poisson(), cells, start=start, accelerate=True) for name, source in sources.items()
-        }
-        expressed = np.ones(N_GENES, bool)
-        times = {name: [] for name in sources}
-        for name, source in sources.items():  # compiles, and lets the workers load their chunks
-            iterate(source, states[name], expressed, run=run)
+        steps = {name: Stepper(source, cells, start=start, accelerate=True) for name, source in sources.items()}
+        times: dict[str, list[float]] = {name: [] for name in sources}
+        for step in steps.values():  # compiles, and lets the workers load their chunks
+            step()
         for _ in range(ROUNDS):  # in turns: the machine's load changes
-            for name, source in sources.items():
-                for _ in range(N_ITER):
-                    began = time.perf_counter()
-                    iterate(source, states[name], expressed, run=run)
-                    times[name].append(time.perf_counter() - began)
-        one, two = states.values()
+            for name, step in steps.items():
+                with step.source.working():
+                    for _ in range(N_ITER):
+                        began = time.perf_counter()
+                        step()
+                        times[name].append(time.perf_counter() - began)
+        one, two = (step.state for step in steps.values())
         difference = float(abs(one.W - two.W).max())
         usage = [transform(source, Poisson(), one.W, np.arange(n) < 1000)[0] for source in sources.values()]
     best = {name: (float(np.median(t)), min(t)) for name, t in times.items()}

@@ -12,17 +12,16 @@ import time
 
 import numpy as np
 import torch
-from _common import begin, simulate, table, verdict
+from _common import Stepper, simulate, table, verdict
 from scipy import sparse
 
-from bcnmf_sc.engine import LIKELIHOODS, Run, row_source
-from bcnmf_sc.engine.solver import initial_loadings, iterate
+from bcnmf_sc.engine import LIKELIHOODS, row_source
+from bcnmf_sc.engine.solver import initial_loadings
 from bcnmf_sc.engine.torch_source import TorchSource
 
 N_TOPICS, ALPHA, TILES = 20, 0.3, 10
 BYTES_PER_VALUE = 100
 """Bytes of device memory that the torch operations of a Poisson iteration move for each non-zero: see docs/gpu.md."""
-PLAIN = Run(accelerate=False, check_every=10**9)
 
 
 def copy_bandwidth(device: str) -> float:
@@ -42,15 +41,14 @@ def copy_bandwidth(device: str) -> float:
 def seconds(source, name: str, problem, *, n_iter: int) -> tuple[float, np.ndarray]:
     """Median seconds of an iteration after the first, and the loadings."""
     weights, start = problem
-    state = begin(source, LIKELIHOODS[name](), weights, start=start)
-    expressed = np.ones(len(start), bool)
+    step = Stepper(source, weights, start=start, likelihood=LIKELIHOODS[name]())
     times = []
     with source.working():
         for _ in range(1 + n_iter):
             begun = time.perf_counter()
-            iterate(source, state, expressed, run=PLAIN)  # ends in sums on the host: nothing is left under way
+            step()  # ends in sums on the host: nothing is left under way
             times.append(time.perf_counter() - begun)
-    return float(np.median(times[1:])), state.W
+    return float(np.median(times[1:])), step.state.W
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def warm_up() -> None:
     """Compile the kernels, or read them from numba's cache."""
     counts = sparse.csr_array(np.eye(40, N_GENES, dtype=np.float32))
     start = initial_loadings(N_GENES, N_TOPICS, 0)
-    Stepper(counts, row_source(counts, n_threads=1), (np.ones(40), np.zeros(40)), start=start)()
+    Stepper(row_source(counts, n_threads=1), (np.ones(40), np.zeros(40)), start=start)()
 
 
 def ours(folder: str, n_target: int, *, project: bool) -> dict:
@@ -43,7 +43,8 @@ def ours(folder: str, n_target: int, *, project: bool) -> dict:
     source = row_source(counts, n_threads=1)
     warm_up()
 
-    step = Stepper(counts, source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
+    expressed = np.asarray(counts.sum(0)) > 0
+    step = Stepper(source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0), expressed=expressed)
     times = []
     with source.working():
         step()  # the first looks at the loss, as every tenth of a fit

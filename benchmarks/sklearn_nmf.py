@@ -41,7 +41,7 @@ def ours(folder: str, n_target: int, repeats: int) -> np.ndarray:
     cells = target, 0.5 * (1 - target)
 
     def do(n_iter):
-        step = Stepper(counts, source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
+        step = Stepper(source, cells, start=initial_loadings(N_GENES, N_TOPICS, 0))
         with source.working():
             for _ in range(n_iter):
                 step()

@@ -315,7 +315,9 @@ class TestUsage:
     def test_interrupt(self, source, tmp_path):
         """A real Ctrl-C in a real process, in the middle of a fit."""
         argv = [*FIT[:6], "--tol", "0", "--max-iter", "100000000", "-o", tmp_path / "out.h5ad"]
-        code = "import sys; from bcnmf_sc.cli import main; main(sys.argv[1:])"
+        # a shell that runs the tests in the background has interrupts ignored, and children inherit that
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heed}; import sys; from bcnmf_sc.cli import main; main(sys.argv[1:])"
         command = [sys.executable, "-c", code, "fit", source, *argv]
         terminal, end = os.openpty()  # a bar is for terminals only
         termios.tcsetwinsize(end, (24, 80))
@@ -334,6 +336,7 @@ class TestUsage:
             pass
         finally:
             process.kill()
+            process.communicate()
             os.close(terminal)
         assert b"fit:" in err
         err = err.decode().replace("\r\n", "\n")

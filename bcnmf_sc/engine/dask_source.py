@@ -97,15 +97,14 @@ class DaskSource(RowSource):
         return WorkerRows(self._map(_make, self._chunks, parts, make=make))
 
     def reduce(self, fn: Callable[[Block, Any], T], rows: WorkerRows) -> T:  # noqa: D102
-        with _large_messages():
-            message = self._client.submit(_itself, fn, pure=False)
-        stepped = self._map(_step, self._chunks, rows.futures, message=message)
-        rows.futures = self._map(itemgetter(0), stepped)
-        sums = self._map(itemgetter(1), stepped)
-        del stepped
+        message = delayed(fn, pure=False, traverse=False)
+        stepped = [_STEP(chunk, row, message) for chunk, row in zip(self._chunks, rows.futures, strict=True)]
+        sums = [_SECOND(pair) for pair in stepped]
         while len(sums) > 1:
-            sums = self._map(_add, [sums[at : at + FAN_IN] for at in range(0, len(sums), FAN_IN)])
-        total: T = sums[0].result()
+            sums = [_ADD(sums[at : at + FAN_IN]) for at in range(0, len(sums), FAN_IN)]
+        with _large_messages():  # one graph a pass
+            *rows.futures, total_future = self._client.compute([*(_FIRST(pair) for pair in stepped), sums[0]])
+        total: T = total_future.result()
         rows.n_passes += 1
         if rows.n_passes % SNAPSHOT_EVERY == 0:
             self._snapshot(rows)
@@ -182,3 +181,7 @@ def _add(parts: Sequence[T]) -> T:
     for part in parts[1:]:
         total += deepcopy(part)  # type: ignore[operator] # which it may take over
     return total
+
+
+_STEP, _ADD = (delayed(function, pure=False) for function in (_step, _add))
+_FIRST, _SECOND = (delayed(itemgetter(at), pure=False, name=name) for at, name in enumerate(("rows-of", "sums-of")))

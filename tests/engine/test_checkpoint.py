@@ -39,6 +39,15 @@ def test_resumed_equals_uninterrupted_to_the_bit(problem, tmp_path, likelihood, 
     assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
 
 
+@pytest.fixture
+def heeded():
+    """Interrupts as on a terminal, whatever runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_interrupt_is_held_back_until_the_state_is_saved(problem, tmp_path):
     x, weights = problem
     path = tmp_path / "state.npz"

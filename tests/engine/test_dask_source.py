@@ -155,7 +155,8 @@ def test_what_dask_remembers_is_bounded(x, client, monkeypatch):
 
     source.reduce = counted
     go(source, n_iter=12)
-    assert max(sizes[8:12]) <= max(sizes[:8])
+    # what is let go is forgotten a little later; were nothing let go, the last passes would remember twice as much
+    assert max(sizes[8:]) <= 1.5 * max(sizes[:4])
 
 
 def test_checkpoint(x, client, tmp_path):
