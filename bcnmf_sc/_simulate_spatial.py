@@ -10,6 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from ._simulate import check_count, check_number
+
 if TYPE_CHECKING:
     from mudata import MuData
 
@@ -97,9 +99,15 @@ def simulated_spatial(
         ("n_nonspatial", n_nonspatial, 0),
         ("n_slices", n_slices, 1),
     ):
-        if value < least:
-            msg = f"`{name}` must be a whole number of at least {least}, got {value!r}."
-            raise ValueError(msg)
+        check_count(name, value, least=least)
+    for name, number in (
+        ("lengthscale", lengthscale),
+        ("counts", counts),
+        ("accessibility", accessibility),
+        ("theta", theta),
+    ):
+        check_number(name, number, least=1e-6)
+    check_number("depth_sd", depth_sd, least=0)
     if pattern not in ("smooth", "sharp"):
         msg = f"`pattern` must be 'smooth' or 'sharp', got {pattern!r}."
         raise ValueError(msg)

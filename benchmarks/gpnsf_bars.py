@@ -2,8 +2,9 @@
 
 A grid of 24 x 24 spots, 200 genes, 300 peaks, 6 smooth patterns; a tenth of the entries is hidden from both methods;
 both are given the true size factors, the same number of topics and the best of 3 starts. Joint NMF minimises the
-Poisson deviance of the observed entries of both modalities (multiplicative updates with exposures, 300 iterations). The
-deviance is that of the simulation's own likelihood, and what is reported is its excess over that of the true rates.
+Poisson deviance of the observed entries of both modalities (multiplicative updates with exposures, 300 iterations).
+The deviance is that of the simulation's own likelihood, and what is reported is its excess over that of the true
+rates.
 
 Prints as well what happens with sharp edges (a known weakness), with fewer inducing points, and without a hybrid where
 there are topics that do not follow space.
@@ -22,8 +23,8 @@ from scipy.optimize import linear_sum_assignment
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine.gpnsf import OBSERVATIONS
-from bcnmf_sc.engine.gpnsf_fit import Climb, Shape, fit
-from bcnmf_sc.engine.gpnsf_start import Values
+from bcnmf_sc.engine.gpnsf_fit import Climb, fit
+from bcnmf_sc.engine.gpnsf_start import Shape, Values
 
 THETA = 5.0
 SIZE = {"n_side": 24, "n_genes": 200, "n_peaks": 300, "theta": THETA}
@@ -74,8 +75,9 @@ def spatial(coordinates, values, n_topics, *, n_nonspatial=0, n_inducing=None, s
     return factors.usage, factors.loadings
 
 
-def scores(truth, values, usage, loadings):  # noqa: PLR0917
+def scores(truth, values, fitted):
     """Mean matched correlation of usage; excess held-out deviance of RNA (NB) and ATAC (Bernoulli)."""
+    usage, loadings = fitted
     e = truth["usage"]
     r = np.corrcoef(e.T, usage.T)[: e.shape[1], e.shape[1] :]
     r = np.nan_to_num(r)
@@ -118,7 +120,7 @@ def compare(title, seeds, **how):
             start = time.process_time()
             fitted = method(coordinates, values, seed)
             spent.append(time.process_time() - start)
-            row.append(scores(truth, values, *fitted))
+            row.append(scores(truth, values, fitted))
         all_scores.append(row)
         cpu.append(spent)
     result = np.array(all_scores)
@@ -132,10 +134,11 @@ def compare(title, seeds, **how):
     return result
 
 
-def seconds(n_side, n_inducing, batch_size, max_iter):  # noqa: PLR0917
+def seconds(n_side, n_inducing, how):
     """CPU seconds of a whole fit, joint NMF start included."""
     torch.set_num_threads(1)
     mdata = bc.datasets.simulated_spatial(**(SIZE | {"n_side": n_side}), n_patterns=6)
+    batch_size, max_iter = how
     how = {"n_inducing": n_inducing, "batch_size": batch_size, "tol": 0.0, "progress": False, "device": "cpu"}
     bc.tl.gpnsf(mdata, n_topics=6, max_iter=1, **how)  # compiles what is compiled
     times = []
@@ -165,11 +168,11 @@ def main():
 
     compare("Sharp edges (no bar: a known weakness)", seeds, pattern="sharp")
 
-    one, whole = alone(seconds, 24, 100, None, 150)
+    one, whole = alone(seconds, 24, 100, (None, 150))
     verdict("CPU s: 576 spots, M = 100, 150 passes, start included", whole, 8.0, at_least=False)
-    one, whole = alone(seconds, 50, 225, 500, 21)
+    one, whole = alone(seconds, 50, 225, (500, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, batches of 500", (whole - one) / 20 / 5, 0.08, at_least=False)
-    one, whole = alone(seconds, 50, 225, None, 21)
+    one, whole = alone(seconds, 50, 225, (None, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, all at once", (whole - one) / 20, 0.08, at_least=False)
 
 

@@ -1,12 +1,12 @@
 """Spatial topics against plain NMF on STARmap, mouse prefrontal cortex: masked genes in an unseen slice, domains.
 
-1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage comes
-from
+1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage
+comes from
    the other half (NMF: the best fit of each cell; ours: the posterior given the cell and its surroundings), and the
-   masked genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated on the
-   two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes without
-   bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer itself, and
-   NMF's usage averaged over the nearest 20 cells.
+   masked genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated on
+   the two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes
+   without bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer
+   itself, and NMF's usage averaged over the nearest 20 cells.
 2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's,
 and the
    same after averaging NMF's over the nearest 20 cells, which is what a user of NMF would do for domains.
@@ -34,8 +34,8 @@ import bcnmf_sc as bc
 from bcnmf_sc.engine import Run, likelihoods, row_source, transform
 from bcnmf_sc.engine import fit as fit_nmf
 from bcnmf_sc.engine.gpnsf import OBSERVATIONS
-from bcnmf_sc.engine.gpnsf_fit import Climb, Shape, fit
-from bcnmf_sc.engine.gpnsf_start import Values, neighbours
+from bcnmf_sc.engine.gpnsf_fit import Climb, fit
+from bcnmf_sc.engine.gpnsf_start import Shape, Values, neighbours
 
 MIXES = (0.0, 0.1, 0.3, 0.5, 0.8)
 
@@ -57,7 +57,7 @@ def dispersions(x, rate):
     return np.array(out)
 
 
-def masked_genes(adata, n_topics, seed, n_inducing):  # noqa: PLR0917
+def masked_genes(adata, n_topics, seed, *, n_inducing):
     """Mean log-likelihood per masked entry in the unseen slice, by method, and CPU seconds."""
     names = sorted(adata.obs["slice"].unique())
     unseen = names[seed % len(names)]
@@ -130,7 +130,7 @@ def masked_genes(adata, n_topics, seed, n_inducing):  # noqa: PLR0917
     return result, cpu
 
 
-def domains(adata, n_topics, seed, n_inducing):  # noqa: PLR0917
+def domains(adata, n_topics, seed, *, n_inducing):
     """ARI of 4-means with the annotated domains: NMF, NMF averaged over neighbours, ours."""
     adata = adata.copy()
     with warnings.catch_warnings(action="ignore"):
@@ -161,7 +161,7 @@ def main():
         return
     adata = ad.read_h5ad(path)
 
-    pairs = [masked_genes(adata, given.n_topics, seed, given.n_inducing) for seed in range(given.seeds)]
+    pairs = [masked_genes(adata, given.n_topics, seed, n_inducing=given.n_inducing) for seed in range(given.seeds)]
     methods = list(pairs[0][0])
     result = np.array([[each[name] for name in methods] for each, _ in pairs])
     rows = []
@@ -182,7 +182,9 @@ def main():
         at_least=True,
     )
 
-    scores = np.array([domains(adata, given.n_topics, seed, given.n_inducing) for seed in range(given.seeds)])
+    scores = np.array(
+        [domains(adata, given.n_topics, seed, n_inducing=given.n_inducing) for seed in range(given.seeds)]
+    )
     header = ["", "NMF", "NMF, 20 neighbours", "gpnsf", "gpnsf, 20 neighbours"]
     rows = [[f"seed {s}", *(f"{v:.3f}" for v in row)] for s, row in enumerate(scores)]
     rows.append(["median", *(f"{v:.3f}" for v in np.median(scores, 0))])

@@ -2,8 +2,8 @@
 
 Spot ``i`` and feature ``j`` of modality ``r`` have the rate
 
-    size_i^(r) * sum_k exp(h_ik) W_jk^(r),      h_k(s) ~ GP(offset_k + slope_k's,  variance_k kappa(d / length_k) +
-    nugget [i = j])
+    size_i^(r) * sum_k exp(h_ik) W_jk^(r)
+    h_k(s) ~ GP(offset_k + slope_k's,  variance_k kappa(d / length_k) + nugget [i = j])
 
 so the topics' usage ``exp(h)`` is shared by all modalities, each of which has loadings ``W`` and an observation model
 of its own. Values of ``h`` at inducing points ``Z`` carry the posterior, in whitened form: with ``L L' = K_ZZ + (nugget
@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 Params = dict[str, Tensor]
 """``log_length``, ``log_variance``: topics. ``offset``: slices x topics. ``slope``: slices x topics x dimensions. Per
 slice s ``m{s}``, ``log_d{s}`` (log diagonal of C): topics x inducing points; ``basis{s}`` (orthogonal, held fixed).
-Non-spatial topics:
- ``free_mean``, ``free_log_sd``: topics x spots. Per modality r ``V_{r}`` (features x free topics: loadings over feature
-means), ``F_{r}`` (likewise, of topics held fixed) and ``aux_{r}`` (log of the observation model's parameter per
-feature)."""
+Non-spatial topics: ``free_mean``, ``free_log_sd``: topics x spots. Per modality r ``V_{r}`` (features x free topics:
+loadings over feature means), ``F_{r}`` (likewise, of topics held fixed) and ``aux_{r}`` (log of the observation model's
+parameter per feature)."""
 LARGEST_LOG_USAGE = 10.0
 SMALLEST_VARIANCE = 1e-6
 TINY = 1e-30
@@ -104,7 +103,9 @@ class Prior:
             common = torch.zeros(k.shape[1:], dtype=k.dtype, device=k.device)
             common[point[here], here] = self.nugget
             k = k + common
-        return params[f"basis{s}"].mT @ torch.linalg.solve_triangular(self.cholesky(params, s), k, upper=False)
+        # (L B)^-1 first: it is small, and one product then does for many places
+        inverse = torch.linalg.solve_triangular(self.cholesky(params, s).mT, params[f"basis{s}"], upper=True).mT
+        return inverse @ k
 
     def marginals(self, params: Params, s: int, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of log usage at places of slice ``s`` with projection ``a``, topics x places."""
@@ -205,7 +206,7 @@ class NegativeBinomial:
         over = block.size[:, None] * (e @ (W / parameter[:, None]).T)  # rate / theta
         none = torch.log1p(over) @ parameter  # minus the log-likelihood of a spot of zeros
         hidden = torch.log1p(over[block.hidden_rows, block.hidden_cols]) * parameter[block.hidden_cols]
-        theta, rate = parameter[block.cols], _Take.apply(over, block.rows * over.shape[1] + block.cols)  # type: ignore[no-untyped-call]
+        theta, rate = parameter[block.cols], _take(over, block.rows * over.shape[1] + block.cols)
         # log of rate / (rate + theta), from rate / theta
         seen = block.x * (torch.log(rate.clamp_min(TINY)) - torch.log1p(rate))
         counts = torch.lgamma(block.x + theta) - torch.lgamma(theta)
@@ -256,11 +257,16 @@ class _Take(torch.autograd.Function):
         return out.reshape(ctx.shape), None  # type: ignore[attr-defined]
 
 
+def _take(matrix: Tensor, place: Tensor) -> Tensor:
+    taken: Tensor = _Take.apply(matrix, place)  # type: ignore[no-untyped-call]
+    return taken
+
+
 def _rates(block: Block, e: Tensor, W: Tensor) -> Tensor:
     """Rates of the non-zeros."""
     n_features = len(W)
     if len(block.x) * e.shape[1] > 2 * len(e) * n_features:  # so many that the whole product costs less
-        rate = _Take.apply(e @ W.T, block.rows * n_features + block.cols)  # type: ignore[no-untyped-call]
+        rate = _take(e @ W.T, block.rows * n_features + block.cols)
     else:
         rate = (e.index_select(0, block.rows) * W.index_select(0, block.cols)).sum(1)
     return (block.size[block.rows] * rate).clamp_min(TINY)

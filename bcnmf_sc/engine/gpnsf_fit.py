@@ -9,46 +9,28 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import sparse, special
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .gpnsf import Block, Modality, Model, Params, Prior, moments
-from .gpnsf_start import (
-    Places,
-    Values,
-    default_points,
-    feature_means,
-    inducing_points,
-    joint_nmf,
-    morans_i,
-    neighbours,
-    reordered,
-)
+from .checkpoint import Checkpoint
+from .gpnsf import Block, Model, Params, Prior, moments
+from .gpnsf_start import LOADING_FLOOR, PARAMETER_BOUNDS, Places, Shape, Values, begin, joint_nmf, reordered
+from .progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
 
 SHORTEST, LONGEST = 1 / 20, 1.0
 """Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
 VARIANCE_BOUNDS = (1e-2, 30.0)
-PARAMETER_BOUNDS = (1e-2, 1e4)
-LOADING_FLOOR = 1e-4
-"""Smallest loading of a feature that is present at all, over its mean: at zero it could never rise again."""
-SHRINK = 0.2
-"""By how much the start's usage is drawn towards equal usage of all topics."""
 PREDICT_ROWS = 4096
 KERNEL_EVERY = 5
 """Passes from one move of the kernels to the next; in between, projections on the inducing points stay as they are."""
@@ -58,19 +40,6 @@ KEEP_VALUES = 2**26
 """Size up to which projections of all spots are kept in memory."""
 WINDOW = 20
 """Passes that the bound is averaged over, to see whether it still rises."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is modelled."""
-
-    n_topics: int
-    n_nonspatial: int = 0
-    kernel: str = "matern32"
-    n_inducing: int | None = None
-    """Per slice."""
-    nugget: float = 1e-3
-    kl_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +56,7 @@ class Climb:
     max_time: float = np.inf
     device: str | None = None
     dtype: torch.dtype = torch.float32
-    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint: str | PathLike[str] | None = None
     checkpoint_every: int = 25
     progress: bool = False
 
@@ -153,124 +122,9 @@ def fit(
     scaled, slice = places.scaled[order], slice[order]
     H, W = joint_nmf(values, shape.n_topics + shape.n_nonspatial, random_state=random_state, n_starts=climb.n_starts)
     device = torch.device(climb.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, params = _begin(scaled, slice, values, shape, (H, W), device=device, dtype=climb.dtype)
+    model, params = begin(scaled, slice, values, shape, (H, W), device=device, dtype=climb.dtype)
     state = _climb(model, params, values, shape.kl_weight, random_state, climb)
     return _finish(model, state, places, shape)
-
-
-def _begin(
-    scaled: np.ndarray,
-    slice: np.ndarray,
-    values: Sequence[Values],
-    shape: Shape,
-    start: tuple[np.ndarray, dict[str, np.ndarray]],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Model, Params]:
-    """Set the model up, and its parameters at the start."""
-    H, W = start
-    H = H / H.mean(0)
-    log_usage = np.log((1 - SHRINK) * H + SHRINK * H.mean(1, keepdims=True) + 1e-2)
-    n_frozen = 0 if values[0].frozen is None else values[0].frozen.shape[1]
-    if n_frozen:  # the usage of topics in given units keeps them
-        log_usage[:, :n_frozen] += np.log(np.maximum(start[0].mean(0)[:n_frozen], 1e-6))
-    if shape.n_nonspatial:  # the smoothest topics are the spatial ones
-        smooth = morans_i(log_usage[:, n_frozen:], neighbours(scaled, slice, 8))
-        by_smoothness = np.concatenate([np.arange(n_frozen), n_frozen + np.argsort(-smooth, kind="stable")])
-        log_usage, W = log_usage[:, by_smoothness], {name: w[:, by_smoothness] for name, w in W.items()}
-    spatial, free = np.split(log_usage, [shape.n_topics], axis=1)
-
-    def tensor(array: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(array), dtype=dtype, device=device)
-
-    points, point = [], np.full(len(slice), -1)
-    n_slices = int(slice.max()) + 1
-    for s in range(n_slices):
-        here = slice == s
-        n_points = default_points(int(here.sum())) if shape.n_inducing is None else shape.n_inducing
-        z, point[here] = inducing_points(scaled[here], n_points)
-        points.append(z)
-    prior = Prior(shape.kernel, tuple(tensor(z) for z in points), nugget=shape.nugget)
-    n_topics, n_dims = shape.n_topics, scaled.shape[1]
-    params: Params = {
-        "log_length": tensor(np.full(n_topics, np.log(0.2))),
-        "log_variance": tensor(np.zeros(n_topics)),
-        "offset": tensor([spatial[slice == s].mean(0) for s in range(n_slices)]),
-        "slope": tensor(np.zeros((n_slices, n_topics, n_dims))),
-    }
-    for s, z in enumerate(points):
-        here = np.flatnonzero(slice == s)
-        k = min(len(here), max(2, math.ceil(len(here) / len(z))))
-        near = NearestNeighbors(n_neighbors=k).fit(scaled[here]).kneighbors(z, return_distance=False)
-        rise = tensor(spatial[here][near].mean(1)) - params["offset"][s]
-        params[f"basis{s}"] = torch.eye(len(z), dtype=dtype, device=device).repeat(n_topics, 1, 1)
-        params[f"m{s}"] = torch.linalg.solve_triangular(prior.cholesky(params, s), rise.T[..., None], upper=False)[
-            ..., 0
-        ]
-        params[f"log_d{s}"] = tensor(np.full((n_topics, len(z)), np.log(0.1)))
-    if shape.n_nonspatial:
-        level = free.mean(0)
-        level[: max(0, n_frozen - n_topics)] = 0  # loadings that are given keep their units
-        params["free_mean"] = tensor((free - level).T)
-        params["free_log_sd"] = tensor(np.full(free.T.shape, -1.0))
-        W = {name: w * np.concatenate([np.ones(n_topics), np.exp(level)]) for name, w in W.items()}
-    modalities = []
-    for each in values:
-        modality = _modality(each, tensor)
-        modalities.append(modality)
-        over = np.divide(
-            W[each.name],
-            feature_means(each)[:, None],
-            out=np.zeros_like(W[each.name]),
-            where=feature_means(each)[:, None] > 0,
-        )
-        params[f"F_{each.name}"] = tensor(over[:, :n_frozen])
-        params[f"V_{each.name}"] = tensor(np.maximum(over[:, n_frozen:], LOADING_FLOOR))
-        params[f"aux_{each.name}"] = tensor(np.log(_first_parameter(each)))
-    return Model(
-        prior, tensor(scaled), torch.as_tensor(slice, device=device), torch.as_tensor(point, device=device), modalities
-    ), params
-
-
-def _modality(values: Values, tensor: Any) -> Modality:
-    matrix = values.matrix
-    matrix.sum_duplicates()
-    hidden = sparse.csr_array(matrix.shape) if values.hidden is None else sparse.csr_array(values.hidden)
-    log_factorials = np.zeros(matrix.shape[0])
-    if values.observation.counts:
-        log_factorials = np.asarray(matrix._with_data(special.gammaln(matrix.data + 1)).sum(1)).ravel()
-    device = tensor(0.0).device
-
-    def whole(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array.astype(np.int64), device=device)
-
-    return Modality(
-        values.name,
-        values.observation,
-        matrix.shape[1],
-        whole(matrix.indptr),
-        whole(matrix.indices),
-        tensor(matrix.data),
-        tensor(values.size),
-        tensor(feature_means(values)),
-        values.weight,
-        whole(hidden.indptr),
-        whole(hidden.indices),
-        tensor(log_factorials),
-    )
-
-
-def _first_parameter(values: Values) -> np.ndarray:
-    """Where the observation model's parameter starts: dispersion 5, or the standard deviation of the values."""
-    n_features = values.matrix.shape[1]
-    if values.parameter is not None:
-        return np.asarray(values.parameter, np.float64)
-    if values.observation.parameter == "sd":
-        mean = np.asarray(values.matrix.mean(0)).ravel()
-        square = np.asarray(values.matrix.multiply(values.matrix).mean(0)).ravel()
-        return np.clip(np.sqrt(np.maximum(square - mean**2, 0.0)), *PARAMETER_BOUNDS)
-    return np.full(n_features, 5.0)
 
 
 @dataclass
@@ -297,7 +151,7 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
     ]
 
 
-def _climb(  # noqa: PLR0912, PLR0915 (one loop, read from top to bottom)
+def _climb(
     model: Model, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
 ) -> _State:
     """Adam on the bound, in passes over the spots."""
@@ -307,25 +161,21 @@ def _climb(  # noqa: PLR0912, PLR0915 (one loop, read from top to bottom)
             p.requires_grad_()
     state = _State(params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state))
     n_spots, device = len(model.place), model.place.device
-    n_topics = params["log_length"].numel() + (params["free_mean"].shape[0] if "free_mean" in params else 0)
     size = n_spots if climb.batch_size is None else min(climb.batch_size, n_spots)
     every = torch.arange(n_spots, device=device)
     whole: list[Block] | None = [each.block(every) for each in model.modalities] if size == n_spots else None
-    checkpoint = _Checkpoint.of(climb, params, random_state)
-    checkpoint.restore(state)
+    checkpoint = Checkpoint.open(climb.checkpoint, *_identity(params, values, kl_weight, random_state, climb))
+    _restore(checkpoint, state)
     deadline = time.monotonic() + climb.max_time
-    kernel = state.optimiser.param_groups[1]["params"]
     n_points = max(len(z) for z in model.prior.inducing)
     keep = params["log_length"].numel() * n_points * n_spots <= KEEP_VALUES
     kept: list[tuple[int, Tensor, Tensor]] | None = None
-    with tqdm(
-        initial=len(state.elbo),
-        total=climb.max_iter,
-        disable=None if climb.progress else True,
-        delay=2,
-        desc="gpnsf",
-        unit="it",
-    ) as bar:
+    with (
+        checkpoint,
+        progress_bar(
+            show=climb.progress, initial=len(state.elbo), total=climb.max_iter, desc="gpnsf", unit="it"
+        ) as bar,
+    ):
         while len(state.elbo) < climb.max_iter and not state.converged and time.monotonic() < deadline:
             done = len(state.elbo)
             share = learning_rate_share(done, climb.max_iter)
@@ -339,41 +189,25 @@ def _climb(  # noqa: PLR0912, PLR0915 (one loop, read from top to bottom)
             if keep and not move and kept is None:
                 with torch.no_grad():
                     kept = model.projections(params, every)
-            for p in kernel:
+            for p in state.optimiser.param_groups[1]["params"]:
                 p.requires_grad_(move)
-            order = every if whole else torch.randperm(n_spots, generator=state.generator).to(device)
-            total = 0.0
-            for spots in torch.split(order, size):
-                noise = torch.randn(
-                    climb.n_samples, len(spots), n_topics, generator=state.generator, dtype=model.place.dtype
-                ).to(device)
-                state.optimiser.zero_grad()
-                with torch.set_grad_enabled(move):
-                    if kept is None:
-                        parts = model.projections(params, spots)
-                    else:
-                        parts = kept if whole else model.select(kept, spots)
-                bound = model.elbo(params, spots, noise, kl_weight=kl_weight, blocks=whole, projections=parts)
-                (-bound / n_spots).backward()
-                state.optimiser.step()
-                _bound(params)
-                total += float(bound.detach()) * len(spots) / n_spots
+            total = _pass(model, state, whole, kept, size=size, kl_weight=kl_weight, n_samples=climb.n_samples)
             if not math.isfinite(total):
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
             state.converged = settled([row[1] for row in state.elbo], climb.tol)
-            if len(state.elbo) % climb.checkpoint_every == 0:
-                checkpoint.save(state)
+            if checkpoint.interrupted or len(state.elbo) % climb.checkpoint_every == 0:
+                _save(checkpoint, state)
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
             bar.update()
-    checkpoint.save(state)
+        _save(checkpoint, state)
     return state
 
 
 @torch.no_grad()
 def rebase(model: Model, state: _State) -> None:
-    """Turn the whitened inducing values into a basis in which their posterior is about independent; set its spread.
+    """Turn the whitened inducing values into the basis in which their posterior is about independent.
 
     With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D
     A')^-1``: its eigenvectors become the basis, so that a diagonal does for the covariance, and one rate of learning
@@ -396,6 +230,39 @@ def rebase(model: Model, state: _State) -> None:
         for each in [m, *([state.optimiser.state[m]["exp_avg"]] if m in state.optimiser.state else [])]:
             each.copy_((each[:, None] @ turn)[:, 0])
         params[f"log_d{s}"].copy_(-0.5 * torch.log1p(value.clamp_min(0)))
+
+
+def _pass(
+    model: Model,
+    state: _State,
+    whole: list[Block] | None,
+    kept: list[tuple[int, Tensor, Tensor]] | None,
+    *,
+    size: int,
+    kl_weight: float,
+    n_samples: int,
+) -> float:
+    """Step over all spots, in batches unless ``whole`` has them all at once; returns the mean bound."""
+    n_spots, device = len(model.place), model.place.device
+    n_topics = sum(state.params[name].shape[0] for name in ("log_length", "free_mean") if name in state.params)
+    order = torch.arange(n_spots) if whole else torch.randperm(n_spots, generator=state.generator)
+    total = 0.0
+    for batch in torch.split(order, size):
+        shape = (n_samples, len(batch), n_topics)
+        noise = torch.randn(shape, generator=state.generator, dtype=model.place.dtype).to(device)
+        spots = batch.to(device)
+        state.optimiser.zero_grad()
+        with torch.set_grad_enabled(state.params["log_length"].requires_grad):
+            if kept is None:
+                parts = model.projections(state.params, spots)
+            else:
+                parts = kept if whole else model.select(kept, spots)
+        bound = model.elbo(state.params, spots, noise, kl_weight=kl_weight, blocks=whole, projections=parts)
+        (-bound / n_spots).backward()
+        state.optimiser.step()
+        _bound(state.params)
+        total += float(bound.detach()) * len(spots) / n_spots
+    return total
 
 
 def learning_rate_share(done: int, max_iter: int) -> float:
@@ -423,69 +290,41 @@ def _bound(params: Params) -> None:
             value.clamp_(math.log(PARAMETER_BOUNDS[0]), math.log(PARAMETER_BOUNDS[1]))
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """A file with the state of one fit; without a path it does nothing."""
+def _save(checkpoint: Checkpoint, state: _State) -> None:
+    content = {
+        "identity": checkpoint.identity,
+        "params": {name: p.detach() for name, p in state.params.items()},
+        "optimiser": state.optimiser.state_dict(),
+        "generator": state.generator.get_state(),
+        "elbo": state.elbo,
+        "converged": state.converged,
+    }
+    checkpoint.write(lambda file: torch.save(content, file), len(state.elbo))
 
-    path: Path | None
-    identity: str
 
-    @classmethod
-    def of(cls, climb: Climb, params: Params, random_state: int) -> _Checkpoint:
-        """Set up the checkpoint of the fit that starts here."""
-        if climb.checkpoint is None:
-            return cls(None, "")
-        path = Path(climb.checkpoint)
-        if not path.parent.is_dir():
-            msg = f"`checkpoint` must lie in a folder that exists, got {str(path)!r}."
-            raise ValueError(msg)
-        digest = hashlib.sha256(
-            repr((random_state, climb.max_iter, climb.batch_size, climb.learning_rate, climb.n_samples)).encode()
-        )
-        for name in sorted(params):
-            digest.update(name.encode() + params[name].detach().cpu().numpy().tobytes())
-        return cls(path, digest.hexdigest())
-
-    def save(self, state: _State) -> None:
-        """Write the state, then put it in the place of the last one."""
-        if self.path is None:
-            return
-        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
-        try:
-            torch.save(
-                {
-                    "identity": self.identity,
-                    "params": {name: p.detach() for name, p in state.params.items()},
-                    "optimiser": state.optimiser.state_dict(),
-                    "generator": state.generator.get_state(),
-                    "elbo": state.elbo,
-                    "converged": state.converged,
-                },
-                unfinished,
-            )
-            unfinished.replace(self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def restore(self, state: _State) -> None:
-        """Take up what an earlier call left, if it was the same fit."""
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            stored = torch.load(self.path, weights_only=True, map_location="cpu")
-            identity = stored["identity"]
-        except Exception as error:
-            msg = f"`checkpoint` {str(self.path)!r} is no checkpoint of `gpnsf`. Name another file, or delete it."
-            raise ValueError(msg) from error
-        if identity != self.identity:
-            msg = f"`checkpoint` {str(self.path)!r} belongs to another fit. Name another file, or delete it."
-            raise ValueError(msg)
-        with torch.no_grad():
-            for name, p in state.params.items():
-                p.copy_(stored["params"][name])
+@torch.no_grad()
+def _restore(checkpoint: Checkpoint, state: _State) -> None:
+    """Take up what an earlier call left."""
+    stored = checkpoint.read(lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+    if stored is not None:
+        for name, p in state.params.items():
+            p.copy_(stored["params"][name])
         state.optimiser.load_state_dict(stored["optimiser"])
         state.generator.set_state(stored["generator"])
         state.elbo, state.converged = stored["elbo"], stored["converged"]
+
+
+def _identity(
+    params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
+) -> Iterator[Any]:
+    """Yield what tells one fit from another; the rest of its arguments shows in where it starts."""
+    yield [random_state, climb.max_iter, climb.batch_size or 0, climb.n_samples]
+    yield [kl_weight, climb.learning_rate]
+    for each in values:
+        yield from (each.name, each.observation.name, each.weight, each.size)
+        yield from (each.matrix.data, each.matrix.indices, each.matrix.indptr)
+    for name in sorted(params):
+        yield params[name].detach().cpu().numpy()
 
 
 @torch.no_grad()

@@ -1,16 +1,19 @@
-"""Around the spatial model: places on one scale, inducing points, the start by joint NMF, neighbours of spots."""
+"""Around the spatial model: scaled places, inducing points, the start by joint NMF, neighbours of spots."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
+import torch
+from scipy import sparse, special
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 from . import likelihoods
+from .gpnsf import Modality, Model, Prior
 from .solver import Run
 from .solver import fit as fit_nmf
 from .solver import transform as transform_nmf
@@ -19,12 +22,34 @@ from .sources import row_source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .gpnsf import Observation
+    from torch import Tensor
+
+    from .gpnsf import Observation, Params
 
 POINTS_FROM = 20_000
 """Spots of a slice that inducing points are chosen from, at most."""
 ALL_PLACES, FEWER_POINTS = 600, 300
 """Places of a slice up to which each is an inducing point where nothing else is asked for, and their number above."""
+
+
+PARAMETER_BOUNDS = (1e-2, 1e4)
+LOADING_FLOOR = 1e-4
+"""Smallest loading of a feature that is present at all, over its mean: at zero it could never rise again."""
+SHRINK = 0.2
+"""By how much the start's usage is drawn towards equal usage of all topics."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is modelled."""
+
+    n_topics: int
+    n_nonspatial: int = 0
+    kernel: str = "matern32"
+    n_inducing: int | None = None
+    """Per slice."""
+    nugget: float = 1e-3
+    kl_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -239,3 +264,122 @@ def similarity(usage: np.ndarray, usage_sd: np.ndarray, n_neighbours: int) -> sp
     weights /= weights.sum(1, keepdims=True)
     indptr = np.arange(0, near.size + 1, k)
     return sparse.csr_array((weights.ravel(), near.ravel(), indptr), shape=(len(root), len(root)))
+
+
+# The model at its start -----------------------------------------------------------------------------------------------
+
+
+def begin(
+    scaled: np.ndarray,
+    slice: np.ndarray,
+    values: Sequence[Values],
+    shape: Shape,
+    start: tuple[np.ndarray, dict[str, np.ndarray]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Model, Params]:
+    """Set the model up, and its parameters at the start."""
+    H, W = start
+    H = H / H.mean(0)
+    log_usage = np.log((1 - SHRINK) * H + SHRINK * H.mean(1, keepdims=True) + 1e-2)
+    n_frozen = 0 if values[0].frozen is None else values[0].frozen.shape[1]
+    if n_frozen:  # the usage of topics in given units keeps them
+        log_usage[:, :n_frozen] += np.log(np.maximum(start[0].mean(0)[:n_frozen], 1e-6))
+    if shape.n_nonspatial:  # the smoothest topics are the spatial ones
+        smooth = morans_i(log_usage[:, n_frozen:], neighbours(scaled, slice, 8))
+        by_smoothness = np.concatenate([np.arange(n_frozen), n_frozen + np.argsort(-smooth, kind="stable")])
+        log_usage, W = log_usage[:, by_smoothness], {name: w[:, by_smoothness] for name, w in W.items()}
+    spatial, free = np.split(log_usage, [shape.n_topics], axis=1)
+
+    def tensor(array: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(array), dtype=dtype, device=device)
+
+    points, point = [], np.full(len(slice), -1)
+    n_slices = int(slice.max()) + 1
+    for s in range(n_slices):
+        here = slice == s
+        n_points = default_points(int(here.sum())) if shape.n_inducing is None else shape.n_inducing
+        z, point[here] = inducing_points(scaled[here], n_points)
+        points.append(z)
+    prior = Prior(shape.kernel, tuple(tensor(z) for z in points), nugget=shape.nugget)
+    n_topics, n_dims = shape.n_topics, scaled.shape[1]
+    params: Params = {
+        "log_length": tensor(np.full(n_topics, np.log(0.2))),
+        "log_variance": tensor(np.zeros(n_topics)),
+        "offset": tensor([spatial[slice == s].mean(0) for s in range(n_slices)]),
+        "slope": tensor(np.zeros((n_slices, n_topics, n_dims))),
+    }
+    for s, z in enumerate(points):
+        here = np.flatnonzero(slice == s)
+        k = min(len(here), max(2, math.ceil(len(here) / len(z))))
+        near = NearestNeighbors(n_neighbors=k).fit(scaled[here]).kneighbors(z, return_distance=False)
+        rise = tensor(spatial[here][near].mean(1)) - params["offset"][s]
+        params[f"basis{s}"] = torch.eye(len(z), dtype=dtype, device=device).repeat(n_topics, 1, 1)
+        params[f"m{s}"] = torch.linalg.solve_triangular(prior.cholesky(params, s), rise.T[..., None], upper=False)[
+            ..., 0
+        ]
+        params[f"log_d{s}"] = tensor(np.full((n_topics, len(z)), np.log(0.1)))
+    if shape.n_nonspatial:
+        level = free.mean(0)
+        level[: max(0, n_frozen - n_topics)] = 0  # loadings that are given keep their units
+        params["free_mean"] = tensor((free - level).T)
+        params["free_log_sd"] = tensor(np.full(free.T.shape, -1.0))
+        W = {name: w * np.concatenate([np.ones(n_topics), np.exp(level)]) for name, w in W.items()}
+    modalities = []
+    for each in values:
+        modality = modality_tensors(each, tensor)
+        modalities.append(modality)
+        over = np.divide(
+            W[each.name],
+            feature_means(each)[:, None],
+            out=np.zeros_like(W[each.name]),
+            where=feature_means(each)[:, None] > 0,
+        )
+        params[f"F_{each.name}"] = tensor(over[:, :n_frozen])
+        params[f"V_{each.name}"] = tensor(np.maximum(over[:, n_frozen:], LOADING_FLOOR))
+        params[f"aux_{each.name}"] = tensor(np.log(first_parameter(each)))
+    return Model(
+        prior, tensor(scaled), torch.as_tensor(slice, device=device), torch.as_tensor(point, device=device), modalities
+    ), params
+
+
+def modality_tensors(values: Values, tensor: Any) -> Modality:
+    """Move one modality to where ``tensor`` puts arrays."""
+    matrix = values.matrix
+    matrix.sum_duplicates()
+    hidden = sparse.csr_array(matrix.shape) if values.hidden is None else sparse.csr_array(values.hidden)
+    log_factorials = np.zeros(matrix.shape[0])
+    if values.observation.counts:
+        log_factorials = np.asarray(matrix._with_data(special.gammaln(matrix.data + 1)).sum(1)).ravel()
+    device = tensor(0.0).device
+
+    def whole(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array.astype(np.int64), device=device)
+
+    return Modality(
+        values.name,
+        values.observation,
+        matrix.shape[1],
+        whole(matrix.indptr),
+        whole(matrix.indices),
+        tensor(matrix.data),
+        tensor(values.size),
+        tensor(feature_means(values)),
+        values.weight,
+        whole(hidden.indptr),
+        whole(hidden.indices),
+        tensor(log_factorials),
+    )
+
+
+def first_parameter(values: Values) -> np.ndarray:
+    """Return the observation model's parameter at the start: dispersion 5, or the values' standard deviation."""
+    n_features = values.matrix.shape[1]
+    if values.parameter is not None:
+        return np.asarray(values.parameter, np.float64)
+    if values.observation.parameter == "sd":
+        mean = np.asarray(values.matrix.mean(0)).ravel()
+        square = np.asarray(values.matrix.multiply(values.matrix).mean(0)).ravel()
+        return np.clip(np.sqrt(np.maximum(square - mean**2, 0.0)), *PARAMETER_BOUNDS)
+    return np.full(n_features, 5.0)

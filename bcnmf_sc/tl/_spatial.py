@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -16,7 +14,16 @@ from scipy import sparse
 
 from .. import _anndata
 from .._anndata import listed
-from .._mudata import Spatial, read_coordinates, read_slices, stored_fit
+from .._mudata import (
+    Spatial,
+    SpotModality,
+    in_memory,
+    modality_of,
+    read_coordinates,
+    read_modalities,
+    read_slices,
+    stored_fit,
+)
 from ._problem import one_of, whole_number
 
 if TYPE_CHECKING:
@@ -30,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 KERNELS = ("matern32", "exponential", "rbf")
 OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
-ALONE = "values"
-"""Name of the one modality of an AnnData."""
 MORAN_NEIGHBOURS = 8
 
 
@@ -176,7 +181,7 @@ def gpnsf(
     ((196, 4), (120, 4))
     """
     from ..engine import gpnsf_fit
-    from ..engine.gpnsf_start import Values
+    from ..engine.gpnsf_start import Shape, Values
 
     _anndata.check_key(key_added)
     _check_run(run)
@@ -185,7 +190,11 @@ def gpnsf(
     if n_inducing is not None:
         whole_number("n_inducing", n_inducing, 1)
     _number("kl_weight", kl_weight)
-    modalities = _read(mdata, likelihood, size_factors, weights, layer, mask_var)
+    for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
+        one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
+    for name, weight in (weights or {}).items():
+        _number(f"weights[{name!r}]", weight)
+    modalities = read_modalities(mdata, likelihood, size_factors, weights, layer, mask_var)
     whole_number("n_topics", n_topics, 1)
     whole_number("n_nonspatial", n_nonspatial, 0)
     most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
@@ -196,7 +205,7 @@ def gpnsf(
     slices, names = read_slices(mdata, sample_key)
     coordinates = read_coordinates(mdata, spatial_key, slices=slices, names=names)
 
-    shape = gpnsf_fit.Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
+    shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
     values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
     factors = gpnsf_fit.fit(coordinates, slices, values, shape, random_state=random_state, climb=climb)
@@ -293,7 +302,7 @@ def gpnsf_predict(
     mean, sd = predict(record["posterior"], places, 0 if sample is None else names.index(str(sample)))
     features = record["topics"].index
     if modality is not None:
-        adata = _modality(mdata, modality)
+        adata = modality_of(mdata, modality)
         W = np.asarray(adata.varm[key], np.float64)
         used = W.any(axis=1)
         features, W = adata.var_names[used], W[used]
@@ -373,7 +382,7 @@ def enhance(
     name = f"{key}_enhanced" if key_added is None else key_added
     _anndata.check_key(name)
     mdata = mdata.copy() if copy else mdata
-    adata = _modality(mdata, modality)
+    adata = modality_of(mdata, modality)
     usage = np.asarray(mdata.obsm["X_" + key], np.float64)
     order = mdata.obs_names.get_indexer(adata.obs_names)
     if method == "model":
@@ -381,7 +390,7 @@ def enhance(
         return mdata if copy else None
     weights = similarity(usage, np.asarray(mdata.obsm[f"X_{key}_sd"], np.float64), n_neighbors)
     layer = str(record["params"]["layers"][names.index(modality)])
-    x = sparse.csr_array(_in_memory(_anndata.read_matrix(adata, None if layer == "X" else layer)))
+    x = sparse.csr_array(in_memory(_anndata.read_matrix(adata, None if layer == "X" else layer)))
     if record["params"]["likelihood"][names.index(modality)] == "bernoulli":
         x = (x > 0).astype(np.float64)
     here = weights[order][:, order]
@@ -391,175 +400,6 @@ def enhance(
     adata.layers[name] = sparse.csr_matrix(filled.astype(np.float32))
     mdata.obsp[f"{key}_similarity"] = sparse.csr_matrix(weights.astype(np.float32))
     return mdata if copy else None
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Modality:
-    """One modality, read and checked, in the order of the spots of the whole."""
-
-    name: str
-    adata: AnnData
-    order: np.ndarray
-    """Row of each spot."""
-    features: np.ndarray
-    matrix: sparse.csr_array
-    observation: Any
-    size: np.ndarray
-    size_name: str
-    weight: float
-    layer: str | None
-
-
-def _read(
-    mdata: Spatial,
-    likelihood: str | Mapping[str, str],
-    size_factors: str | Mapping[str, str | None] | None,
-    weights: Mapping[str, float] | None,
-    layer: str | Mapping[str, str | None] | None,
-    mask_var: str | None,
-) -> list[_Modality]:
-    """Read all modalities. Raises before anything is done."""
-    parts = {ALONE: mdata} if isinstance(mdata, AnnData) else dict(getattr(mdata, "mod", {}))
-    if not parts:
-        msg = f"`mdata` must be a MuData with modalities or an AnnData, got {type(mdata).__name__}."
-        raise TypeError(msg)
-    if isinstance(likelihood, Mapping):
-        if not likelihood:
-            msg = "`likelihood` must name at least one modality, got an empty mapping."
-            raise ValueError(msg)
-        _known("likelihood", likelihood, parts)
-        parts = {name: parts[name] for name in likelihood}
-    for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
-        if isinstance(given, Mapping):
-            _known(argument, given, parts)
-    if not mdata.obs_names.is_unique:
-        msg = "`mdata.obs_names` must be unique."
-        raise ValueError(msg)
-    read = []
-    for name, adata in parts.items():
-        _anndata.check_names(adata)
-        order = adata.obs_names.get_indexer(mdata.obs_names)
-        if (order < 0).any():
-            msg = (
-                f"`mdata` must have the same spots in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} "
-                f"without "
-                f"{name!r}. Call `muon.pp.intersect_obs(mdata)`, or name the modalities to use in `likelihood`."
-            )
-            raise ValueError(msg)
-        weight = 1.0 if weights is None else weights.get(name, 1.0)
-        _number(f"weights[{name!r}]", weight)
-        read.append(
-            _read_modality(
-                name,
-                adata,
-                order,
-                kind=likelihood if isinstance(likelihood, str) else likelihood[name],
-                size=size_factors.get(name, "library") if isinstance(size_factors, Mapping) else size_factors,
-                layer=layer.get(name) if isinstance(layer, Mapping) else layer,
-                mask_var=mask_var,
-                weight=float(weight),
-                obs=mdata.obs,
-            )
-        )
-    if not any(each.weight > 0 for each in read):
-        msg = "`weights` must be above 0 for at least one modality."
-        raise ValueError(msg)
-    return read
-
-
-def _read_modality(
-    name: str,
-    adata: AnnData,
-    order: np.ndarray,
-    *,
-    kind: str,
-    size: str | None,
-    layer: str | None,
-    mask_var: str | None,
-    weight: float,
-    obs: pd.DataFrame,
-) -> _Modality:
-    from ..engine.gpnsf import OBSERVATIONS as MODELS
-
-    where = f"`mdata[{name!r}]`" if name != ALONE else "`adata`"
-    features = _anndata.read_genes(adata, mask_var)
-    raw = _in_memory(_anndata.read_matrix(adata, layer))
-    matrix = sparse.csr_array(raw[order][:, features], dtype=np.float64)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    x = matrix.data
-    if not np.isfinite(x).all():
-        msg = f"{where} must be finite, got {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
-        raise ValueError(msg)
-    if x.min(initial=0) < 0:
-        msg = f"{where} must be non-negative, got {x.min():g}. Scaled or centred data? Use counts or their logarithms."
-        raise ValueError(msg)
-    if not len(x):
-        msg = f"{where} holds nothing but zeros in the {len(features)} features used. Check `layer` and `mask_var`."
-        raise ValueError(msg)
-    one_of("likelihood", kind, ("auto", *OBSERVATIONS))
-    whole = bool((x == np.round(x)).all())
-    if kind == "auto":
-        sparse_name = any(word in name.lower() for word in ("atac", "peak"))
-        kind = "bernoulli" if (x == 1).all() or sparse_name else "nb" if whole else "gaussian"
-    model = MODELS[kind]
-    if kind == "bernoulli" and (x != 1).any():
-        warnings.warn(f"{where} holds values above 1; they are made 1 for `likelihood='bernoulli'`.", stacklevel=5)
-        matrix.data = np.ones_like(x)
-    elif model.counts and not whole:
-        msg = (
-            f"{where} holds {int((x != np.round(x)).sum())} values that are not whole numbers, but "
-            f"`likelihood={kind!r}` models counts. Name the layer of counts with `layer=`, or use 'gaussian'."
-        )
-        warnings.warn(msg, stacklevel=5)
-    factors = _size_factors(name, size, matrix, adata, order, obs)
-    return _Modality(
-        name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
-    )
-
-
-def _size_factors(
-    name: str, size: str | None, matrix: sparse.csr_array, adata: AnnData, order: np.ndarray, obs: pd.DataFrame
-) -> np.ndarray:
-    if size is None:
-        return np.ones(matrix.shape[0])
-    if size == "library":
-        total = np.asarray(matrix.sum(1)).ravel()
-        if not (total > 0).all():
-            logger.info("%d spots are empty in %r: they tell nothing there.", int((total == 0).sum()), name)
-        return total / total[total > 0].mean()
-    table = adata.obs.iloc[order] if size in adata.obs else obs
-    if size not in table:
-        msg = (
-            f"`size_factors` must be 'library', None or a column of `obs`, got {size!r}. Present: {listed(adata.obs)}."
-        )
-        raise ValueError(msg)
-    column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
-    if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
-        got = listed(table[size].unique(), 4)
-        msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {got}."
-        raise ValueError(msg)
-    if (np.asarray(matrix.sum(1)).ravel()[column == 0] > 0).any():
-        msg = f"`size_factors` {size!r} must be above 0 wherever a spot has values, got 0."
-        raise ValueError(msg)
-    return column
-
-
-def _in_memory(matrix: Any) -> Any:
-    """Return the values as an array or a SciPy matrix."""
-    for method in ("to_memory", "compute"):
-        matrix = getattr(matrix, method)() if hasattr(matrix, method) else matrix
-    return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
-
-
-def _known(argument: str, given: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    unknown = [name for name in given if name not in parts]
-    if unknown:
-        msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(parts)}."
-        raise ValueError(msg)
 
 
 def _number(name: str, value: Any) -> None:
@@ -587,7 +427,7 @@ def _check_run(run: SpatialRunOptions) -> None:
 
 
 def _topics(
-    factors: SpatialFactors, modalities: list[_Modality], coordinates: np.ndarray, slices: np.ndarray
+    factors: SpatialFactors, modalities: list[SpotModality], coordinates: np.ndarray, slices: np.ndarray
 ) -> pd.DataFrame:
     """One row per topic."""
     from ..engine.gpnsf_start import morans_i, neighbours
@@ -620,14 +460,14 @@ def _write(
     mdata: Spatial,
     key: str,
     factors: SpatialFactors,
-    modalities: list[_Modality],
+    modalities: list[SpotModality],
     topics: pd.DataFrame,
     params: dict[str, Any],
 ) -> None:
     mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
     mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
     for each in modalities:
-        adata = _modality(mdata, each.name)
+        adata = modality_of(mdata, each.name)
         loadings = np.zeros((adata.n_vars, topics.shape[0]), np.float32)
         loadings[each.features] = factors.loadings[each.name]
         adata.varm[key] = loadings
@@ -649,14 +489,3 @@ def _write(
         "converged": factors.converged,
         "posterior": factors.posterior,
     }
-
-
-def _modality(mdata: Spatial, name: str) -> AnnData:
-    if isinstance(mdata, AnnData) and name == ALONE:
-        return mdata
-    parts = getattr(mdata, "mod", {})
-    if name not in parts:
-        present = [ALONE] if isinstance(mdata, AnnData) else parts
-        msg = f"`modality` {name!r} is not there. Present: {listed(present)}."
-        raise ValueError(msg)
-    return parts[name]

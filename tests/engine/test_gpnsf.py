@@ -13,15 +13,19 @@ from scipy import sparse, stats
 
 from bcnmf_sc.engine import gpnsf_fit
 from bcnmf_sc.engine.gpnsf import KERNELS, OBSERVATIONS, Block, Model, Prior, kl_free, moments
-from bcnmf_sc.engine.gpnsf_fit import Climb, Shape, fit, predict
+from bcnmf_sc.engine.gpnsf_fit import Climb, fit, predict
 from bcnmf_sc.engine.gpnsf_start import (
     Places,
+    Shape,
     Values,
+    begin,
     feature_means,
     inducing_points,
     joint_nmf,
+    modality_tensors,
     morans_i,
     neighbours,
+    reordered,
     similarity,
 )
 
@@ -145,7 +149,7 @@ def test_kl_is_zero_at_the_prior_and_positive_elsewhere():
 
 def test_the_seeds_divergence_is_none():
     """Equation 28 as printed has K in place of its inverse: below the true divergence, and below zero."""
-    prior, params, _x = whitened(n_topics=1, turned=False)
+    prior, params, _ = whitened(n_topics=1, turned=False)
     params["log_d0"].zero_()
     k = prior.covariance(params, prior.inducing[0], prior.inducing[0])[0] + (prior.nugget + 1e-9) * torch.eye(
         12, dtype=F64
@@ -242,13 +246,11 @@ def begun(n_slices=1, *, n_nonspatial=1, n_inducing=15, dtype=F64, **more):
     """A model and its parameters at the start, in order of the spots."""
     places, slices, values = simulated(n_slices=n_slices, **more)
     where = Places.of(places, slices)
-    values = [gpnsf_fit.reordered(each, where.order) for each in values]
+    values = [reordered(each, where.order) for each in values]
     shape = Shape(3 - n_nonspatial, n_nonspatial, n_inducing=n_inducing)
     start = joint_nmf(values, 3)
     device = torch.device("cpu")
-    return gpnsf_fit._begin(
-        where.scaled[where.order], slices[where.order], values, shape, start, device=device, dtype=dtype
-    )
+    return begin(where.scaled[where.order], slices[where.order], values, shape, start, device=device, dtype=dtype)
 
 
 @pytest.mark.parametrize("n_slices", [1, 2])
@@ -273,7 +275,7 @@ def test_draws_average_to_the_expectation():
     n = len(x)
     counts = np.random.default_rng(0).poisson(2.0, (n, 4)).astype(float)
     values = Values("poisson", sparse.csr_array(counts), OBSERVATIONS["poisson"], np.ones(n))
-    modality = gpnsf_fit._modality(values, lambda a: torch.as_tensor(np.asarray(a), dtype=F64))
+    modality = modality_tensors(values, lambda a: torch.as_tensor(np.asarray(a), dtype=F64))
     params |= {
         "V_poisson": torch.full((4, 1), 0.7, dtype=F64),
         "F_poisson": torch.zeros(4, 0, dtype=F64),
@@ -332,7 +334,7 @@ def test_turning_the_basis_leaves_the_mean_and_makes_the_information_diagonal():
     spots = torch.arange(60)
     before = model.log_usage(params, spots)[0].detach()
     gpnsf_fit.rebase(model, state)
-    mean, _variance = model.log_usage(params, spots)
+    mean = model.log_usage(params, spots)[0]
     torch.testing.assert_close(mean.detach(), before, rtol=1e-8, atol=1e-8)
     with torch.no_grad():
         ((_, _, a),) = model.projections(params, spots)
@@ -357,7 +359,7 @@ def test_the_order_of_spots_changes_nothing():
     other = fit(
         places[order],
         slices[order],
-        [gpnsf_fit.reordered(v, order) for v in values],
+        [reordered(v, order) for v in values],
         Shape(2, 1, n_inducing=12),
         climb=QUICK,
     )
@@ -416,38 +418,35 @@ def test_a_modality_without_weight_takes_no_part():
     np.testing.assert_allclose(one.usage, two.usage, rtol=1e-8)
 
 
-def test_interrupted_and_taken_up_again(tmp_path):
+@pytest.mark.parametrize("batch", [None, 25])
+def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, batch):
     places, slices, values = simulated()
-    shape = Shape(2, 1, n_inducing=12)
-    for batch in (None, 25):
-        how = {"max_iter": 14, "batch_size": batch, "device": "cpu"}
-        whole = fit(places, slices, values, shape, climb=Climb(**how))
-        path = tmp_path / f"{batch}.pt"
-        first = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, max_time=0.0))
-        assert first.n_iter == 0
-        calls = []
+    shape, how = Shape(2, 1, n_inducing=12), {"max_iter": 14, "batch_size": batch, "device": "cpu"}
+    whole = fit(places, slices, values, shape, climb=Climb(**how))
+    path = tmp_path / "state.pt"
+    first = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, max_time=0.0))
+    assert first.n_iter == 0
+    rate = gpnsf_fit.learning_rate_share
 
-        def interrupt(done, max_iter, calls=calls):
-            calls.append(done)
-            if len(calls) == 8:
-                raise KeyboardInterrupt
-            return rate(done, max_iter)  # noqa: B023
+    def interrupt(done, max_iter):
+        if done == 8:
+            raise KeyboardInterrupt
+        return rate(done, max_iter)
 
-        rate = gpnsf_fit.learning_rate_share
-        gpnsf_fit.learning_rate_share = interrupt
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, checkpoint_every=6))
-        finally:
-            gpnsf_fit.learning_rate_share = rate
-        assert len(torch.load(path, weights_only=True)["elbo"]) == 6
-        resumed = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path))
-        np.testing.assert_allclose(resumed.elbo, whole.elbo, rtol=1e-6)
-        np.testing.assert_allclose(resumed.usage, whole.usage, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="another fit"):
-        fit(places, slices, values, shape, random_state=1, climb=Climb(**how, checkpoint=path))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpnsf_fit, "learning_rate_share", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, checkpoint_every=6))
+    assert len(torch.load(path, weights_only=True)["elbo"]) == 6
+    resumed = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path))
+    np.testing.assert_allclose(resumed.elbo, whole.elbo, rtol=1e-6)
+    np.testing.assert_allclose(resumed.usage, whole.usage, rtol=1e-4, atol=1e-5)
+    other = [Values(v.name, v.matrix, OBSERVATIONS["poisson"], v.size) for v in values]
+    for changed, seed in ((values, 1), (other, 0)):
+        with pytest.raises(ValueError, match="another fit"):
+            fit(places, slices, changed, shape, random_state=seed, climb=Climb(**how, checkpoint=path))
     path.write_text("no checkpoint")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
         fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path))
 
 
@@ -504,7 +503,7 @@ def test_inducing_points():
 
 
 def test_start_finds_loadings_and_leaves_hidden_entries_out():
-    _places, _, values = simulated(300, hidden=False)
+    _, _, values = simulated(300, hidden=False)
     H, W = joint_nmf(values, 3)
     assert H.min() >= 0
     np.testing.assert_allclose(H.mean(0), 1)
