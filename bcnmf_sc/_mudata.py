@@ -133,14 +133,15 @@ def _read_modality(
         kind = "bernoulli" if (x == 1).all() or sparse_name else "nb" if whole else "gaussian"
     model = OBSERVATIONS[kind]
     if kind == "bernoulli" and (x != 1).any():
-        warnings.warn(f"{where} holds values above 1; they are made 1 for `likelihood='bernoulli'`.", stacklevel=5)
+        msg = f"{where} holds values other than 0 and 1; all above 0 are made 1 for `likelihood='bernoulli'`."
+        warnings.warn(msg, stacklevel=4)
         matrix.data = np.ones_like(x)
     elif model.counts and not whole:
         msg = (
             f"{where} holds {int((x != np.round(x)).sum())} values that are not whole numbers, but "
             f"`likelihood={kind!r}` models counts. Name the layer of counts with `layer=`, or use 'gaussian'."
         )
-        warnings.warn(msg, stacklevel=5)
+        warnings.warn(msg, stacklevel=4)
     factors = _size_factors(name, size, matrix, adata, order, obs)
     return SpotModality(
         name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
@@ -211,7 +212,7 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
     found = mdata.obsm.get(spatial_key, None)
     for part in getattr(mdata, "mod", {}).values():
         if found is None and spatial_key in part.obsm:
-            found = np.asarray(part.obsm[spatial_key])[part.obs_names.get_indexer(mdata.obs_names)]
+            found = pd.DataFrame(np.asarray(part.obsm[spatial_key]), index=part.obs_names).reindex(mdata.obs_names)
     if found is None:
         msg = f"`spatial_key` {spatial_key!r} is not in `mdata.obsm`. Present: {listed(mdata.obsm.keys())}."
         raise ValueError(msg)
@@ -237,7 +238,7 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
             f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one "
             "place. If they are from several slices, name them with `sample_key`."
         )
-        warnings.warn(msg, stacklevel=4)
+        warnings.warn(msg, stacklevel=3)
     return places
 
 

@@ -149,11 +149,7 @@ def seconds(n_side, n_inducing, how):
     return times
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    seeds = parser.parse_args().seeds
-
+def smooth_patterns(seeds):
     smooth = compare("Smooth patterns", seeds)
     nmf, ours = smooth[:, 0], smooth[:, 1]
     verdict("matched correlation, smallest over seeds", ours[:, 0].min(), 0.93, at_least=True)
@@ -161,19 +157,37 @@ def main():
     verdict("excess NB deviance over joint NMF's, largest", (ours / nmf)[:, 1].max(), 0.5, at_least=False)
     verdict("excess Bernoulli deviance over joint NMF's, largest", (ours / nmf)[:, 2].max(), 0.7, at_least=False)
 
+
+def with_nonspatial_topics(seeds):
     mixed = compare("6 smooth patterns and 2 topics that do not follow space", seeds, n_nonspatial=2)
     verdict("hybrid: matched correlation, smallest", mixed[:, 2, 0].min(), 0.85, at_least=True)
     above = (mixed[:, 2, 0] - mixed[:, :2, 0].max(1)).min()
     verdict("  the same minus the better of joint NMF and all spatial, smallest", above, 0.0, at_least=True)
 
+
+def sharp_edges(seeds):
     compare("Sharp edges (no bar: a known weakness)", seeds, pattern="sharp")
 
+
+def time_spent(_):
     one, whole = alone(seconds, 24, 100, (None, 150))
     verdict("CPU s: 576 spots, M = 100, 150 passes, start included", whole, 8.0, at_least=False)
     one, whole = alone(seconds, 50, 225, (500, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, batches of 500", (whole - one) / 20 / 5, 0.08, at_least=False)
     one, whole = alone(seconds, 50, 225, (None, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, all at once", (whole - one) / 20, 0.08, at_least=False)
+
+
+PARTS = {"smooth": smooth_patterns, "mixed": with_nonspatial_topics, "sharp": sharp_edges, "seconds": time_spent}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    given = parser.parse_args()
+    for part in given.parts:
+        PARTS[part](given.seeds)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
 
 mudata = pytest.importorskip("mudata")
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
 QUICK = {"max_iter": 25, "n_inducing": 30, "progress": False, "device": "cpu"}
 
 
@@ -236,15 +238,17 @@ def test_spots_without_a_slice_are_refused():
 
 def test_stated_rules_come_with_warnings():
     quick = QUICK | {"max_iter": 2, "n_topics": 2}
-    with pytest.warns(UserWarning, match="values above 1; they are made 1"):
+    with pytest.warns(UserWarning, match="other than 0 and 1; all above 0 are made 1") as caught:
         bc.tl.gpnsf(spoiled("atac", put(3)), **quick)
+    assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="1 values that are not whole"):
         bc.tl.gpnsf(spoiled("rna", put(0.5)), likelihood={"rna": "nb"}, **quick)
     twice = GRID.copy()
     twice[1] = twice[0]
     mdata = replaced(spatial=twice)
-    with pytest.warns(UserWarning, match="1 spots lie at the place of another"):
+    with pytest.warns(UserWarning, match="1 spots lie at the place of another") as caught:
         bc.tl.gpnsf(mdata, **(quick | {"n_inducing": None}))
+    assert caught[0].filename == __file__
     np.testing.assert_allclose(mdata.obsm["X_gpnsf"][0], mdata.obsm["X_gpnsf"][1], rtol=1e-5)
 
 
@@ -406,6 +410,38 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_no_warning_on_good_data():
+    mdata = simulated()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bc.tl.gpnsf(simulated(), n_topics=2, **(QUICK | {"max_iter": 3}))
+        bc.tl.gpnsf(mdata, n_topics=2, progress=False)
+    assert mdata.uns["gpnsf"]["converged"]
+
+
+def test_a_fit_that_is_cut_short_says_so():
+    mdata = simulated()
+    with pytest.warns(ConvergenceWarning, match="had not come to rest after 9 passes") as caught:
+        bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 9}))
+    assert caught[0].filename == __file__
+    assert mdata.uns["gpnsf"]["converged"] is False
+
+
+def test_loadings_are_read_by_modality(fitted):
+    for name, part in fitted.mod.items():
+        W = bc.get.loadings(part, key="gpnsf")
+        np.testing.assert_array_equal(W, part.varm["gpnsf"])
+        assert list(W.columns) == list(fitted.uns["gpnsf"]["topics"].index), name
+        genes = bc.get.top_genes(part, 3, key="gpnsf", by="specificity")
+        share = W / W.sum()
+        for topic, block in genes.groupby("topic", observed=True):  # in whatever units the loadings are
+            others = share.drop(columns=topic).max(axis=1)
+            score = np.log2(share[topic] + 0.1 / len(W)) - np.log2(others + 0.1 / len(W))
+            assert list(block["gene"]) == list(score.nlargest(3).index)
+    assert bc.get.usage(fitted, key="gpnsf").shape == (128, 4)
+
+
+def test_coordinates_of_a_modality_that_lacks_spots_are_missing_and_no_others():
+    mdata = simulated()
+    less = mudata.MuData({"rna": mdata["rna"], "atac": mdata["atac"][:60].copy()})
+    less["atac"].obsm["where"] = mdata.obsm["spatial"][:60]
+    with pytest.raises(ValueError, match="got 4 spots without"):
+        bc.tl.gpnsf(less, likelihood={"rna": "nb"}, spatial_key="where", n_topics=2, **QUICK)

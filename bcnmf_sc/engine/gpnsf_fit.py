@@ -84,7 +84,8 @@ class SpatialFactors:
     elbo: np.ndarray
     """Per pass: its number, the bound (mean over the batches), the learning rate."""
     n_iter: int
-    converged: bool
+    gain: float
+    """Share of its size by which the smoothed bound still rose at the end."""
 
 
 # Fit ----------------------------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ class _State:
     optimiser: torch.optim.Adam
     generator: torch.Generator
     elbo: list[list[float]] = field(default_factory=list)
-    converged: bool = False
+    gain: float = math.inf
 
 
 def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> list[dict[str, Any]]:
@@ -176,7 +177,11 @@ def _climb(
             show=climb.progress, initial=len(state.elbo), total=climb.max_iter, desc="gpnsf", unit="it"
         ) as bar,
     ):
-        while len(state.elbo) < climb.max_iter and not state.converged and time.monotonic() < deadline:
+        while (
+            len(state.elbo) < climb.max_iter
+            and (state.gain >= climb.tol or not climb.tol)
+            and time.monotonic() < deadline
+        ):
             done = len(state.elbo)
             share = learning_rate_share(done, climb.max_iter)
             for group in state.optimiser.param_groups:
@@ -196,7 +201,7 @@ def _climb(
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
-            state.converged = settled([row[1] for row in state.elbo], climb.tol)
+            state.gain = gain([row[1] for row in state.elbo])
             if checkpoint.interrupted or len(state.elbo) % climb.checkpoint_every == 0:
                 _save(checkpoint, state)
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
@@ -270,12 +275,12 @@ def learning_rate_share(done: int, max_iter: int) -> float:
     return 0.05 + 0.95 * (1 + math.cos(math.pi * done / max_iter)) / 2
 
 
-def settled(elbo: Sequence[float], tol: float) -> bool:
-    """Whether the bound, smoothed over passes, gained less than a share ``tol`` of its size over the last ones."""
+def gain(elbo: Sequence[float]) -> float:
+    """Share of its size by which the bound, smoothed over passes, rose over the last ones; infinite at the start."""
     if len(elbo) < 3 * WINDOW:
-        return False
+        return math.inf
     now, before = np.mean(elbo[-WINDOW:]), np.mean(elbo[-2 * WINDOW : -WINDOW])
-    return bool(now - before < tol * abs(now))
+    return float((now - before) / abs(now))
 
 
 @torch.no_grad()
@@ -297,7 +302,7 @@ def _save(checkpoint: Checkpoint, state: _State) -> None:
         "optimiser": state.optimiser.state_dict(),
         "generator": state.generator.get_state(),
         "elbo": state.elbo,
-        "converged": state.converged,
+        "gain": state.gain,
     }
     checkpoint.write(lambda file: torch.save(content, file), len(state.elbo))
 
@@ -311,7 +316,7 @@ def _restore(checkpoint: Checkpoint, state: _State) -> None:
             p.copy_(stored["params"][name])
         state.optimiser.load_state_dict(stored["optimiser"])
         state.generator.set_state(stored["generator"])
-        state.elbo, state.converged = stored["elbo"], stored["converged"]
+        state.elbo, state.gain = stored["elbo"], stored["gain"]
 
 
 def _identity(
@@ -364,7 +369,7 @@ def _finish(model: Model, state: _State, places: Places, shape: Shape) -> Spatia
         posterior=posterior,
         elbo=np.array(state.elbo).reshape(-1, 3),
         n_iter=len(state.elbo),
-        converged=state.converged,
+        gain=state.gain,
     )
 
 

@@ -62,7 +62,7 @@ def spatial_topics(
     --------
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
-    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=30)
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
     >>> fig = bc.pl.spatial_topics(mdata, topics=["Topic 1", "Topic 2"])
     """
     from matplotlib import pyplot as plt
@@ -130,7 +130,7 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
     --------
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
-    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=30)
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
     >>> ax = bc.pl.lengthscales(mdata)
     """
     from matplotlib import pyplot as plt

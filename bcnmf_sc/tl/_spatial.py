@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
 from .._anndata import listed
@@ -24,7 +25,7 @@ from .._mudata import (
     read_slices,
     stored_fit,
 )
-from ._problem import one_of, whole_number
+from ._problem import check_run, one_of, whole_number
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from ..engine.gpnsf_fit import SpatialFactors
-
-logger = logging.getLogger(__name__)
 
 KERNELS = ("matern32", "exponential", "rbf")
 OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
@@ -46,7 +45,8 @@ class SpatialRunOptions(TypedDict, total=False):
     max_iter: int
     """Passes over the spots at most (200)."""
     tol: float
-    """Stop when the bound, averaged over 20 passes, gains less than this share of its size over the next 20 (2e-5)."""
+    """Stop when the bound, averaged over 20 passes, rises by less than this share of its size over the next 20 (2e-5).
+    With 0 all passes are gone through."""
     max_time: float
     """Seconds after which to stop (none)."""
     batch_size: int | None
@@ -160,6 +160,9 @@ def gpnsf(
         Size factor.
     ``[modality].var[key_added + "_dispersion"]``, ``[modality].var[key_added + "_sd"]`` : float32
         Parameter of the negative binomial or Gaussian; NaN for features not used.
+    ``[modality].uns[key_added]`` : dict
+        ``params`` and ``topics`` once more, so that `get.loadings`, `get.top_genes` and `pl.loadings` take the
+        modality.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind; lengthscale in the units of the coordinates and variance of the
         kernel; Moran's I of the usage; spatial importance, the share of the variation of all rates over the spots, each
@@ -176,7 +179,7 @@ def gpnsf(
     --------
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
-    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=30)
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
     >>> mdata.obsm["X_gpnsf"].shape, mdata["atac"].varm["gpnsf"].shape
     ((196, 4), (120, 4))
     """
@@ -184,7 +187,7 @@ def gpnsf(
     from ..engine.gpnsf_start import Shape, Values
 
     _anndata.check_key(key_added)
-    _check_run(run)
+    check_run(run, SpatialRunOptions)
     one_of("kernel", kernel, KERNELS)
     whole_number("random_state", random_state, 0)
     if n_inducing is not None:
@@ -210,6 +213,13 @@ def gpnsf(
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
     factors = gpnsf_fit.fit(coordinates, slices, values, shape, random_state=random_state, climb=climb)
 
+    converged = factors.gain < climb.tol
+    if not converged:
+        msg = (
+            f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still rose: "
+            f"{factors.gain:.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
+        )
+        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
     mdata = mdata.copy() if copy else mdata
     params = {
         "modalities": [each.name for each in modalities],
@@ -233,7 +243,15 @@ def gpnsf(
         "batch_size": climb.batch_size,
         "version": version("bcnmf-sc"),
     }
-    _write(mdata, key_added, factors, modalities, _topics(factors, modalities, coordinates, slices), params)
+    _write(
+        mdata,
+        key_added,
+        factors,
+        modalities,
+        _topics(factors, modalities, coordinates, slices),
+        params,
+        converged=converged,
+    )
     return mdata if copy else None
 
 
@@ -279,7 +297,7 @@ def gpnsf_predict(
     >>> import numpy as np
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
-    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=30)
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
     >>> between = bc.tl.gpnsf_predict(mdata, np.array([[0.1, 0.2], [0.3, -0.5]]))
     >>> between.shape, bool((between.layers["sd"] > 0).all())
     ((2, 4), True)
@@ -360,7 +378,7 @@ def enhance(
     --------
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
-    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=30)
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
     >>> bc.tl.enhance(mdata, n_neighbors=20)
     >>> mdata["atac"].layers["gpnsf_enhanced"].nnz > 5 * mdata["atac"].X.nnz
     True
@@ -408,21 +426,6 @@ def _number(name: str, value: Any) -> None:
         raise ValueError(msg)
 
 
-def _check_run(run: SpatialRunOptions) -> None:
-    unknown = set(run) - set(SpatialRunOptions.__annotations__)
-    if unknown:
-        msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(SpatialRunOptions.__annotations__)}."
-        raise TypeError(msg)
-    for name in ("max_iter", "batch_size", "n_samples", "checkpoint_every"):
-        if run.get(name) is not None:
-            whole_number(name, run[name], 1)
-    for name in ("tol", "max_time", "learning_rate"):
-        value: Any = run.get(name)
-        if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
-            msg = f"`{name}` must be a number of at least 0, got {value!r}."
-            raise ValueError(msg)
-
-
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +466,8 @@ def _write(
     modalities: list[SpotModality],
     topics: pd.DataFrame,
     params: dict[str, Any],
+    *,
+    converged: bool,
 ) -> None:
     mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
     mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
@@ -481,11 +486,12 @@ def _write(
                 column = np.full(adata.n_vars, np.nan, np.float32)
                 column[each.features] = factors.parameters[each.name]
                 adata.var[f"{key}_{name}"] = column
+        adata.uns[key] = {"params": params, "topics": topics.copy()}  # for what reads loadings out of an AnnData
     mdata.uns[key] = {
         "params": params,
         "topics": topics,
         "elbo": pd.DataFrame(factors.elbo, columns=["iteration", "elbo", "learning_rate"]),
         "n_iter": factors.n_iter,
-        "converged": factors.converged,
+        "converged": converged,
         "posterior": factors.posterior,
     }
