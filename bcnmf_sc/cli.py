@@ -85,7 +85,7 @@ def read(path: Path, *, backed: Literal["r"] | None = None, multimodal: bool = F
             kind, slots = str(file.attrs.get("encoding-type", "anndata")), sorted(file)
     except OSError as error:
         _refuse(f"{path} cannot be read: {'it is truncated' if 'truncated' in str(error) else _one_line(error)}.")
-    if multimodal and kind.lower() == "mudata":
+    if multimodal and kind.lower() == "mudata" and {"mod", "obs"} <= set(slots):
         return _read_h5mu(path, backed=backed)
     if kind != "anndata" or not {"obs", "var"} <= set(slots):
         holds = kind if kind != "anndata" else ", ".join(slots[:8]) or "nothing"

@@ -1,15 +1,13 @@
 """Spatial topics against plain NMF on STARmap, mouse prefrontal cortex: masked genes in an unseen slice, domains.
 
-1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage
-comes from
-   the other half (NMF: the best fit of each cell; ours: the posterior given the cell and its surroundings), and the
-   masked genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated on
-   the two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes
-   without bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer
-   itself, and NMF's usage averaged over the nearest 20 cells.
-2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's,
-and the
-   same after averaging NMF's over the nearest 20 cells, which is what a user of NMF would do for domains.
+1. Both methods learn loadings on two slices. In the third, half of the genes are masked in every cell; the usage comes
+   from the other half (NMF: the best fit of each cell; ours: the posterior given the cell and its surroundings), and
+   the masked genes' log-likelihood under a negative binomial is compared. The dispersions of the genes are estimated
+   on the two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes
+   without bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer itself,
+   and NMF's usage averaged over the nearest 20 cells.
+2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's, and
+   the same after averaging over the nearest 20 cells, which is what a user of NMF would do for domains.
 
 Reads starmap_mpfc_3slices.h5ad from the folder BCNMF_SC_DATA (default: ../shared/data beside the checkout).
 """
