@@ -9,7 +9,7 @@
 2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's, and
    the same after averaging over the nearest 20 cells, which is what a user of NMF would do for domains.
 
-Reads starmap_mpfc_3slices.h5ad from the folder BCNMF_SC_DATA (default: ../shared/data beside the checkout).
+Reads starmap_mpfc_3slices.h5ad from the folder BCNMF_SC_TEST_DATA (default: ../shared/data beside the checkout).
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ def main():
     parser.add_argument("--n-inducing", type=int, default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    folder = Path(os.environ.get("BCNMF_SC_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    folder = Path(os.environ.get("BCNMF_SC_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
     path = folder / "starmap_mpfc_3slices.h5ad"
     if not path.exists():
-        print(f"{path} is not there: set BCNMF_SC_DATA to the folder that holds it.")
+        print(f"{path} is not there: set BCNMF_SC_TEST_DATA to the folder that holds it.")
         return
     adata = ad.read_h5ad(path)
 

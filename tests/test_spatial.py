@@ -99,6 +99,18 @@ def test_anndata_is_one_modality():
     np.testing.assert_array_equal(mdata.obsm["X_gpnsf"], adata.obsm["X_gpnsf"])
 
 
+def test_a_file_is_read_and_not_copied(tmp_path):
+    adata = simulated()["rna"].copy()
+    adata.obsm["spatial"] = GRID
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    backed = ad.read_h5ad(tmp_path / "in.h5ad", backed="r")
+    with pytest.raises(ValueError, match="`copy` must be False"):
+        bc.tl.gpnsf(backed, n_topics=2, copy=True, **QUICK)
+    for each in (adata, backed):
+        bc.tl.gpnsf(each, n_topics=2, **QUICK)
+    np.testing.assert_array_equal(backed.obsm["X_gpnsf"], adata.obsm["X_gpnsf"])
+
+
 @pytest.mark.parametrize("kind", [sparse.csc_matrix, sparse.coo_array, lambda x: x.toarray()])
 def test_kinds_of_arrays(kind):
     one, two = simulated(), simulated()

@@ -122,7 +122,7 @@ def fit(
     values = [reordered(each, order) for each in values]
     scaled, slice = places.scaled[order], slice[order]
     H, W = joint_nmf(values, shape.n_topics + shape.n_nonspatial, random_state=random_state, n_starts=climb.n_starts)
-    device = torch.device(climb.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(climb.device or "cpu")
     model, params = begin(scaled, slice, values, shape, (H, W), device=device, dtype=climb.dtype)
     state = _climb(model, params, values, shape.kl_weight, random_state, climb)
     return _finish(model, state, places, shape)

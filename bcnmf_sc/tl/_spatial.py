@@ -56,7 +56,7 @@ class SpatialRunOptions(TypedDict, total=False):
     n_samples: int
     """Draws of the usage per step (1)."""
     device: str | None
-    """Torch device; CUDA where there is one by default."""
+    """A CUDA device as torch names it, such as ``"cuda"``; the CPU by default."""
     checkpoint: str | PathLike[str] | None
     """File to which the state is written, and from which an interrupted fit is taken up (none)."""
     checkpoint_every: int
@@ -85,7 +85,7 @@ def gpnsf(
     copy: bool = False,
     **run: Unpack[SpatialRunOptions],
 ) -> AnnData | MuData | None:
-    r"""Find topics whose usage varies smoothly over space, from one or more modalities of the same spots [Gao2026]_.
+    r"""Find topics whose usage varies smoothly over space, from one or more modalities of the same spots :cite:p:`gao2026gpnsf`.
 
     Value :math:`x_{ij}` of spot :math:`i` and feature :math:`j` in modality :math:`r` has the rate
 
@@ -197,6 +197,8 @@ def gpnsf(
         one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
     for name, weight in (weights or {}).items():
         _number(f"weights[{name!r}]", weight)
+    if isinstance(mdata, AnnData):
+        _anndata.check_backed(mdata, copy=copy)
     modalities = read_modalities(mdata, likelihood, size_factors, weights, layer, mask_var)
     whole_number("n_topics", n_topics, 1)
     whole_number("n_nonspatial", n_nonspatial, 0)
