@@ -6,8 +6,8 @@
    on the two slices for each method's own rates. NMF says zero where it knows nothing, which a likelihood punishes
    without bound, so beside it stand NMF drawn towards the mean profile, by the share that is best on the answer itself,
    and NMF's usage averaged over the nearest 20 cells.
-2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's, and
-   the same after averaging over the nearest 20 cells, which is what a user of NMF would do for domains.
+2. The four annotated layers: k-means on the proportions of usage of all three slices fitted together, against NMF's,
+   and the same after averaging over the nearest 20 cells, which is what a user of NMF would do for domains.
 
 Reads starmap_mpfc_3slices.h5ad from the folder BCNMF_SC_TEST_DATA (default: ../shared/data beside the checkout).
 """

@@ -38,6 +38,8 @@ REBASE = (0, 10, 30, 80, 180, 400)
 """Passes before which the basis of the posterior is renewed."""
 KEEP_VALUES = 2**26
 """Size up to which projections of all spots are kept in memory."""
+AT_ONCE, BATCH = 1000, 400
+"""A pass over many spots should be many steps: all at once, the bound climbs a step a pass."""
 WINDOW = 20
 """Passes that the bound is averaged over, to see whether it still rises."""
 
@@ -50,6 +52,7 @@ class Climb:
     """Passes over the spots."""
     tol: float = 2e-5
     batch_size: int | None = None
+    """All spots at once up to `AT_ONCE`, else `BATCH`, where nothing else is asked for."""
     learning_rate: float = 0.03
     n_samples: int = 1
     n_starts: int = 3
@@ -162,7 +165,8 @@ def _climb(
             p.requires_grad_()
     state = _State(params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state))
     n_spots, device = len(model.place), model.place.device
-    size = n_spots if climb.batch_size is None else min(climb.batch_size, n_spots)
+    asked = climb.batch_size or (n_spots if n_spots <= AT_ONCE else BATCH)
+    size = min(asked, n_spots)
     every = torch.arange(n_spots, device=device)
     whole: list[Block] | None = [each.block(every) for each in model.modalities] if size == n_spots else None
     checkpoint = Checkpoint.open(climb.checkpoint, *_identity(params, values, kl_weight, random_state, climb))

@@ -33,6 +33,8 @@ ALL_PLACES, FEWER_POINTS = 600, 300
 
 
 PARAMETER_BOUNDS = (1e-2, 1e4)
+FIRST_DISPERSIONS = (0.05, 100.0)
+START_ROWS = 4096
 LOADING_FLOOR = 1e-4
 """Smallest loading of a feature that is present at all, over its mean: at zero it could never rise again."""
 SHRINK = 0.2
@@ -325,6 +327,7 @@ def begin(
         level[: max(0, n_frozen - n_topics)] = 0  # loadings that are given keep their units
         params["free_mean"] = tensor((free - level).T)
         params["free_log_sd"] = tensor(np.full(free.T.shape, -1.0))
+        log_usage[:, n_topics:] -= level
         W = {name: w * np.concatenate([np.ones(n_topics), np.exp(level)]) for name, w in W.items()}
     modalities = []
     for each in values:
@@ -338,7 +341,7 @@ def begin(
         )
         params[f"F_{each.name}"] = tensor(over[:, :n_frozen])
         params[f"V_{each.name}"] = tensor(np.maximum(over[:, n_frozen:], LOADING_FLOOR))
-        params[f"aux_{each.name}"] = tensor(np.log(first_parameter(each)))
+        params[f"aux_{each.name}"] = tensor(np.log(first_parameter(each, np.exp(log_usage), W[each.name])))
     return Model(
         prior, tensor(scaled), torch.as_tensor(slice, device=device), torch.as_tensor(point, device=device), modalities
     ), params
@@ -373,13 +376,21 @@ def modality_tensors(values: Values, tensor: Any) -> Modality:
     )
 
 
-def first_parameter(values: Values) -> np.ndarray:
-    """Return the observation model's parameter at the start: dispersion 5, or the values' standard deviation."""
+def first_parameter(values: Values, usage: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Return the observation model's parameter at the start, by moments about the rates there."""
     n_features = values.matrix.shape[1]
-    if values.parameter is not None:
-        return np.asarray(values.parameter, np.float64)
+    if values.parameter is not None or not values.observation.parameter:
+        return np.ones(n_features) if values.parameter is None else np.asarray(values.parameter, np.float64)
+    seen, square, excess, rates = (np.zeros(n_features) for _ in range(4))
+    for first in range(0, len(usage), START_ROWS):
+        rows = slice(first, first + START_ROWS)
+        rate = values.size[rows, None] * (usage[rows] @ W.T)
+        known = np.ones(rate.shape) if values.hidden is None else 1 - _pattern(values.hidden[rows]).toarray()
+        residual = known * (values.matrix[rows].toarray() - rate) ** 2
+        seen += known.sum(0)
+        square += residual.sum(0)
+        excess += (residual - known * rate).sum(0)
+        rates += (known * rate**2).sum(0)
     if values.observation.parameter == "sd":
-        mean = np.asarray(values.matrix.mean(0)).ravel()
-        square = np.asarray(values.matrix.multiply(values.matrix).mean(0)).ravel()
-        return np.clip(np.sqrt(np.maximum(square - mean**2, 0.0)), *PARAMETER_BOUNDS)
-    return np.full(n_features, 5.0)
+        return np.clip(np.sqrt(square / np.maximum(seen, 1)), *PARAMETER_BOUNDS)
+    return np.clip(rates / np.maximum(excess, 1e-12), *FIRST_DISPERSIONS)

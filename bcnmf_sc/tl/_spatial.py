@@ -50,7 +50,7 @@ class SpatialRunOptions(TypedDict, total=False):
     max_time: float
     """Seconds after which to stop (none)."""
     batch_size: int | None
-    """Spots per step; all by default. Give it where memory or time is short, as from 10,000 spots on."""
+    """Spots per step: by default all of them up to 1,000, else 400."""
     learning_rate: float
     """Step of the optimiser, which falls to a twentieth over ``max_iter`` passes (0.03)."""
     n_samples: int
@@ -85,7 +85,7 @@ def gpnsf(
     copy: bool = False,
     **run: Unpack[SpatialRunOptions],
 ) -> AnnData | MuData | None:
-    r"""Find topics whose usage varies smoothly over space, from one or more modalities of the same spots :cite:p:`gao2026gpnsf`.
+    r"""Find topics whose usage varies smoothly over space, from modalities of the same spots :cite:p:`gao2026gpnsf`.
 
     Value :math:`x_{ij}` of spot :math:`i` and feature :math:`j` in modality :math:`r` has the rate
 
