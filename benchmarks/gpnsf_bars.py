@@ -177,7 +177,7 @@ def time_spent(_):
     verdict("CPU s: 576 spots, M = 100, 150 passes, start included", whole, 8.0, at_least=False)
     one, whole = alone(seconds, 50, 225, (500, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, batches of 500", (whole - one) / 20 / 5, 0.08, at_least=False)
-    one, whole = alone(seconds, 50, 225, (None, 21))
+    one, whole = alone(seconds, 50, 225, (2500, 21))
     verdict("CPU s per step: 2,500 spots, M = 225, all at once", (whole - one) / 20, 0.08, at_least=False)
 
 
