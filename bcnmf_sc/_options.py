@@ -30,13 +30,14 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
     from anndata import AnnData
 
     from . import _anndata
-    from .tl import _casecontrol, _problem
+    from .tl import _casecontrol, _problem, _spatial
 
     # what the modules of `tl` import for their hints alone
     names = {
         **vars(_anndata),
         **vars(_problem),
         **vars(_casecontrol),
+        **vars(_spatial),
         "AnnData": AnnData,
         "MuData": AnnData,
         "Mapping": Mapping,

@@ -30,6 +30,7 @@ GENERATED = {
     "fit": ("bcnmf", "Find topics of the target cells that the background cells do not have."),
     "deltanmf": ("deltanmf", "Find topics of the controls, then those that the cases have beside them."),
     "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
+    "gpnsf": ("gpnsf", "Find topics whose usage varies smoothly over space (h5mu or h5ad)."),
 }
 """Subcommand: function of `tl`, and what it does (said here so that `--help` need not import it)."""
 DEMO_FILES = ("demo.h5ad", "topics.png", "usage.png", "loss.png")
@@ -44,19 +45,23 @@ def command(name: str, function: Callable[..., Any], summary: str) -> click.Comm
     made = options(function)
     files = {str(option.name) for option in made if option.type is PATH}
     arguments = inspect.signature(function).parameters
+    multimodal = "mdata" in arguments
 
     def run(source: Path, output: Path, *, force: bool, **values: Any) -> None:
         check_output(output, [source, *(values[file] for file in files)], force=force)
-        adata = read(source)
+        adata = read(source, multimodal=multimodal)
         values |= {file: read(values[file]) for file in files}
         # how to run: what was not said is left to the function
         function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
-        write(output, adata.write_h5ad)
+        write(output, adata.write_h5ad if hasattr(adata, "write_h5ad") else adata.write_h5mu)
         key = values.get("key_added") or values.get("key")
         click.echo("\n".join([f"Wrote {output}", "", *describe(adata, key)]))
 
-    first = click.Argument(["source"], type=PATH, metavar="IN.h5ad")
-    out = click.Option(["-o", "--output"], type=PATH, required=True, metavar="OUT.h5ad", help="File to write.")
+    metavar = "IN.h5mu|IN.h5ad" if multimodal else "IN.h5ad"
+    first = click.Argument(["source"], type=PATH, metavar=metavar)
+    out = click.Option(
+        ["-o", "--output"], type=PATH, required=True, metavar=metavar.replace("IN", "OUT"), help="File to write."
+    )
     force = click.Option(["--force"], is_flag=True, help="Overwrite the output where it exists.")
     return click.Command(name, params=[first, *made, out, force], callback=run, help=summary)
 
@@ -64,8 +69,8 @@ def command(name: str, function: Callable[..., Any], summary: str) -> click.Comm
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
-    """Read an h5ad, or say in one line why it is none."""
+def read(path: Path, *, backed: Literal["r"] | None = None, multimodal: bool = False) -> Any:
+    """Read an h5ad, or an h5mu where it may be `multimodal`, or say in one line why it is none."""
     import anndata
     import h5py
 
@@ -80,6 +85,8 @@ def read(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
             kind, slots = str(file.attrs.get("encoding-type", "anndata")), sorted(file)
     except OSError as error:
         _refuse(f"{path} cannot be read: {'it is truncated' if 'truncated' in str(error) else _one_line(error)}.")
+    if multimodal and kind.lower() == "mudata" and {"mod", "obs"} <= set(slots):
+        return _read_h5mu(path, backed=backed)
     if kind != "anndata" or not {"obs", "var"} <= set(slots):
         holds = kind if kind != "anndata" else ", ".join(slots[:8]) or "nothing"
         _refuse(f"{path} is HDF5, but no AnnData. It holds: {holds}.")
@@ -87,6 +94,18 @@ def read(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
         return anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
         _refuse(f"{path} cannot be read as AnnData: {_one_line(error)}")
+
+
+def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
+    try:
+        import mudata
+    except ImportError:
+        _refuse(f"{path} is an h5mu file. Install mudata to read it: pip install 'bcnmf-sc[multimodal]'.")
+    try:
+        with mudata.set_options(pull_on_update=False):
+            return mudata.read_h5mu(path, backed=backed)
+    except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
+        _refuse(f"{path} cannot be read as MuData: {_one_line(error)}")
 
 
 def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -201,7 +220,7 @@ def cli() -> None:
 @click.argument("source", type=PATH, metavar="FILE.h5ad")
 def info(source: Path) -> None:
     """Show the factorisations that a file holds."""
-    adata = read(source, backed="r")
+    adata = read(source, backed="r", multimodal=True)
     lines = describe(adata) or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
     click.echo("\n".join([f"{source}: {adata.n_obs} cells x {adata.n_vars} genes", "", *lines]))
     adata.file.close()

@@ -15,6 +15,7 @@ from ._simulate import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
 from ._simulate import check_count as _check_count
 from ._simulate import check_number as _check_number
 from ._simulate import simulated_programs
+from ._simulate_spatial import simulated_spatial
 from ._stand_in import stand_in
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "mixseq",
     "simulated",
     "simulated_programs",
+    "simulated_spatial",
     "stand_in",
 ]
 

@@ -67,7 +67,8 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
 
     Returns
     -------
-    Table of genes by topics; a copy. A topic's column sums to 1; genes that were not used have zero rows.
+    Table of genes by topics; a copy. A topic's column sums to 1 (after `tl.gpnsf`: counts at mean usage); genes that
+    were not used have zero rows.
 
     Examples
     --------
@@ -147,7 +148,8 @@ def top_genes(
         raise ValueError(msg)
 
     w = w[(w > 0).any(axis=1).to_numpy()]
-    specificity = _specificity(w.to_numpy(dtype=np.float64))
+    share = w.to_numpy(dtype=np.float64)
+    specificity = _specificity(share / np.maximum(share.sum(axis=0), np.finfo(float).tiny))
     blocks = []
     for topic in chosen:
         k = w.columns.get_loc(topic)

@@ -21,6 +21,7 @@ PARTS = {name: getattr(bc, name) for name in bc.__all__ if inspect.ismodule(geta
 PUBLIC = {name: getattr(bc, name) for name in bc.__all__ if name not in PARTS}
 PUBLIC |= {f"{part}.{name}": getattr(module, name) for part, module in PARTS.items() for name in module.__all__}
 FUNCTIONS = {name: function for name, function in PUBLIC.items() if inspect.isfunction(function)}
+MULTIMODAL = ("tl.gpnsf", "tl.gpnsf_predict", "tl.enhance", "pl.spatial_topics", "pl.lengthscales")
 SPLIT = {"background_key": "condition", "background": "ctrl"}
 QUICK = {"n_topics": 3, "max_iter": 30, "tol": 0.05, "alpha": 0.1}
 
@@ -36,10 +37,10 @@ def test_signature(name):
     assert not flags, "keyword-only"
     part = name.split(".")[0]
     if part in ("pp", "tl", "pl", "get", "report"):
-        # what is not made from an AnnData says so: a table, or embeddings of genes
-        first = {"pl.compare": "table", "pp.gene_similarity": "embeddings"}.get(name, "adata")
-        assert next(iter(parameters)) == first
-    if part in ("pp", "tl") and "adata" in parameters:
+        # what is not made from an AnnData says so: a table, embeddings of genes, or modalities of the same spots
+        first = {"pl.compare": "table", "pp.gene_similarity": "embeddings"} | dict.fromkeys(MULTIMODAL, "mdata")
+        assert next(iter(parameters)) == first.get(name, "adata")
+    if part in ("pp", "tl") and name != "tl.gpnsf_predict" and {"adata", "mdata"} & set(parameters):
         assert parameters["copy"].default is False
     if "random_state" in parameters:
         assert parameters["random_state"].default == 0

@@ -9,6 +9,7 @@ import threading
 import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,7 +17,9 @@ import numpy as np
 from .kernels import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
+    from typing import BinaryIO
 
     from .likelihoods import Likelihood
     from .solver import State
@@ -54,22 +57,30 @@ class Checkpoint:
         return cls(place, digest.hexdigest())
 
     def save(self, source: RowSource, state: State) -> None:
-        """Write the state, then put it in the place of the last one; where interrupted, stop here."""
-        if self.path is not None and state.n_iter:
+        """Write the state of the solver; where interrupted, stop here."""
+
+        def content(file: BinaryIO) -> None:
             parameters = {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}  # type: ignore[arg-type]
+            np.savez(
+                file,
+                identity=np.array(self.identity),
+                H=source.gather(state.rows, "H"),
+                H_prev=source.gather(state.rows, "H_prev"),
+                loss=np.array(state.loss),
+                numbers=np.array([getattr(state, name) for name in _NUMBERS]),
+                **{name: getattr(state, name) for name in _ARRAYS},
+                **parameters,
+            )
+
+        self.write(content, state.n_iter)
+
+    def write(self, content: Callable[[BinaryIO], None], n_iter: int) -> None:
+        """Write what `content` writes, then put it in the place of the last one; where interrupted, stop here."""
+        if self.path is not None and n_iter:
             unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
             try:
                 with unfinished.open("wb") as file:
-                    np.savez(
-                        file,
-                        identity=np.array(self.identity),
-                        H=source.gather(state.rows, "H"),
-                        H_prev=source.gather(state.rows, "H_prev"),
-                        loss=np.array(state.loss),
-                        numbers=np.array([getattr(state, name) for name in _NUMBERS]),
-                        **{name: getattr(state, name) for name in _ARRAYS},
-                        **parameters,
-                    )
+                    content(file)
                     file.flush()
                     os.fsync(file.fileno())
                 unfinished.replace(self.path)
@@ -77,23 +88,41 @@ class Checkpoint:
                 unfinished.unlink(missing_ok=True)
         if self.interrupted:
             msg = (
-                f"The fit was interrupted after {state.n_iter} iterations. "
-                f"The same call takes it up from {str(self.path)!r}."
+                f"The fit was interrupted after {n_iter} iterations. The same call takes it up from {str(self.path)!r}."
             )
             raise KeyboardInterrupt(msg)
 
     def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:
-        """Set the state to what the file holds; False where there is none yet."""
-        if self.path is None or not self.path.exists():
-            return False
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                stored = {name: content[name] for name in content.files}
-            identity, H, H_prev = str(stored["identity"]), stored["H"], stored["H_prev"]
-            numbers, loss = stored["numbers"].tolist(), stored["loss"].tolist()
-            arrays = {name: stored[name] for name in _ARRAYS}
+        """Set the state of the solver to what the file holds; False where there is none yet."""
+
+        def content(file: BinaryIO) -> dict[str, Any]:
+            with np.load(file, allow_pickle=False) as arrays:
+                stored = {name: arrays[name] for name in arrays.files}
+            needed = ("H", "H_prev", "loss", "numbers", *_ARRAYS)
             likelihood = _with(state.likelihood, stored)
-        except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            return {name: stored[name] for name in needed} | {"identity": stored["identity"], "likelihood": likelihood}
+
+        stored = self.read(content)
+        if stored is None:
+            return False
+        for name, value in zip(_NUMBERS, stored["numbers"].tolist(), strict=True):
+            setattr(state, name, type(getattr(state, name))(value))
+        for name in _ARRAYS:
+            setattr(state, name, stored[name])
+        state.loss, state.likelihood = stored["loss"].tolist(), stored["likelihood"]
+        weights = (target.astype(source.dtype), background.astype(source.dtype))
+        state.rows = source.place(Rows, *weights, stored["H"], stored["H_prev"], np.zeros(0))
+        return True
+
+    def read(self, content: Callable[[BinaryIO], dict[str, Any]]) -> dict[str, Any] | None:
+        """Return what `content` reads, which holds its ``identity``; None where there is no file yet."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with self.path.open("rb") as file:
+                stored = content(file)
+            identity = str(stored["identity"])
+        except (OSError, KeyError, EOFError, ValueError, RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:
             msg = f"`checkpoint` {str(self.path)!r} is not a whole checkpoint. Name another file, or remove it."
             raise ValueError(msg) from error
         if identity != self.identity:
@@ -102,14 +131,7 @@ class Checkpoint:
                 "Name another file, or remove it."
             )
             raise ValueError(msg)
-        for name, value in zip(_NUMBERS, numbers, strict=True):
-            setattr(state, name, type(getattr(state, name))(value))
-        for name, array in arrays.items():
-            setattr(state, name, array)
-        state.loss, state.likelihood = loss, likelihood
-        dtype = source.dtype
-        state.rows = source.place(Rows, target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(0))
-        return True
+        return stored
 
     def __enter__(self) -> Self:
         """Hold Ctrl-C back."""

@@ -6,6 +6,7 @@ where it fills several axes. Tall and wide tables make tall and wide figures, so
 
 from ._choices import alpha_path, stability
 from ._enrichment import enrichment
+from ._spatial import lengthscales, spatial_topics
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
 from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
 
@@ -18,8 +19,10 @@ __all__ = [
     "enrichment",
     "gene_frequency",
     "images",
+    "lengthscales",
     "loadings",
     "loss",
+    "spatial_topics",
     "stability",
     "umap",
     "usage",

@@ -11,10 +11,12 @@ from ._interpret import umap
 from ._problem import RunOptions
 from ._project import project, update
 from ._select import consensus, select_alpha, select_n_topics
+from ._spatial import SpatialRunOptions, enhance, gpnsf, gpnsf_predict
 
 __all__ = [
     "DeltaOptions",
     "RunOptions",
+    "SpatialRunOptions",
     "associate",
     "associate_genes",
     "background_check",
@@ -22,7 +24,10 @@ __all__ = [
     "consensus",
     "cpca",
     "deltanmf",
+    "enhance",
     "enrich",
+    "gpnsf",
+    "gpnsf_predict",
     "nmf",
     "project",
     "select_alpha",

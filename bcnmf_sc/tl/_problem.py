@@ -119,7 +119,7 @@ class Problem:
         run: RunOptions,
     ) -> Problem:
         """Read and check all that a fit needs. Raises before anything is done."""
-        _check_run(run)
+        check_run(run, RunOptions)
         whole_number("random_state", random_state, 0)
         model, refine = _model(likelihood, dispersion, dropout)
         _anndata.check_names(adata)
@@ -361,15 +361,16 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(msg)
 
 
-def _check_run(run: RunOptions) -> None:
-    unknown = set(run) - set(RunOptions.__annotations__)
+def check_run(run: Mapping[str, Any], options: type) -> None:
+    """Refuse ways to run that are none of the `options`, and values that they cannot have."""
+    unknown = set(run) - set(options.__annotations__)
     if unknown:
-        msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(RunOptions.__annotations__)}."
+        msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
         raise TypeError(msg)
-    for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every"):
+    for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every", "n_samples"):
         if run.get(name) is not None:
             whole_number(name, run[name], 1)
-    for name in ("tol", "max_time"):
+    for name in ("tol", "max_time", "learning_rate"):
         value = run.get(name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
             msg = f"`{name}` must be a number of at least 0, got {value!r}."

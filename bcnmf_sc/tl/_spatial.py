@@ -1,0 +1,499 @@
+"""Spatial topics of MuData and AnnData: read and check, run the spatial model, write back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+
+from .. import _anndata
+from .._anndata import listed
+from .._mudata import (
+    Spatial,
+    SpotModality,
+    in_memory,
+    modality_of,
+    read_coordinates,
+    read_modalities,
+    read_slices,
+    stored_fit,
+)
+from ._problem import check_run, one_of, whole_number
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from mudata import MuData
+
+    from ..engine.gpnsf_fit import SpatialFactors
+
+KERNELS = ("matern32", "exponential", "rbf")
+OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
+MORAN_NEIGHBOURS = 8
+
+
+class SpatialRunOptions(TypedDict, total=False):
+    """How a spatial fit is run."""
+
+    max_iter: int
+    """Passes over the spots at most (200)."""
+    tol: float
+    """Stop when the bound, averaged over 20 passes, rises by less than this share of its size over the next 20 (2e-5).
+    With 0 all passes are gone through."""
+    max_time: float
+    """Seconds after which to stop (none)."""
+    batch_size: int | None
+    """Spots per step: by default all of them up to 1,000, else 400."""
+    learning_rate: float
+    """Step of the optimiser, which falls to a twentieth over ``max_iter`` passes (0.03)."""
+    n_samples: int
+    """Draws of the usage per step (1)."""
+    device: str | None
+    """A CUDA device as torch names it, such as ``"cuda"``; the CPU by default."""
+    checkpoint: str | PathLike[str] | None
+    """File to which the state is written, and from which an interrupted fit is taken up (none)."""
+    checkpoint_every: int
+    """Passes between two writes (25)."""
+    progress: bool
+    """Show a progress bar once a fit takes more than two seconds (True)."""
+
+
+def gpnsf(
+    mdata: AnnData | MuData,
+    *,
+    n_topics: int = 10,
+    n_nonspatial: int = 0,
+    likelihood: str | Mapping[str, str] = "auto",
+    size_factors: str | Mapping[str, str | None] | None = "library",
+    weights: Mapping[str, float] | None = None,
+    layer: str | Mapping[str, str | None] | None = None,
+    mask_var: str | None = "auto",
+    spatial_key: str = "spatial",
+    sample_key: str | None = None,
+    kernel: Literal["matern32", "exponential", "rbf"] = "matern32",
+    n_inducing: int | None = None,
+    kl_weight: float = 1.0,
+    random_state: int = 0,
+    key_added: str = "gpnsf",
+    copy: bool = False,
+    **run: Unpack[SpatialRunOptions],
+) -> AnnData | MuData | None:
+    r"""Find topics whose usage varies smoothly over space, from modalities of the same spots :cite:p:`gao2026gpnsf`.
+
+    Value :math:`x_{ij}` of spot :math:`i` and feature :math:`j` in modality :math:`r` has the rate
+
+    .. math:: \nu_i^{(r)} \textstyle\sum_k e^{h_{ik}} w_{jk}^{(r)}, \qquad
+        h_k(s) \sim \mathrm{GP}\big(\beta_{0k} + s^\top \beta_{1k},\; \gamma_k\, \kappa(d / l_k) + \gamma_0 1_{i=j}\big)
+
+    All modalities share the usage :math:`e^{h}`; each has its own loadings :math:`w \ge 0`, size factors :math:`\nu`
+    and observation model. The posterior of :math:`h` is found by variational inference on inducing points; so every
+    usage comes with a standard deviation, and usage at places without a spot can be had (`gpnsf_predict`). Patterns
+    with sharp edges are a known weakness: the prior is smooth.
+
+    Parameters
+    ----------
+    mdata
+        Spots x features: a MuData whose modalities have the same spots, or an AnnData. Values are only read.
+    n_topics
+        Number of spatial topics.
+    n_nonspatial
+        Number of topics, beside the spatial ones, whose usage varies from spot to spot with a standard normal prior.
+    likelihood
+        Per modality: ``"nb"`` (negative binomial, a dispersion for each feature is estimated), ``"poisson"``,
+        ``"bernoulli"`` (0 or 1 with :math:`P(1) = 1 - e^{-\text{rate}}`; larger counts are made 1, with a warning) or
+        ``"gaussian"`` (non-negative measurements, a standard deviation for each feature). One name for all, or a
+        mapping of modalities, which are then the ones used. ``"auto"``: Bernoulli where all values are 0 or 1 or the
+        modality is called ``atac`` or ``peaks``, negative binomial for other whole numbers, Gaussian else.
+    size_factors
+        ``"library"``: a spot's total over the features used, divided by the mean; a spot that is empty in a modality
+        then tells nothing there, and takes its usage from its neighbours. `None`: all 1; an empty spot is then a
+        finding. Else a column of ``obs``. Totals are depth only where depth varies for technical reasons: where all
+        topics rise and fall together they carry the signal, and `None` is right. One for all, or a mapping of
+        modalities.
+    weights
+        Weight of each modality's log-likelihood; 1 by default. With 0 a modality takes no part in finding the usage.
+    layer
+        Layer to read instead of ``X``; one for all, or a mapping of modalities.
+    mask_var
+        Features to use: a bool column of ``var``. ``"auto"`` uses ``highly_variable`` where it is present, `None` uses
+        all.
+    spatial_key
+        Coordinates in ``obsm``, in 2 or 3 dimensions. Spots at one place are several looks at one place.
+    sample_key
+        Column of ``obs`` that tells slices apart: they share loadings and kernels, but no covariance reaches across
+        them. Their coordinates need no common origin, but a common unit.
+    kernel
+        Correlation over distance: ``"matern32"`` (once differentiable), ``"exponential"``
+        (:math:`e^{-d / 2l}`, rough) or ``"rbf"`` (:math:`e^{-d^2 / 2l^2}`, very smooth).
+    n_inducing
+        Inducing points per slice, centres of k-means; every place where it has no more. By default all places up to
+        600, 300 above. The fewer, the smoother the finest pattern that can be found.
+    kl_weight
+        Weight of the prior; 1 is the evidence lower bound.
+    random_state
+        Seed of the start, of the batches and of the draws.
+    key_added
+        Name under which the results are stored.
+    copy
+        Return a changed copy instead of changing ``mdata``.
+    **run
+        How to run: see `SpatialRunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set, in an AnnData all in that one object:
+
+    ``.obsm["X_" + key_added]`` : float32 array, n_obs x topics
+        Posterior mean of the usage, divided by its mean over the spots; spatial topics first.
+    ``.obsm["X_" + key_added + "_sd"]`` : float32 array, n_obs x topics
+        Its posterior standard deviation.
+    ``[modality].varm[key_added]`` : float32 array, n_vars x topics
+        Loadings: size factor times usage times loadings is the rate. Features not used are zero.
+    ``[modality].obs[key_added + "_size_factor"]`` : float32
+        Size factor.
+    ``[modality].var[key_added + "_dispersion"]``, ``[modality].var[key_added + "_sd"]`` : float32
+        Parameter of the negative binomial or Gaussian; NaN for features not used.
+    ``[modality].uns[key_added]`` : dict
+        ``params`` and ``topics`` once more, so that `get.loadings`, `get.top_genes` and `pl.loadings` take the
+        modality.
+    ``.uns[key_added]`` : dict
+        ``params``; ``topics`` (a row per topic: kind; lengthscale in the units of the coordinates and variance of the
+        kernel; Moran's I of the usage; spatial importance, the share of the variation of all rates over the spots, each
+        rate over the root of its mean, that a spatial topic carries; mean coefficient of variation of the posterior;
+        share of each modality's expected values); ``elbo`` (per pass: the bound, the learning rate); ``n_iter``;
+        ``converged``; ``posterior`` (what `gpnsf_predict` needs).
+
+    Raises
+    ------
+    ValueError
+        An argument, a slot or a value of the data is not as said above. Nothing has been changed then.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> mdata = bc.datasets.simulated_spatial()
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
+    >>> mdata.obsm["X_gpnsf"].shape, mdata["atac"].varm["gpnsf"].shape
+    ((196, 4), (120, 4))
+    """
+    from ..engine import gpnsf_fit
+    from ..engine.gpnsf_start import Shape, Values
+
+    _anndata.check_key(key_added)
+    check_run(run, SpatialRunOptions)
+    one_of("kernel", kernel, KERNELS)
+    whole_number("random_state", random_state, 0)
+    if n_inducing is not None:
+        whole_number("n_inducing", n_inducing, 1)
+    _number("kl_weight", kl_weight)
+    for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
+        one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
+    for name, weight in (weights or {}).items():
+        _number(f"weights[{name!r}]", weight)
+    if isinstance(mdata, AnnData):
+        _anndata.check_backed(mdata, copy=copy)
+    modalities = read_modalities(mdata, likelihood, size_factors, weights, layer, mask_var)
+    whole_number("n_topics", n_topics, 1)
+    whole_number("n_nonspatial", n_nonspatial, 0)
+    most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
+    if n_topics + n_nonspatial > most:
+        n_all = n_topics + n_nonspatial
+        msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
+        raise ValueError(msg)
+    slices, names = read_slices(mdata, sample_key)
+    coordinates = read_coordinates(mdata, spatial_key, slices=slices, names=names)
+
+    shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
+    values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
+    climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
+    factors = gpnsf_fit.fit(coordinates, slices, values, shape, random_state=random_state, climb=climb)
+
+    converged = factors.gain < climb.tol
+    if not converged:
+        msg = (
+            f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still rose: "
+            f"{factors.gain:.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
+        )
+        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
+    mdata = mdata.copy() if copy else mdata
+    params = {
+        "modalities": [each.name for each in modalities],
+        "likelihood": [each.observation.name for each in modalities],
+        "size_factors": [each.size_name for each in modalities],
+        "weights": [each.weight for each in modalities],
+        "layers": ["X" if each.layer is None else each.layer for each in modalities],
+        "n_empty_spots": [int((each.matrix.sum(1) == 0).sum()) for each in modalities],
+        "mask_var": mask_var,
+        "n_topics": n_topics,
+        "n_nonspatial": n_nonspatial,
+        "spatial_key": spatial_key,
+        "sample_key": sample_key,
+        "slices": names,
+        "kernel": kernel,
+        "n_inducing": "auto" if n_inducing is None else n_inducing,
+        "kl_weight": float(kl_weight),
+        "random_state": random_state,
+        "max_iter": climb.max_iter,
+        "learning_rate": climb.learning_rate,
+        "batch_size": climb.batch_size,
+        "version": version("bcnmf-sc"),
+    }
+    _write(
+        mdata,
+        key_added,
+        factors,
+        modalities,
+        _topics(factors, modalities, coordinates, slices),
+        params,
+        converged=converged,
+    )
+    return mdata if copy else None
+
+
+def gpnsf_predict(
+    mdata: AnnData | MuData,
+    coordinates: np.ndarray,
+    *,
+    sample: str | None = None,
+    modality: str | None = None,
+    key: str = "gpnsf",
+) -> AnnData:
+    """Predict usage, or the rates of a modality's features, at any places of a slice, with its uncertainty.
+
+    Far from all spots the prediction goes back to the topic's trend and its standard deviation to the prior's.
+    Non-spatial topics have their prior everywhere.
+
+    Parameters
+    ----------
+    mdata
+        MuData or AnnData with a stored spatial fit.
+    coordinates
+        Places x dimensions, in the units of the fit.
+    sample
+        The slice they are in; may be left out where there is one.
+    modality
+        Predict the rates of this modality's features at size factor 1; by default the usage of the topics.
+    key
+        Name of the fit.
+
+    Returns
+    -------
+    AnnData of places x topics, or places x features used:
+
+    ``.X`` : float32 array
+        Posterior mean.
+    ``.layers["sd"]`` : float32 array
+        Posterior standard deviation, of the rate and not of a value that would be observed.
+    ``.obsm["spatial"]`` : float array
+        The places.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bcnmf_sc as bc
+    >>> mdata = bc.datasets.simulated_spatial()
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
+    >>> between = bc.tl.gpnsf_predict(mdata, np.array([[0.1, 0.2], [0.3, -0.5]]))
+    >>> between.shape, bool((between.layers["sd"] > 0).all())
+    ((2, 4), True)
+    """
+    from ..engine.gpnsf_fit import predict
+
+    record = stored_fit(mdata, key)
+    names = [str(x) for x in record["params"]["slices"]]
+    if sample is None and len(names) > 1:
+        msg = f"`sample` must name one of the slices, got None. Present: {listed(names)}."
+        raise ValueError(msg)
+    if sample is not None and str(sample) not in names:
+        msg = f"`sample` must name one of the slices, got {sample!r}. Present: {listed(names)}."
+        raise ValueError(msg)
+    places = np.asarray(coordinates, dtype=np.float64)
+    n_dims = np.asarray(record["posterior"]["centre"]).shape[1]
+    if places.ndim != 2 or places.shape[1] != n_dims or not np.isfinite(places).all():  # noqa: PLR2004
+        msg = f"`coordinates` must be finite numbers, places x {n_dims}, got shape {places.shape}."
+        raise ValueError(msg)
+    mean, sd = predict(record["posterior"], places, 0 if sample is None else names.index(str(sample)))
+    features = record["topics"].index
+    if modality is not None:
+        adata = modality_of(mdata, modality)
+        W = np.asarray(adata.varm[key], np.float64)
+        used = W.any(axis=1)
+        features, W = adata.var_names[used], W[used]
+        mean, sd = mean @ W.T, np.sqrt(sd**2 @ (W**2).T)
+    obs = pd.DataFrame(index=[f"Place {i + 1}" for i in range(len(places))])
+    var = pd.DataFrame(index=pd.Index(np.asarray(features, dtype=str)))
+    layers = {"sd": sd.astype(np.float32)}
+    return AnnData(mean.astype(np.float32), obs=obs, var=var, layers=layers, obsm={"spatial": places})
+
+
+def enhance(
+    mdata: AnnData | MuData,
+    *,
+    modality: str | None = None,
+    method: Literal["neighbours", "model"] = "neighbours",
+    n_neighbors: int = 50,
+    key: str = "gpnsf",
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    r"""Fill a sparse modality, as ATAC, in from spots that are alike in the posterior usage of the topics.
+
+    ``method="neighbours"``: :math:`\hat x_{ij} = \sum_{i'} s_{ii'} x_{i'j} / \sum_{i'} s_{ii'} \nu_{i'}`, with weights
+    :math:`s` over the spots nearest in the square root of usage, falling with the distance and with the doubt about the
+    neighbour's usage. It keeps what the topics do not explain. ``method="model"``: the rates themselves,
+    :math:`\sum_k e_{ik} w_{jk}`; closer to the truth where the topics are. Both are rates at size factor 1.
+
+    Parameters
+    ----------
+    mdata
+        MuData or AnnData with a stored spatial fit.
+    modality
+        The modality; by default ``atac`` where there is one, else the only one.
+    method
+        What to fill in from.
+    n_neighbors
+        Spots to take each spot's values from, beside its own. More for sparser data.
+    key
+        Name of the fit.
+    key_added
+        Name of the layer; ``key + "_enhanced"`` by default.
+    copy
+        Return a changed copy instead of changing ``mdata``.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``[modality].layers[key_added]`` : float32, CSR (``"neighbours"``) or array (``"model"``), n_obs x n_vars
+        The rates; of ``"model"`` only for features that were used.
+    ``.obsp[key + "_similarity"]`` : CSR, n_obs x n_obs
+        The weights, for ``"neighbours"``; rows sum to 1.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> mdata = bc.datasets.simulated_spatial()
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
+    >>> bc.tl.enhance(mdata, n_neighbors=20)
+    >>> mdata["atac"].layers["gpnsf_enhanced"].nnz > 5 * mdata["atac"].X.nnz
+    True
+    """
+    from ..engine.gpnsf_start import similarity
+
+    record = stored_fit(mdata, key)
+    one_of("method", method, ("neighbours", "model"))
+    whole_number("n_neighbors", n_neighbors, 1)
+    names = [str(x) for x in record["params"]["modalities"]]
+    if modality is None:
+        modality = "atac" if "atac" in names else names[0]
+        if len(names) > 1 and modality != "atac":
+            msg = f"`modality` must be named where there are several, got None. Present: {listed(names)}."
+            raise ValueError(msg)
+    if modality not in names:
+        msg = f"`modality` must be one of the fit's, got {modality!r}. Present: {listed(names)}."
+        raise ValueError(msg)
+    name = f"{key}_enhanced" if key_added is None else key_added
+    _anndata.check_key(name)
+    mdata = mdata.copy() if copy else mdata
+    adata = modality_of(mdata, modality)
+    usage = np.asarray(mdata.obsm["X_" + key], np.float64)
+    order = mdata.obs_names.get_indexer(adata.obs_names)
+    if method == "model":
+        adata.layers[name] = (usage[order] @ np.asarray(adata.varm[key], np.float64).T).astype(np.float32)
+        return mdata if copy else None
+    weights = similarity(usage, np.asarray(mdata.obsm[f"X_{key}_sd"], np.float64), n_neighbors)
+    layer = str(record["params"]["layers"][names.index(modality)])
+    x = sparse.csr_array(in_memory(_anndata.read_matrix(adata, None if layer == "X" else layer)))
+    if record["params"]["likelihood"][names.index(modality)] == "bernoulli":
+        x = (x > 0).astype(np.float64)
+    here = weights[order][:, order]
+    exposure = here @ adata.obs[f"{key}_size_factor"].to_numpy(np.float64)
+    scale = np.divide(1.0, exposure, out=np.zeros_like(exposure), where=exposure > 0)
+    filled = sparse.diags_array(scale) @ (here @ x)
+    adata.layers[name] = sparse.csr_matrix(filled.astype(np.float32))
+    mdata.obsp[f"{key}_similarity"] = sparse.csr_matrix(weights.astype(np.float32))
+    return mdata if copy else None
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
+        msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
+        raise ValueError(msg)
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def _topics(
+    factors: SpatialFactors, modalities: list[SpotModality], coordinates: np.ndarray, slices: np.ndarray
+) -> pd.DataFrame:
+    """One row per topic."""
+    from ..engine.gpnsf_start import morans_i, neighbours
+
+    usage, n_spatial = factors.usage, len(factors.lengthscale)
+    spatial = np.arange(usage.shape[1]) < n_spatial
+    variation, shares = np.zeros(usage.shape[1]), {}
+    for each in modalities:
+        W = factors.loadings[each.name]
+        mean = np.maximum(usage.mean(0) @ W.T, 1e-12)
+        variation += each.weight * usage.var(0) * (W**2 / mean[:, None]).sum(0)
+        expected = (each.size @ usage) * W.sum(0)
+        shares[f"share_{each.name}"] = expected / expected.sum()
+    fill = np.full(usage.shape[1] - n_spatial, np.nan)
+    return pd.DataFrame(
+        {
+            "kind": np.where(spatial, "spatial", "nonspatial"),
+            "lengthscale": np.concatenate([factors.lengthscale, fill]).astype(np.float64),
+            "variance": np.concatenate([factors.variance, fill]).astype(np.float64),
+            "moran_i": morans_i(usage, neighbours(coordinates, slices, MORAN_NEIGHBOURS)),
+            "spatial_importance": np.where(spatial, variation / variation.sum(), 0.0),
+            "posterior_cv": (factors.usage_sd / np.maximum(usage, 1e-12)).mean(0),
+            **shares,
+        },
+        index=pd.Index([f"Topic {k + 1}" for k in range(usage.shape[1])], name="topic"),
+    )
+
+
+def _write(
+    mdata: Spatial,
+    key: str,
+    factors: SpatialFactors,
+    modalities: list[SpotModality],
+    topics: pd.DataFrame,
+    params: dict[str, Any],
+    *,
+    converged: bool,
+) -> None:
+    mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
+    mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
+    for each in modalities:
+        adata = modality_of(mdata, each.name)
+        loadings = np.zeros((adata.n_vars, topics.shape[0]), np.float32)
+        loadings[each.features] = factors.loadings[each.name]
+        adata.varm[key] = loadings
+        size = np.full(adata.n_obs, np.nan, np.float32)
+        size[each.order] = each.size
+        adata.obs[f"{key}_size_factor"] = size
+        for name in ("dispersion", "sd"):
+            if f"{key}_{name}" in adata.var:
+                del adata.var[f"{key}_{name}"]
+            if each.observation.parameter == name:
+                column = np.full(adata.n_vars, np.nan, np.float32)
+                column[each.features] = factors.parameters[each.name]
+                adata.var[f"{key}_{name}"] = column
+        adata.uns[key] = {"params": params, "topics": topics.copy()}  # for what reads loadings out of an AnnData
+    mdata.uns[key] = {
+        "params": params,
+        "topics": topics,
+        "elbo": pd.DataFrame(factors.elbo, columns=["iteration", "elbo", "learning_rate"]),
+        "n_iter": factors.n_iter,
+        "converged": converged,
+        "posterior": factors.posterior,
+    }

@@ -1,0 +1,56 @@
+"""Around the spatial model: places, inducing points, neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bcnmf_sc.engine.gpnsf_start import Places, inducing_points, morans_i, neighbours, similarity
+
+
+def test_inducing_points():
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(200, 2))
+    z, point = inducing_points(places, 20)
+    assert z.shape == (20, 2)
+    assert (point == -1).all()
+    twice = np.concatenate([places, places[:5]])
+    z, point = inducing_points(twice, 300)
+    assert z.shape == (200, 2)
+    np.testing.assert_array_equal(z[point], twice)
+
+
+def test_morans_i_equals_its_formula():
+    rng = np.random.default_rng(0)
+    places, slices = rng.normal(size=(40, 2)), np.repeat([0, 1], 20)
+    weights = neighbours(places, slices, 4)
+    x = np.column_stack([places[:, 0], rng.normal(size=40), np.ones(40)])
+    w, z = weights.toarray(), x - x.mean(0)
+    assert not w[:20, 20:].any()
+    np.testing.assert_allclose(w.sum(1), 1)
+    assert not w.diagonal().any()
+    expected = [40 / w.sum() * (c @ w @ c) / (c @ c) for c in z.T[:2]]
+    np.testing.assert_allclose(morans_i(x, weights), [*expected, 0])
+    assert expected[0] > 0.3 > abs(expected[1])
+
+
+def test_similarity_rows_sum_to_one_and_doubt_counts_as_distance():
+    rng = np.random.default_rng(0)
+    usage = rng.gamma(2, size=(50, 3))
+    sd = np.full((50, 3), 0.01)
+    weights = similarity(usage, sd, 6)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert weights.nnz == 50 * 7
+    assert (weights.diagonal() >= weights.max(1).toarray().ravel() - 1e-12).all()
+    target = int(weights[[0]].indices[1])
+    sd[target] = 3.0
+    assert similarity(usage, sd, 6)[0, target] < weights[0, target]
+
+
+def test_places_do_not_depend_on_unit_or_origin():
+    rng = np.random.default_rng(0)
+    x, s = rng.normal(size=(30, 3)), np.repeat([0, 1], 15)
+    one, two = Places.of(x, s), Places.of(7 * x + 3, s)
+    np.testing.assert_allclose(one.scaled, two.scaled)
+    assert np.linalg.norm(one.scaled, axis=1).max() == pytest.approx(1)
+    np.testing.assert_array_equal(s[one.order], s)
