@@ -1,4 +1,4 @@
-"""Import time of the package, all its parts, against scanpy's: pairs of fresh processes, the median of the pairs' ratios.
+"""Import time of the package with all its parts against scanpy's: pairs of processes, the median of their ratios.
 
 Bar: less than 1.5, and torch not imported.
 """

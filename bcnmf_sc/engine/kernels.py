@@ -7,6 +7,7 @@ through sub-blocks of cells with matrix products; the only cells x genes arrays 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -154,7 +155,9 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
         part = slice(start, min(start + SUB_BLOCK, n_rows))
         used = np.flatnonzero((rows.target[part] > 0) | (rows.background[part] > 0))
         if used.size:
-            _sweep_products(_matrix(block, part)[used], rows[part], used, todo, likelihood, total)
+            x = _matrix(block, part)
+            x = x if len(used) == x.shape[0] else x[used]
+            _sweep_products(x, rows[part], used, todo, likelihood, total)
     return total
 
 
@@ -252,7 +255,9 @@ def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Float
     cells, mu_x, here = _at_values(x, mu, likelihood)
     n = likelihood.n(mu.dtype.type(0), mu)
     n[cells, x.indices] = here.n(x.data, mu_x)
-    return sparse.csr_array((here.p(x.data, mu_x), x.indices, x.indptr), shape=x.shape), n
+    p = copy(x)  # with its structure
+    p.data = here.p(x.data, mu_x)
+    return p, n
 
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
