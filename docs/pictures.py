@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from mudata import MuData
 
 FOLDER = Path(__file__).parent / "images"
 SPLIT: dict[str, Any] = {"background_key": "condition", "background": "ctrl"}
@@ -44,6 +45,9 @@ def analysed() -> AnnData:
     bc.tl.umap(adata)
     bc.tl.associate(adata, groupby="subgroup", sample_key="patient", reference="none")
     bc.tl.associate_genes(adata, groupby="condition", sample_key="donor")
+    programs = pd.DataFrame(adata.varm["true_loadings"], adata.var_names)
+    sets = {f"genes of program {k + 1}": programs[k].nlargest(30).index for k in programs}
+    bc.tl.enrich(adata, sets | {"genes of no program": programs.sum(axis=1).nsmallest(30).index}, n_genes=40)
     bc.tl.consensus(adata, n_topics=6, n_restarts=6, key_added="consensus", tol=1e-3, progress=False, **SPLIT)
     return adata
 
@@ -70,9 +74,16 @@ def compared() -> pd.DataFrame:
     )
 
 
+def spatial() -> MuData:
+    """Return topics of simulated spots."""
+    mdata = bc.datasets.simulated_spatial()
+    bc.tl.gpnsf(mdata, n_topics=4, progress=False)
+    return mdata
+
+
 def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
     """Return how each plot is called, in the order of the page."""
-    images = digits()
+    images, spots = digits(), spatial()
     highlight = bc.get.top_genes(adata, 4, topics="Background 3")["gene"].tolist()
     return {
         "umap": lambda: bc.pl.umap(adata, color="group"),
@@ -81,12 +92,15 @@ def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
         "bubbles": lambda: bc.pl.bubbles(adata, "group"),
         "associations": lambda: bc.pl.associations(adata, "subgroup"),
         "composition": lambda: bc.pl.composition(adata, "group", "cell_type"),
+        "enrichment": lambda: bc.pl.enrichment(adata),
         "gene_frequency": lambda: bc.pl.gene_frequency(adata, n_genes=20, n_shown=15, highlight=highlight),
         "compare": lambda: bc.pl.compare(compared()),
         "images": lambda: bc.pl.images(images),
         "alpha_path": lambda: bc.pl.alpha_path(adata),
         "stability": lambda: bc.pl.stability(adata, key="consensus"),
         "loss": lambda: bc.pl.loss(adata, key="consensus"),
+        "spatial_topics": lambda: bc.pl.spatial_topics(spots, show="both"),
+        "lengthscales": lambda: bc.pl.lengthscales(spots),
     }
 
 
