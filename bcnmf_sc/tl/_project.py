@@ -148,6 +148,7 @@ def update(
     names = reference.var_names[used]
     if (
         not params.get("background_key")
+        or "weight" not in stored
         or len(stored["weight"]) != used.sum()
         or stored["weight"].shape[1] != W.shape[1]
     ):
