@@ -121,6 +121,20 @@ def test_by_donor(adata):
         bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
 
 
+@pytest.mark.filterwarnings("ignore:Target and background share no donor")
+def test_folds_by_donor_call_no_cell_for_its_donor():
+    """Donors that differ much: by cell, many cells without the programs are called; by donor, as many as by chance."""
+    adata = bc.datasets.simulated(donor_effect=0.2)
+    others = ((adata.obs["condition"] == "case") & (adata.obs["subgroup"] == "none")).to_numpy()
+    called = {}
+    for sample_key in (None, "donor"):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 10}, sample_key=sample_key)
+        called[sample_key] = adata.obs["bcnmf_enriched"][others].mean()
+    assert called[None] > 0.15
+    assert called["donor"] < 0.1
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
+
+
 @pytest.mark.filterwarnings("ignore:.* of the background's cells have more than")  # three topics for six programs
 def test_warns_of_few_background_cells(adata):
     few = adata[np.r_[0:600, 600:660]].copy()

@@ -47,6 +47,18 @@ def test_old_cells_weigh(halves):
     assert cosine(alone.varm["bcnmf"], early.varm["bcnmf"]) < 0.9
 
 
+def test_genes_without_counts(adata, halves):
+    """What loadings rest on is kept of the genes that have some."""
+    _, late = halves
+    early = adata[::2].copy()
+    early.X[:, [0, 7]] = 0
+    early.X.eliminate_zeros()
+    bc.tl.bcnmf(early, **HOW)
+    few = late[:5].copy()
+    bc.tl.update(few, early)
+    assert cosine(few.varm["bcnmf"], early.varm["bcnmf"]) > 0.99
+
+
 def test_a_second_update_goes_on_from_the_first(halves):
     early, late = halves
     parts = late[::2].copy(), late[1::2].copy()

@@ -93,7 +93,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         With background topics: number of folds out of which cells and topics are scored, each fold by topics that have
         not seen it. `None` scores nothing.
     sample_key
-        Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor.
+        Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
+        cells may be called for what sets their donors apart.
     fdr_level
         Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha

@@ -268,7 +268,7 @@ class Problem:
             "n_iter": factors.n_iter,
             "converged": factors.converged,
             "deviance_explained": explained,
-            "weight": factors.weight.astype(np.float32),
+            "weight": factors.weight[factors.W.any(axis=1)].astype(np.float32),  # the genes with loadings
         }
         if self.design.backgrounds:
             record["alpha_effective"] = contrast.total
