@@ -393,6 +393,28 @@ def test_the_bound_rises_and_batches_reach_the_same():
     assert np.corrcoef(batches.usage.ravel(), whole.usage.ravel())[0, 1] > 0.98
 
 
+def test_many_spots_go_in_batches(monkeypatch):
+    places, slices, values = simulated()
+    monkeypatch.setattr(gpnsf_fit, "AT_ONCE", 59)
+    monkeypatch.setattr(gpnsf_fit, "BATCH", 25)
+    how = {"max_iter": 4, "device": "cpu"}
+    one, two, whole = (
+        fit(places, slices, values, Shape(2), climb=Climb(**how, batch_size=size)) for size in (None, 25, 60)
+    )
+    assert (one.usage == two.usage).all()
+    assert not (one.usage == whole.usage).all()
+
+
+def test_gain_is_that_of_the_smoothed_bound():
+    rise = np.concatenate([np.full(20, -200.0), np.full(20, -110.0), np.full(20, -100.0)])
+    assert gpnsf_fit.gain(rise) == pytest.approx(0.1)
+    assert gpnsf_fit.gain(rise[1:]) == np.inf
+    places, slices, values = simulated()
+    how = {"max_iter": 64, "device": "cpu", "n_starts": 1}
+    assert fit(places, slices, values, Shape(2, n_inducing=12), climb=Climb(**how, tol=1.0)).n_iter == 60
+    assert fit(places, slices, values, Shape(2, n_inducing=12), climb=Climb(**how, tol=0.0)).n_iter == 64
+
+
 def test_what_is_hidden_is_not_looked_at():
     places, slices, values = simulated()
     spoiled = []
