@@ -10,8 +10,10 @@ from bcnmf_sc.engine.gpnsf import OBSERVATIONS
 from bcnmf_sc.engine.gpnsf_start import (
     Places,
     Values,
+    feature_means,
     first_parameter,
     inducing_points,
+    joint_nmf,
     morans_i,
     neighbours,
     similarity,
@@ -28,6 +30,21 @@ def test_inducing_points():
     z, point = inducing_points(twice, 300)
     assert z.shape == (200, 2)
     np.testing.assert_array_equal(z[point], twice)
+
+
+def test_start_finds_loadings():
+    rng = np.random.default_rng(0)
+    size, usage = rng.gamma(5, 0.2, 300), rng.gamma(0.5, 2.0, (300, 3))
+    values, rates = [], []
+    for name, n_features, weight in (("poisson", 20, 1.0), ("gaussian", 15, 0.5)):
+        rates.append(size[:, None] * (usage @ rng.gamma(0.3, 2.0, (n_features, 3)).T))
+        values.append(Values(name, sparse.csr_array(rng.poisson(rates[-1]) * 1.0), OBSERVATIONS[name], size, weight))
+    H, W = joint_nmf(values, 3)
+    assert H.min() >= 0
+    np.testing.assert_allclose(H.mean(0), 1)
+    for each, rate in zip(values, rates, strict=True):
+        found, flat = size[:, None] * (H @ W[each.name].T), size[:, None] * feature_means(each)
+        assert ((rate - found) ** 2).sum() < 0.1 * ((rate - flat) ** 2).sum()
 
 
 def test_morans_i_equals_its_formula():
