@@ -1,8 +1,23 @@
 """Background-contrastive non-negative matrix factorisation for single-cell data."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from . import datasets, get, metrics, pl, pp, tl
+if TYPE_CHECKING:
+    from . import datasets, get, metrics, pl, pp, tl
 
 __all__ = ["datasets", "get", "metrics", "pl", "pp", "tl"]
 __version__ = version("bcnmf-sc")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part when it is first used: a worker that needs the engine alone holds no more than that."""
+    if name in __all__:
+        return import_module(f".{name}", __name__)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -54,8 +54,13 @@ def read_design(
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None,
     words: tuple[str, str, str] = ("background_key", "background", "target"),
+    *,
+    partial: bool = False,
 ) -> Design:
-    """Split the cells by an obs column; ``words`` are what the caller's arguments are called."""
+    """Split the cells by an obs column; ``words`` are what the caller's arguments are called.
+
+    If ``partial``, categories may be absent, as long as some cell has a part.
+    """
     if background_key not in adata.obs:
         msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise ValueError(msg)
@@ -70,6 +75,8 @@ def read_design(
             match = next((x for x in present if x == name), next((x for x in present if str(x) == str(name)), None))
             if match is not None:
                 found[str(name)] = np.asarray(column == match)
+            elif partial:
+                found[str(name)] = np.zeros(len(column), bool)
         missing = [name for name in wanted if str(name) not in found]
         if missing or not wanted:
             got = listed(missing) if missing else "none"
@@ -88,7 +95,11 @@ def read_design(
         is_target = labelled & ~np.any(list(backgrounds.values()), axis=0)
     else:
         is_target = np.any(list(cells_of(words[2], target).values()), axis=0)
-    if not is_target.any():
+    if partial and not is_target.any() and not np.any(list(backgrounds.values())):
+        wanted = f"{words[1]} {listed(backgrounds)} or {words[2]} {target!r}"
+        msg = f"No cell of `adata.obs[{background_key!r}]` is of {wanted}. Present: {listed(present)}."
+        raise ValueError(msg)
+    if not partial and not is_target.any():
         msg = (
             f"No {words[2]} cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
             f"in `{words[1]}`. Name fewer, or pass `{words[2]}='all'`."

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
@@ -377,6 +376,8 @@ def _highly_variable(
     if n_top_genes >= eligible.sum():
         logger.info("`n_top_genes` %d is no less than the %d eligible genes: all kept.", n_top_genes, eligible.sum())
 
+    import scanpy as sc  # slow to import
+
     chosen = counts[:, eligible].astype(np.float32)  # astype copies
     work = AnnData(sparse.csr_matrix(chosen) if sparse.issparse(chosen) else chosen)  # scanpy stumbles over csr_array
     with warnings.catch_warnings():
@@ -404,6 +405,8 @@ def _highly_variable(
 
 def _statistics(work: AnnData, flavor: Flavor) -> pd.DataFrame:
     """Scanpy's table for these cells, with the rank of every gene; genes that do not vary come last (infinity)."""
+    import scanpy as sc
+
     mean = np.asarray(work.X.mean(axis=0)).ravel()
     largest = work.X.max(axis=0)
     largest = largest.toarray().ravel() if sparse.issparse(largest) else largest

@@ -2,7 +2,7 @@
 
 Both sides have the counts in memory (the workers their chunks), and run with two cores: a LocalCluster of two worker
 processes with one thread each, and the in-memory source with two threads. They take turns. Bars: at most 25 % more time
-per iteration, loadings equal to 1e-5. ``--full`` has five times as many cells.
+per iteration, loadings equal to 1e-5. ``--full`` has ten times as many cells.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def read(block_info, folder: str) -> sparse.csr_matrix:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="500,000 cells in place of 100,000")
+    parser.add_argument("--full", action="store_true", help="1,000,000 cells in place of 100,000")
     args = parser.parse_args()
-    n = 500_000 if args.full else 100_000
+    n = 1_000_000 if args.full else 100_000
     per_chunk = n // 10
     with (
         tempfile.TemporaryDirectory() as folder,

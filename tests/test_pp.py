@@ -452,7 +452,6 @@ def test_hvg_rejects_backed(adata, tmp_path):
 
 
 def test_hvg_seurat_v3(adata):
-    pytest.importorskip("skmisc")
     bc.pp.highly_variable_genes(adata, **CONDITIONS, n_top_genes=100, flavor="seurat_v3")
     expected = sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=100, inplace=False)
     np.testing.assert_array_equal(adata.var["highly_variable"], expected["highly_variable"])

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 
 from .kernels import Pass, Rows, sweep
 from .likelihoods import Poisson
@@ -243,6 +242,8 @@ def consensus(
         msg = f"`density` {density} leaves {len(kept)} of {len(near)} topics for {n_topics} clusters. Raise it."
         raise ValueError(msg)
     # k-means on unit vectors clusters by cosine
+    from sklearn.cluster import KMeans  # slow to import
+
     labels = KMeans(n_topics, n_init=10, random_state=random_state).fit_predict(unit[kept])
     W = np.column_stack([np.median(stacked[kept[labels == k]], axis=0) for k in range(n_topics)])
     W /= W.sum(0)

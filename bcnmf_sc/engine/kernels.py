@@ -7,6 +7,7 @@ through sub-blocks of cells with matrix products; the only cells x genes arrays 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -154,7 +155,9 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
         part = slice(start, min(start + SUB_BLOCK, n_rows))
         used = np.flatnonzero((rows.target[part] > 0) | (rows.background[part] > 0))
         if used.size:
-            _sweep_products(_matrix(block, part)[used], rows[part], used, todo, likelihood, total)
+            x = _matrix(block, part)
+            x = x if len(used) == x.shape[0] else x[used]
+            _sweep_products(x, rows[part], used, todo, likelihood, total)
     return total
 
 
@@ -185,7 +188,7 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         if x_w is not None:
             up, down = x_w[active], now @ gram
         else:
-            p, n = _terms(x if len(active) == len(h) else x[active], np.maximum(now @ W.T, TINY), likelihood)
+            p, n = _terms(x if len(active) == len(h) else x[active], _expected(now, W), likelihood)
             up, down = p @ W, (W.sum(0) if n is None else n @ W)
         new = now * (up / np.maximum(down, TINY))
         np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)
@@ -200,7 +203,7 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         h[active], last[active] = new + beta[:, None].astype(W.dtype) * np.maximum(new - last[active], 0), new
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
-    mu: Any = np.maximum(h @ W.T, TINY) if todo.loss or not linear else None
+    mu: Any = _expected(h, W) if todo.loss or not linear else None
     if todo.sums:
         p, n = (x, None) if linear else _terms(x, mu, likelihood)
         for part, weight in (("x", target), ("y", background)):
@@ -214,6 +217,12 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
             rows.loss[used] = cells
     if todo.evidence and target.any():
         total.add("evidence", _evidence(x, mu, target, likelihood))
+
+
+def _expected(h: Floats, W: Floats) -> Floats:
+    """``mu = h W'``, which is divided by."""
+    mu: Floats = h @ W.T
+    return np.maximum(mu, TINY, out=mu)
 
 
 def _n_sum(weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> Floats:
@@ -246,7 +255,9 @@ def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Float
     cells, mu_x, here = _at_values(x, mu, likelihood)
     n = likelihood.n(mu.dtype.type(0), mu)
     n[cells, x.indices] = here.n(x.data, mu_x)
-    return sparse.csr_array((here.p(x.data, mu_x), x.indices, x.indptr), shape=x.shape), n
+    p = copy(x)  # with its structure
+    p.data = here.p(x.data, mu_x)
+    return p, n
 
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:

@@ -192,7 +192,13 @@ class ZeroInflatedNegativeBinomial:
         return x / mu
 
     def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return self._omega(x, mu) * ((x + self.theta) / (mu + self.theta))
+        n = mu / self.theta  # step by step, in place: this is where the time of a fit goes
+        n += 1
+        dropout = self._over_q(n)
+        dropout *= self._odds(x, mu)
+        dropout += 1
+        n *= dropout
+        return (1 + x / self.theta) / n
 
     def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
         xp = array_api_compat.array_namespace(mu)
@@ -220,9 +226,17 @@ class ZeroInflatedNegativeBinomial:
 
     def _omega(self, x: Array, mu: Array) -> Array:
         """Probability that a value is a count and no dropout."""
+        return 1 / (1 + self._odds(x, mu) * self._over_q(1 + mu / self.theta))
+
+    def _odds(self, x: Array, mu: Array) -> Array:
+        """Return the odds of a dropout before the value is seen, zero where it is not zero."""
         xp = array_api_compat.array_namespace(mu)
-        over_q = xp.exp(xp.clip(self.theta * xp.log1p(mu / self.theta), None, 80.0))  # finite in single precision
-        return xp.where(x > 0, 1.0, 1 / (1 + self.pi / (1 - self.pi) * over_q))
+        return xp.where(x > 0, 0.0, self.pi / (1 - self.pi))
+
+    def _over_q(self, base: Array) -> Array:
+        """Return ``1 / q`` from ``1 + mu / theta``, finite in single precision."""
+        with np.errstate(over="ignore"):
+            return array_api_compat.array_namespace(base).clip(base**self.theta, None, 1e30)
 
 
 def _of(parameter: Array, genes: Array) -> Array:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from .. import _anndata
 from ..engine.deltanmf import Scaled, unit, usage
@@ -287,7 +286,7 @@ def shift_table(H: np.ndarray, data: CaseControl, donors: pd.Categorical | None)
     known = np.isfinite(p)
     adjusted = np.full(len(names), np.nan)
     if known.any():
-        adjusted[known] = multipletests(p[known], method="fdr_bh")[1]
+        adjusted[known] = stats.false_discovery_control(p[known])
     table["p_value"], table["p_adjusted"] = p, adjusted
     table["test"] = "paired t" if paired else "Welch t"
     table["unit"] = "cell" if donors is None else "donor"

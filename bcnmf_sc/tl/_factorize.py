@@ -12,7 +12,7 @@ from .. import _anndata
 from ..engine import ensemble, fit, transform
 from ..engine.ensemble import fit_model, spawn
 from ._folds import call_topics, make_folds, score_cells, warn_of_background
-from ._problem import SAFE_ALPHA, Problem, one_of, run_settings, whole_number
+from ._problem import SAFE_ALPHA, Contrast, Problem, one_of, run_settings, whole_number
 from ._select import choose_background_topics
 
 if TYPE_CHECKING:
@@ -419,7 +419,8 @@ def update(
     Returns
     -------
     `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
-    the reference; cells of others are projected.
+    the reference; some of them may be absent here, and cells of others are projected. Alphas and suppressed genes are
+    those of the reference.
 
     Examples
     --------
@@ -431,16 +432,14 @@ def update(
     >>> late.obsm["X_bcnmf"].shape
     (500, 4)
     """
+    _anndata.check_backed(adata, copy=copy)
     stored = _anndata.stored(reference, key)
     params = stored["params"]
     W = np.asarray(reference.varm[key], np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
-    if (
-        not params.get("background_key")
-        or len(stored["weight"]) != used.sum()
-        or stored["weight"].shape[1] != W.shape[1]
-    ):
+    split = (stored["topics"]["kind"] == "background").any()
+    if not params.get("background_key") or "weight" not in stored or split:
         msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
         raise ValueError(msg)
     missing = names.difference(adata.var_names)
@@ -452,17 +451,22 @@ def update(
         raise ValueError(msg)
     background = [str(name) for name in params["background"]]
     target = params["target"]
-    design = _anndata.read_design(
-        adata, str(params["background_key"]), background, target if target is None else np.asarray(target).tolist()
-    )
+    target = target if target is None else np.asarray(target).tolist()
+    design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
     mask = np.asarray(adata.var_names.isin(names))
     order = names.get_indexer(adata.var_names[mask])
     likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
     problem = Problem.read(
         adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
     )
-    alphas = dict(zip(background, np.asarray(stored["alphas"]["sum"], float), strict=True))
-    contrast = problem.contrast(alphas, "sum", pooled=False, key=key)
+    effective, on_sums = (
+        dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")
+    )
+    weight = np.zeros(adata.n_obs)
+    for name, cells in design.backgrounds.items():
+        weight[cells] = on_sums[name]
+    suppressed = reference.var[f"{key}_suppressed"].to_numpy()[used][order]
+    contrast = Contrast(weight, effective, on_sums, suppressed)
     factors = fit(
         problem.source,
         problem.likelihood,

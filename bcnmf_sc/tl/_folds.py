@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from ..engine.ensemble import OutOfFold, shares_of
 
@@ -88,7 +87,7 @@ def call_topics(
     tested = np.isfinite(p)
     called = np.zeros(n_topics, bool)
     if tested.any():
-        called[tested] = multipletests(p[tested], alpha=fdr_level, method="fdr_bh")[0]
+        called[tested] = stats.false_discovery_control(p[tested]) <= fdr_level
     topics = topics.copy()
     background = len(topics) - n_topics
     topics["p_value"] = np.append(p, np.full(background, np.nan))

@@ -144,8 +144,8 @@ class Problem:
         groups = source.place(Groups, member, np.zeros(adata.n_obs))
         summary = source.reduce(partial(summarise, likelihood=model), groups)
         _anndata.check_values(summary, model, adata, layer)
-        for name, mass in zip(["target", *design.backgrounds], summary.mass[:-1], strict=True):
-            if design.target.any() and not mass.any():
+        for name, cells, mass in zip(["target", *design.backgrounds], member.T, summary.mass, strict=False):
+            if cells.any() and not mass.any():
                 msg = (
                     f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. "
                     "Check `layer` and `mask_var`."
@@ -322,9 +322,13 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     table = pd.DataFrame(
         {"kind": ["target"] * n_topics + ["background"] * n_shared}, index=pd.Index(names, name="topic")
     )
-    table["usage_target"] = share[design.target].mean(0)
+
+    def mean(cells: np.ndarray) -> np.ndarray | float:
+        return share[cells].mean(0) if cells.any() else np.nan
+
+    table["usage_target"] = mean(design.target)
     if design.backgrounds:
-        table["usage_background"] = share[design.background].mean(0)
+        table["usage_background"] = mean(design.background)
         floor = 1e-6  # the ratio of two vanishing shares says nothing
         table["log2_enrichment"] = np.log2((table["usage_target"] + floor) / (table["usage_background"] + floor))
     return table
@@ -400,7 +404,7 @@ def _warn_of_fit(factors: Factors, explained: dict[str, float]) -> None:
             "lower `alpha`."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=4)
-    if explained["target"] < 0:
+    if explained.get("target", 0) < 0:
         msg = (
             f"The topics describe the target worse than its mean profile does (deviance explained: "
             f"{explained['target']:.2f}): the contrast took too much. Lower `alpha`."

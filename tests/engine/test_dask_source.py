@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
+from dataclasses import dataclass
 from functools import partial
 
 import anndata as ad
@@ -38,7 +40,6 @@ def client():
 
 @pytest.fixture(autouse=True)
 def small_work(monkeypatch):
-    monkeypatch.setattr(dask_source, "CHUNK_ENTRIES", 1)  # chunks stay as they are
     monkeypatch.setattr(solver, "USAGE_STEPS", 20)
 
 
@@ -48,6 +49,14 @@ def x():
     counts = rng.poisson(rng.gamma(0.5, 2.0, (N_CELLS, K)) @ rng.gamma(0.5, 1.0, (K, N_GENES))).astype(np.float32)
     counts[[3, 40, -1]] = 0
     return counts
+
+
+@dataclass
+class Counted:
+    n: np.ndarray
+
+    def __getitem__(self, cells):
+        return Counted(self.n[cells])
 
 
 def in_chunks(x, rows=60, columns=N_GENES, *, dense=False):
@@ -68,17 +77,16 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "how", "genes", "entries"),
+    ("likelihood", "how", "genes"),
     [
-        (Poisson(), {"rows": 11}, None, N_GENES * 50),
-        (Poisson(), {"rows": (1, 99, 0, 200)}, GENES, 1),
-        (Poisson(), {"columns": 25}, GENES, 2**30),
-        (Gaussian(), {"dense": True}, None, 1),
-        (NegativeBinomial(2.0), {"rows": 100}, None, 1),
+        (Poisson(), {"rows": 11}, None),
+        (Poisson(), {"rows": (1, 99, 0, 200)}, GENES),
+        (Poisson(), {"rows": 300, "columns": 25}, GENES),  # one chunk: a worker without a part
+        (Gaussian(), {"dense": True}, None),
+        (NegativeBinomial(2.0), {"rows": 100}, None),
     ],
 )
-def test_as_in_memory(x, client, likelihood, how, genes, entries, monkeypatch):
-    monkeypatch.setattr(dask_source, "CHUNK_ENTRIES", entries)
+def test_as_in_memory(x, client, likelihood, how, genes):
     source = row_source(in_chunks(x, **how), genes=genes, block_rows=11, client=client)
     assert isinstance(source, DaskSource)
     assert_same(go(source, likelihood), go(row_source(sparse.csr_matrix(x), genes=genes), likelihood))
@@ -88,9 +96,9 @@ def test_bits_do_not_depend_on_the_worker(x, client):
     source = row_source(in_chunks(x), client=client)
     plain = go(source)
     addresses = list(client.nthreads())
-    client.replicate(source._chunks)
+    client.replicate(source._blocks)
     there = row_source(in_chunks(x), client=client)
-    there._chunks = client.map(dask_source._itself, source._chunks, workers=addresses[:1], pure=False)
+    there._blocks = client.map(list, source._blocks, workers=addresses[:1], pure=False)
     again = go(there)
     assert np.array_equal(again.W, plain.W)
     assert np.array_equal(again.H, plain.H)
@@ -125,18 +133,32 @@ def test_a_worker_that_dies_costs_time_only(x, client, snapshot, monkeypatch):
 
 
 def test_a_repeated_step_starts_from_the_same_rows(x):
-    blocks = dask_source._prepare([sparse.csr_matrix(x[:120]), sparse.csr_matrix(x[120:])], (None, np.float32, 50))
+    parts = [dask_source._prepare(sparse.csr_matrix(part), (None, np.float32, 50)) for part in (x[:120], x[120:])]
+    blocks = dask_source._join(parts)
+    assert [(few.start, few.stop) for few, _ in blocks] == [
+        (0, 50),
+        (50, 100),
+        (100, 120),
+        (120, 170),
+        (170, 220),
+        (220, 270),
+        (270, 300),
+    ]
 
     def step(block, rows):
-        rows += 1
-        return np.array([rows.sum()])
+        rows.n += 1
+        return np.array([rows.n.sum()])
 
-    rows = np.zeros(N_CELLS)
-    for _ in range(2):
-        new, total = dask_source._step(blocks, rows, step)
-        assert not rows.any()
-        assert new.tolist() == [1] * N_CELLS
-        assert total == N_CELLS
+    start = dask_source.Held(Counted(np.zeros(N_CELLS)))
+    held = start
+    for count in (1, 2, 3):
+        for _ in range(2):
+            new = dask_source._step(blocks, held, step)
+            assert held.rows.n.tolist() == [count - 1] * N_CELLS
+            assert new.rows.n.tolist() == [count] * N_CELLS
+            assert new.sums == count * N_CELLS
+        held = new
+    assert pickle.loads(pickle.dumps(held)).spare is None
 
 
 def test_what_dask_remembers_is_bounded(x, client, monkeypatch):
@@ -176,7 +198,7 @@ def test_workers_use_one_thread_and_restore_it(client):
             return np.zeros(1)
 
         before = [lib["num_threads"] for lib in threadpool_info()]
-        dask_source._step([(slice(0, 1), np.zeros((1, 1)))], np.zeros(1), note)
+        dask_source._step([(slice(0, 1), np.zeros((1, 1)))], dask_source.Held(np.zeros(1)), note)
         return set(limits), before == [lib["num_threads"] for lib in threadpool_info()]
 
     assert {limit for limits, _ in client.run(look).values() for limit in limits} <= {1}

@@ -133,6 +133,47 @@ def test_one_column_step_reaches_what_a_general_optimiser_finds(counts, graph):
     assert objective(w * scale) <= best.fun * (1 + 1e-6)
 
 
+def test_a_column_step_never_leads_up():
+    """Also where the whole step would: columns that nearly vanish turn far."""
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(3000):
+        S = rng.random((12, 12)) * (rng.random((12, 12)) < 0.3) * 10 ** rng.uniform(-1, 2)
+        held = delta.unit(rng.random((12, 4)) ** rng.integers(1, 6))
+        a, g, curvature, size = 10 ** rng.uniform(-3, 4, 4)
+        penalties = replace(delta.Penalties.of(sparse.csr_array(np.maximum(S, S.T)), held), a=a, g=g)
+        w = delta.unit(rng.random((12, 1)) ** rng.integers(1, 8))[:, 0]
+        slope = curvature * w - size * rng.normal(size=12)
+
+        def rise(new, w=w, slope=slope, curvature=curvature, penalties=penalties):
+            d, norm = new - w, np.linalg.norm(new)
+            return slope @ d + curvature / 2 * (d @ d) + penalties.value(new / norm) - penalties.value(w)
+
+        assert rise(delta.column_step(w, (slope, curvature), penalties)) <= 1e-12 * (1 + penalties.value(w))
+        more, bound = penalties.slope(w)
+        whole = np.maximum(w - (slope + more) / (curvature + bound), 0)
+        refused += whole.any() and rise(whole) > 1e-9
+    assert refused > 2  # else nothing was tested
+
+
+def test_loadings_step_is_plain_coordinate_descent_with_the_scale_moved_into_the_usage(counts):
+    data = scaled(counts, slice(80, None))
+    A = data.cells[:, None] * counts * data.genes
+    rng = np.random.default_rng(7)
+    H = np.where(data.cells[:, None] > 0, rng.random((140, 4)), 0)
+    held = delta.unit(rng.random((60, 1)))
+    state = delta.begin(data, held, rng.random((60, 3)), H=H)
+    state.sums = data.sweep(state.rows, state.W, state.scale, n_frozen=1, steps=0)
+    W = state.W.copy()
+    for _ in range(delta.ROUNDS):
+        for j in (1, 2, 3):
+            W[:, j] = np.maximum(W[:, j] + (A - H @ W.T).T @ H[:, j] / (H[:, j] @ H[:, j]), 0)
+    delta.loadings_step(state, 1, delta.Penalties())
+    np.testing.assert_allclose(state.W * state.scale, W, rtol=1e-7, atol=1e-9)
+    # the next pass takes up the usage at its new scale
+    loss = data.sweep(state.rows, state.W, state.scale, steps=0).loss[0]
+    assert loss == pytest.approx(((A - H @ W.T) ** 2).sum() / 2)
+
+
 def test_held_topics_are_returned_to_the_bit(counts, graph):
     first, second = stages(counts, graph, rel_alpha=0.1, rel_gamma=0.1, dtype=np.float32)
     np.testing.assert_array_equal(second.W[:, :4], first.W)
