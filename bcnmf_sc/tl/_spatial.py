@@ -50,7 +50,7 @@ class SpatialRunOptions(TypedDict, total=False):
     max_time: float
     """Seconds after which to stop (none)."""
     batch_size: int | None
-    """Spots per step: by default all of them up to 1,000, else 400."""
+    """Spots per step (all of them up to 1,000, else 400)."""
     learning_rate: float
     """Step of the optimiser, which falls to a twentieth over ``max_iter`` passes (0.03)."""
     n_samples: int
