@@ -139,7 +139,7 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
     """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
 
     ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's
-    weights a and the background's b, and the loss. Returns `Sums`; those of a block on a device stay there, as its rows.
+    weights a and the background's b, and the loss. Returns `Sums`; those of a block on a device stay there.
     """
     if not isinstance(block, CSR | np.ndarray):  # it lies on a device
         from . import torch_kernels
