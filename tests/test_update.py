@@ -54,7 +54,7 @@ def test_genes_without_counts(adata, halves):
     early = adata[::2].copy()
     early.X = sparse.csr_matrix(early.X.multiply(~np.isin(np.arange(early.n_vars), [0, 7])))
     bc.tl.bcnmf(early, **HOW)
-    few = late[:5].copy()
+    few = late[::13].copy()
     bc.tl.update(few, early)
     assert cosine(few.varm["bcnmf"], early.varm["bcnmf"]) > 0.99
 
