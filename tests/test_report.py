@@ -80,10 +80,10 @@ def small(**options: int) -> ad.AnnData:
 def full() -> ad.AnnData:
     """Everything has been run."""
     adata = small()
-    bc.tl.bcnmf(adata, n_topics=2, n_background_topics=3, cross_fit=2, sample_key="donor", **SPLIT, **QUICK)
+    bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, cross_fit=2, sample_key="donor", **SPLIT, **QUICK)
     leading = bc.get.top_genes(adata, 1, topics="Topic 1")["gene"][0]
     adata.var_names = [NASTY if name == leading else name for name in adata.var_names]
-    bc.tl.background_check(adata, n_topics=2, n_background_topics=3, **SPLIT, **QUICK)
+    bc.tl.background_check(adata, n_topics=2, n_background_topics=5, **SPLIT, **QUICK)
     bc.tl.select_alpha(adata, n_topics=2, alphas=(0, 0.3), n_restarts=2, n_folds=2, **SPLIT, **QUICK)
     sizes = {"n_topics": [2], "n_background_topics": [3]}
     bc.tl.select_n_topics(adata, n_folds=2, **sizes, **SPLIT, **QUICK)
@@ -308,7 +308,7 @@ SPOILED = {
     "rest": lambda a: a.uns["bcnmf"].update(converged=False),
     "worse": lambda a: a.uns["bcnmf"]["deviance_explained"].update(target=-0.1),
     "suppressed": lambda a: setattr(a, "var", a.var.assign(bcnmf_suppressed=True)),
-    "collapsed": changed("topics", "usage_target", [0.3, 1e-5, 0.3, 0.2, 0.1]),
+    "collapsed": changed("topics", "usage_target", [0.3, 1e-5, 0.2, 0.1, 0.1, 0.1, 0.1]),
     "called": changed("topics", "called", False),  # noqa: FBT003
     "donors": changed("topics", "p_value", np.nan),
     "cells": lambda a: a.uns["bcnmf"]["params"].update(sample_key=None),
