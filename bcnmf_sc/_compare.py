@@ -209,8 +209,9 @@ class _Runs:
             elif name == "bcnmf":
                 tl.bcnmf(self.adata, **self.contrast, **how)
             else:
-                how.pop("alpha", None)
                 basis = name.removeprefix("bcnmf_")
+                if basis == "split":
+                    how.pop("alpha", None)  # of the plain contrast; background topics take its place
                 modes = {"n_background_topics": self.n_background_topics, "basis": basis, "sample_key": self.sample_key}
                 tl.bcnmf(self.adata, **self.contrast, **how, **modes)  # type: ignore[arg-type]
         seconds = time.perf_counter() - start

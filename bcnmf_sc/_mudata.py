@@ -91,8 +91,8 @@ def read_modalities(
                 obs=mdata.obs,
             )
         )
-    if not any(each.weight > 0 for each in read):
-        msg = "`weights` must be above 0 for at least one modality."
+    if not all(each.weight > 0 for each in read):
+        msg = "`weights` must be above 0; leave a modality out of `likelihood` to leave it out of the fit."
         raise ValueError(msg)
     return read
 

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse, stats
+from scipy import optimize, sparse, stats
 
 import bcnmf_sc as bc
 from bcnmf_sc.tl._tests import likelihood_ratio
@@ -144,6 +144,26 @@ def test_logistic_regression_is_statsmodels(adata) -> None:
         # near the null, likelihood ratio and Wald agree
         assert table["p_value"][k] == pytest.approx(fit.pvalues[1], rel=0.3)
     assert not table["separated"].any()
+
+
+def test_logistic_regression_arrives_where_newton_steps_lead_off() -> None:
+    """A hundred skewed features, against a general optimiser."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        label = (rng.random(50) < 0.3).astype(int)
+        x = np.exp(rng.normal(size=50) * 4 + label * rng.choice([0, 3, 6]))
+        statistic, _, separated = likelihood_ratio(x, label)
+        if separated:
+            continue
+        z = (x - x.mean()) / x.std()
+
+        def loss(b, z=z, label=label):
+            return (np.logaddexp(0, b[0] + b[1] * z) - label * (b[0] + b[1] * z)).sum()
+
+        best = min(optimize.minimize(loss, start, method="Nelder-Mead").fun for start in ([0, 0], [0, 1]))
+        share = label.mean()
+        null = len(label) * (share * np.log(share) + (1 - share) * np.log(1 - share))
+        assert statistic >= 2 * (-best - null) - 0.05
 
 
 def test_logistic_regression_survives_separation() -> None:

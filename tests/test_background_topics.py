@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
+from bcnmf_sc._anndata import Design
 from bcnmf_sc.tl._folds import make_folds
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
@@ -110,6 +111,46 @@ def test_folds_keep_donors_together_and_conditions_spread(adata):
     assert sorted(set(folds[design.target])) == sorted(set(folds[design.background])) == [0, 1, 2]
     paired = pd.Categorical(np.arange(adata.n_obs) % 4)
     assert sorted(set(make_folds(design, paired, 5, 0))) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kinds", [(1, 3, 2), (3, 3, 3, 3, 3, 3, 1), (1, 1, 1, 3, 2), (1, 2, 1, 2, 2, 2)])
+def test_every_fold_has_donors_of_either_side(kinds):
+    """1: a donor with target cells, 2: with background cells, 3: with both."""
+    kinds = np.repeat(kinds, 20)
+    half = np.arange(len(kinds)) % 2 == 0
+    target = (kinds == 1) | ((kinds == 3) & half)
+    design = Design(target, {"ctrl": ~target})
+    donors = pd.Categorical(np.repeat(np.arange(len(kinds) // 20), 20))
+    fold = make_folds(design, donors, 5, 0)
+    assert fold.max() == min((kinds & 1 > 0).sum() // 20, (kinds & 2 > 0).sum() // 20, 5) - 1
+    for one in range(fold.max() + 1):
+        assert target[fold == one].any()
+        assert (~target)[fold == one].any()
+
+
+def test_one_donor_cannot_be_held_out():
+    target = np.arange(60) < 40
+    donors = pd.Categorical(np.repeat(["a", "b", "c"], 20))
+    with pytest.raises(ValueError, match=r"at least 2 donors with target cells and 2 with background.*got 2 and 1"):
+        make_folds(Design(target, {"ctrl": ~target}), donors, 5, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Target and background share no donor")
+def test_cells_without_a_donor_are_scored_out_of_fold(adata):
+    adata.obs["donor"] = adata.obs["donor"].astype(object)
+    adata.obs.loc[adata.obs_names[::2], "donor"] = np.nan
+    how = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 5, "tol": 1e-2}
+    bc.tl.bcnmf(adata, sample_key="donor", **how)
+    controls = adata.obs[(adata.obs["condition"] == "ctrl")]
+    missing = controls["donor"].isna()
+    share = [controls.loc[part, "bcnmf_target_share"].median() for part in (missing, ~missing)]
+    assert 0.5 < share[0] / share[1] < 2
+
+
+@pytest.mark.parametrize("level", [0, 1, 5, -0.1])
+def test_fdr_level(adata, level):
+    with pytest.raises(ValueError, match=f"`fdr_level` must be between 0 and 1, got {level}"):
+        bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, fdr_level=level)
 
 
 def test_by_donor(adata):

@@ -109,11 +109,18 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
             {"n_background_topics": (0,)},
             "`n_background_topics` must be a whole number of at least 1",
         ),
+        ("consensus", {"alpha": -1}, "`alpha` must be a finite number of at least 0, got -1"),
+        ("consensus", {"alpha": "auto"}, "`alpha` must be a finite number of at least 0, got 'auto'"),
+        ("consensus", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
+        ("background_check", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
+        ("background_check", {"alpha": -1}, "`alpha` must be a finite number of at least 0, got -1"),
+        ("select_alpha", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
+        ("select_n_topics", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
         ("consensus", {"n_restarts": 1}, "`n_restarts` must be a whole number of at least 2"),
         ("background_check", {"confounders": ["lab"]}, "'lab' is not in `adata.obs`"),
     ],
 )
 def test_bad_input(adata, function, arguments, message):
     with pytest.raises(ValueError, match=message):
-        getattr(bc.tl, function)(adata, **ASK, **arguments)
+        getattr(bc.tl, function)(adata, **ASK | arguments)
     assert not adata.uns.keys() - {"truth"}

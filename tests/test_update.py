@@ -107,6 +107,9 @@ def test_refused(halves):
     bc.tl.bcnmf(split, **HOW | {"tol": 1e-2}, n_background_topics=3, cross_fit=None, key_added="split")
     with pytest.raises(ValueError, match="without background topics"):
         bc.tl.update(late, split, key="split")
+    bc.tl.consensus(split, **HOW | {"tol": 1e-2}, n_restarts=2, key_added="consensus")
+    with pytest.raises(ValueError, match=r"must be a factorisation by `bcnmf_sc\.tl\.bcnmf`"):
+        bc.tl.update(late, split, key="consensus")
     bc.tl.nmf(split, n_topics=3, key_added="nmf", tol=1e-2)
     with pytest.raises(ValueError, match=r"must be a factorisation by `bcnmf_sc\.tl\.bcnmf`"):
         bc.tl.update(late, split, key="nmf")

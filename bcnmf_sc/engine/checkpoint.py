@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .sources import RowSource
 
 _NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
-_ARRAYS = ("W", "W_prev", "scale")
+_ARRAYS = ("W", "W_prev", "scale", "weight")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Checkpoint:
 
     path: Path | None
     identity: str
-    """Of the fit that the file belongs to: where it starts, and under which weights."""
+    """Of the fit that the file belongs to: its data, where it starts, and under which weights."""
     interrupted: bool = False
     _before: Any = field(default=None, repr=False)
 

@@ -161,7 +161,7 @@ def _join(parts: Sequence[Blocks]) -> Blocks:
 
 
 def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> Held:
-    return Held(make(*arrays))
+    return Held(deepcopy(make(*arrays)))  # which may keep the message's own arrays
 
 
 def _placed(blocks: Blocks, held: Held) -> Held:

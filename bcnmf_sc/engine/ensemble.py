@@ -174,11 +174,6 @@ class Gain:
     """Share of the null deviance explained by all topics, in held-out target cells."""
     explained_background: float
 
-    @property
-    def ratio(self) -> float:
-        """How many times more the target topics give the target than the background; near 1, nothing is specific."""
-        return self.target / max(self.background, 1e-12)
-
 
 def held_out_gain(
     source: RowSource, model: Model, fold: np.ndarray, held_out: int, *, random_state: int, run: Run

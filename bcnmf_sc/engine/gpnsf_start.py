@@ -199,10 +199,6 @@ def joint_nmf(
     pieces = np.split(W * scale, ends)
     loadings = {each.name: piece / each.weight for each, piece in zip(known, pieces, strict=True)}
     H = H / scale
-    for each in values:
-        if each.weight == 0:  # it takes no part: its loadings are what the others' usage makes of it
-            mean = np.asarray(each.matrix.sum(0)).ravel() / max(each.size.sum(), 1e-12)
-            loadings[each.name] = np.outer(mean, np.ones(n_topics)) / n_topics
     return H, loadings
 
 

@@ -12,7 +12,7 @@ topics frozen are background topics. The solver knows no array type and no likel
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .kernels import MAX_BETA, TINY, Pass, Rows, Sums, sweep
 from .progress import progress_bar
+from .sources import Groups, summarise
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -169,7 +170,9 @@ def fit(
         past = (W * prior, prior)
     state = State(W, W, np.ones(W.shape[1]), None, likelihood)
     make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
-    checkpoint = Checkpoint.open(run.checkpoint, W, target, background, n_frozen, run.accelerate)
+    numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
+    what = () if run.checkpoint is None else identity(source, likelihood)
+    checkpoint = Checkpoint.open(run.checkpoint, W, target, background, *numbers, *what)
     if not checkpoint.restore(source, state, target, background):
         state.rows = source.place(make_rows, target, background)
     refine_on = float(target.sum()) if refine else 0.0
@@ -179,7 +182,9 @@ def fit(
         source.working(),
         progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it") as bar,
     ):
-        while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
+        while state.n_iter == 0 or (
+            state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline
+        ):
             iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
             if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
                 checkpoint.save(source, state)
@@ -198,6 +203,17 @@ def fit(
         change=state.change,
         likelihood=state.likelihood,
     )
+
+
+def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
+    """Return what tells a fit's data and likelihood from others, whatever source they come from."""
+    n_cells = source.shape[0]
+    groups = source.place(Groups, np.ones((n_cells, 1), bool), np.zeros(n_cells))
+    sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
+    totals = [np.ravel(sums), source.gather(groups, "total")]
+    rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
+    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]  # type: ignore[arg-type]
+    return [np.array(likelihood.name), *rounded, *parameters]
 
 
 def iterate(

@@ -12,7 +12,7 @@ from scipy import stats
 from .. import _anndata
 from ..engine import ensemble
 from ._folds import FEW_BACKGROUND, make_folds
-from ._problem import MAX_SUPPRESSED, Problem, run_settings, whole_number
+from ._problem import MAX_SUPPRESSED, Problem, check_alpha, one_alpha, run_settings, whole_number
 from ._select import summary
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def background_check(
     _anndata.check_key(key_added)
     for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
         whole_number(name, number, 1)
+    one_alpha(background)
+    check_alpha(alpha)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     columns = {name: _anndata.read_samples(adata, name) for name in confounders}
@@ -134,7 +136,7 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
         ),
     ]
     if samples is not None:
-        in_target, in_background = set(samples[design.target]), set(samples[design.background])
+        in_target, in_background = (set(samples[cells].dropna()) for cells in (design.target, design.background))
         shared = len(in_target & in_background)
         rows.append(
             (

@@ -12,7 +12,7 @@ from ..engine import ensemble, fit
 from ..engine.ensemble import fit_model, spawn
 from ._folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
 from ._multimodal import Modalities
-from ._problem import SAFE_ALPHA, Problem, default_alpha, one_of, run_settings, whole_number
+from ._problem import SAFE_ALPHA, Problem, check_alpha, default_alpha, one_of, run_settings, whole_number
 from ._select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
-    _check_ways(n_background_topics, basis, cross_fit, alpha_scale)
+    _check_ways(n_background_topics, basis, cross_fit, fdr_level, alpha_scale)
     if alpha is None:
         alpha = default_alpha(n_background_topics, basis)
     if choose_alpha := alpha == "auto":
@@ -325,7 +325,7 @@ def nmf(
     return adata if copy else None
 
 
-def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, alpha_scale: str) -> None:
+def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
     """Refuse what is no way to fit or to score."""
     one_of("alpha_scale", alpha_scale, ("effective", "sum"))
     one_of("basis", basis, ("split", "shared"))
@@ -333,6 +333,9 @@ def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, alpha_scal
         whole_number("n_background_topics", n_background_topics, 0)
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
+    if not 0 < fdr_level < 1:
+        msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
+        raise ValueError(msg)
 
 
 def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
@@ -355,7 +358,5 @@ def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float],
     else:
         alphas = dict.fromkeys(design.backgrounds, alpha)
     for name, value in alphas.items():
-        if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
-            msg = f"`alpha` must be a finite number of at least 0, got {value!r} for background {name!r}."
-            raise ValueError(msg)
+        check_alpha(value, f" for background {name!r}")
     return {name: float(value) for name, value in alphas.items()}

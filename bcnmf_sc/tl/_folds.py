@@ -23,7 +23,11 @@ HOMELESS = 0.5
 
 
 def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
-    """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition."""
+    """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition.
+
+    Every fold gets donors with target cells and donors with background cells, so that none learns from one side alone.
+    Cells without a donor are dealt one by one.
+    """
     rng = np.random.default_rng(random_state)
     role = design.target + 2 * design.background.astype(int)
     fold = np.full(len(role), -1)
@@ -32,16 +36,23 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
             cells = rng.permutation(np.flatnonzero(role == kind))
             fold[cells] = np.arange(len(cells)) % n_folds
         return fold
-    # A donor's cells go together, and donors of one kind (target, background, both) are spread over the folds.
-    donors = pd.DataFrame({"donor": samples.codes, "role": role})[(role > 0) & (samples.codes >= 0)]
+    known, unknown = ((role > 0) & (samples.codes >= 0)), np.flatnonzero((role > 0) & (samples.codes < 0))
+    donors = pd.DataFrame({"donor": samples.codes, "role": role})[known]
     kinds = donors.groupby("donor")["role"].agg(lambda roles: int(np.bitwise_or.reduce(roles.to_numpy())))
-    n_folds = min(n_folds, int(kinds.value_counts().min()) if (kinds < 3).any() else len(kinds))  # noqa: PLR2004
-    place = pd.Series(-1, index=kinds.index)
-    for kind in np.unique(kinds):
-        members = rng.permutation(kinds.index[kinds == kind])
-        place[members] = np.arange(len(members)) % n_folds
-    known = (role > 0) & (samples.codes >= 0)
+    with_target, with_background = int((kinds & 1 > 0).sum()), int((kinds & 2 > 0).sum())
+    n_folds = min(n_folds, with_target, with_background)
+    if n_folds < 2:  # noqa: PLR2004
+        msg = (
+            "`sample_key` must name at least 2 donors with target cells and 2 with background cells, to learn from "
+            f"some and score others; got {with_target} and {with_background}. Leave it out to deal cells one by one."
+        )
+        raise ValueError(msg)
+    # In this order donors with target cells are neighbours, and so are donors with background cells: dealt out in
+    # turn, either kind reaches every fold.
+    turn = np.concatenate([rng.permutation(kinds.index[kinds == kind]) for kind in (1, 3, 2)])
+    place = pd.Series(np.arange(len(turn)) % n_folds, index=turn)
     fold[known] = place.loc[samples.codes[known]].to_numpy()
+    fold[rng.permutation(unknown)] = np.arange(len(unknown)) % n_folds
     return fold
 
 
@@ -55,7 +66,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
         )
         warnings.warn(msg, UserWarning, stacklevel=4)
     if samples is not None:
-        shared = set(samples[design.target]) & set(samples[design.background])
+        shared = set(samples[design.target].dropna()) & set(samples[design.background].dropna())
         if not shared:
             msg = (
                 "Target and background share no donor: what sets the donors apart cannot be told from what sets the "

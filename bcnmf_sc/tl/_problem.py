@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,6 @@ from ..engine.ensemble import Model, shares_of
 from ..engine.sources import Groups, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
     from anndata import AnnData
@@ -46,7 +46,7 @@ class RunOptions(TypedDict, total=False):
     tol: float
     """Stop when the loadings move by less than this share in one iteration (1e-4)."""
     max_time: float
-    """Seconds after which to stop (none)."""
+    """Seconds after which a fit stops (none). Where a call makes several fits, each has as long."""
     accelerate: bool | None
     """Extrapolate the updates. By default where that is safe, up to an effective alpha of 0.5."""
     n_threads: int | None
@@ -56,7 +56,8 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     """Cells per block; chosen by default. The result does not depend on it (to about 1e-5)."""
     checkpoint: str | PathLike[str] | None
-    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none)."""
+    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds,
+    restarts and fits that choose a number are not written: they begin anew."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
     client: Any
@@ -339,6 +340,20 @@ def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> flo
     if n_background_topics == 0:
         return 0.3
     return 0.5 if basis == "shared" else 0.0
+
+
+def check_alpha(value: Any, where: str = "") -> None:
+    """Refuse what is no strength of a contrast."""
+    if isinstance(value, str) or not (np.isscalar(value) and np.isfinite(value) and value >= 0):  # type: ignore[operator]
+        msg = f"`alpha` must be a finite number of at least 0, got {value!r}{where}."
+        raise ValueError(msg)
+
+
+def one_alpha(background: Any) -> None:
+    """Refuse alphas of single backgrounds where all have one."""
+    if isinstance(background, Mapping):
+        msg = "`background` must name categories here, got a mapping: its alphas would not be used."
+        raise ValueError(msg)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:

@@ -16,7 +16,18 @@ import pandas as pd
 from .. import _anndata
 from ..engine import ensemble, transform
 from ._folds import make_folds
-from ._problem import MAX_SUPPRESSED, SAFE_ALPHA, VANISHED, Problem, default_alpha, one_of, run_settings, whole_number
+from ._problem import (
+    MAX_SUPPRESSED,
+    SAFE_ALPHA,
+    VANISHED,
+    Problem,
+    check_alpha,
+    default_alpha,
+    one_alpha,
+    one_of,
+    run_settings,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from ..engine.ensemble import Gain
     from ._problem import Contrast, LikelihoodName, RunOptions
 
+NO_GAIN = 1e-3  # of the background's null deviance: less is the precision of the usage
 LEAST_GAIN = 0.01
 """Share of the null deviance below which the background counts as not described."""
 COLLAPSED = 1e-3
@@ -67,7 +79,7 @@ def summary(gains: Sequence[Gain]) -> dict[str, float]:
     """Mean held-out figures over folds."""
     mean = {name: float(np.mean([getattr(g, name) for g in gains])) for name in ("target", "background")}
     explained = {f"explained_{part}": float(np.mean([getattr(g, f"explained_{part}") for g in gains])) for part in mean}
-    ratio = mean["target"] / max(mean["background"], 1e-12)
+    ratio = mean["target"] / max(mean["background"], NO_GAIN)
     return {"gain_ratio": ratio, "gain_target": mean["target"], "gain_background": mean["background"], **explained}
 
 
@@ -143,6 +155,7 @@ def select_alpha(
         raise ValueError(msg)
     whole_number("n_restarts", n_restarts, 1)
     whole_number("n_folds", n_folds, 2)
+    one_alpha(background)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     problem = Problem.read(
@@ -324,6 +337,7 @@ def select_n_topics(
             whole_number(name, number, 1)
     whole_number("n_folds", n_folds, 2)
     one_of("basis", basis, ("split", "shared"))
+    one_alpha(background)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     problem = Problem.read(
@@ -425,7 +439,7 @@ def consensus(
     Returns
     -------
     `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`; the ``topics`` table gains ``stability``
-    (mean cosine of a cluster's members to its median) and ``n_members`` (how many restarts found the topic).
+    (mean cosine of a cluster's members to its median) and ``n_members`` (how many topics of the restarts are in it).
 
     Examples
     --------
@@ -440,9 +454,11 @@ def consensus(
     whole_number("n_background_topics", n_background_topics, 0)
     one_of("basis", basis, ("split", "shared"))
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
+    check_alpha(alpha)
     if not density > 0:
         msg = f"`density` must be above 0, got {density!r}."
         raise ValueError(msg)
+    one_alpha(background)
     design = _anndata.read_design(adata, background_key, background, target)
     problem = Problem.read(
         adata,
@@ -478,6 +494,7 @@ def consensus(
     }
     record = problem.record(factors, contrast, params, n_topics)
     record["topics"]["stability"], record["topics"]["n_members"] = stability, members
+    del record["weight"]  # of one restart, and so no ground to go on from
     adata = adata.copy() if copy else adata
     problem.write(adata, key_added, factors, contrast, record)
     return adata if copy else None

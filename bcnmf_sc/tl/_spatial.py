@@ -118,7 +118,7 @@ def gpnsf(
         topics rise and fall together they carry the signal, and `None` is right. One for all, or a mapping of
         modalities.
     weights
-        Weight of each modality's log-likelihood; 1 by default. With 0 a modality takes no part in finding the usage.
+        Weight of each modality's log-likelihood, above 0; 1 by default.
     layer
         Layer to read instead of ``X``; one for all, or a mapping of modalities.
     mask_var

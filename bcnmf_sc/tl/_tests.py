@@ -328,6 +328,10 @@ class Units:
             raise ValueError(msg)
 
 
+ARRIVED = 1e-4
+"""What another Newton step would add to the log-likelihood, at its maximum."""
+
+
 def likelihood_ratio(x: np.ndarray, label: np.ndarray) -> tuple[float, float, bool]:
     """Test a logistic regression of ``label`` on ``x`` against the intercept alone.
 
@@ -349,10 +353,16 @@ def likelihood_ratio(x: np.ndarray, label: np.ndarray) -> tuple[float, float, bo
     from statsmodels.discrete.discrete_model import Logit  # slow to import
 
     z = (x - x.mean()) / x.std()
-    fit = Logit(label, np.column_stack([np.ones(n), z])).fit(
-        disp=False, method="newton", maxiter=100, warn_convergence=False
-    )
-    statistic = max(2 * (fit.llf - null), 0.0)
+    model, how = Logit(label, np.column_stack([np.ones(n), z])), {"disp": False, "warn_convergence": False}
+    try:
+        fit = model.fit(method="newton", maxiter=100, **how)
+        slope, reached = model.score(fit.params), fit.llf
+        arrived = -slope @ np.linalg.solve(model.hessian(fit.params), slope) < ARRIVED
+    except np.linalg.LinAlgError:
+        reached, arrived = -np.inf, False
+    if not arrived:  # a whole Newton step can lead far off; a simplex finds the maximum in two dimensions
+        reached = max(reached, model.fit(method="nm", maxiter=2000, **how).llf)
+    statistic = max(2 * (reached - null), 0.0)
     return float(statistic), float(stats.chi2.sf(statistic, 1)), False
 
 

@@ -39,6 +39,38 @@ def test_resumed_equals_uninterrupted_to_the_bit(problem, tmp_path, likelihood, 
     assert [p.name for p in tmp_path.iterdir()] == ["state.npz"]
 
 
+def test_a_finished_fit_is_taken_up_again(problem, tmp_path):
+    x, weights = problem
+    run = Run(max_iter=8, tol=0, checkpoint=tmp_path / "state.npz")
+    first, again = (fit(row_source(x), Poisson(), 3, **weights, run=run) for _ in range(2))
+    for name in ("W", "H", "weight", "loss"):
+        assert np.array_equal(getattr(again, name), getattr(first, name)), name
+
+
+def test_no_time_is_one_iteration(problem):
+    x, weights = problem
+    assert fit(row_source(x), Poisson(), 3, **weights, run=Run(max_time=0)).n_iter == 1
+
+
+@pytest.mark.parametrize("change", ["data", "likelihood", "parameter", "refine"])
+def test_the_state_of_other_data_or_another_likelihood_is_refused(problem, tmp_path, change):
+    x, weights = problem
+    run = Run(max_iter=5, tol=0, checkpoint=tmp_path / "state.npz")
+    fit(row_source(x), NegativeBinomial(2.0), 3, **weights, run=run)
+    other = x.copy()
+    other.data[0] += 1
+    likelihood = {"likelihood": Poisson(), "parameter": NegativeBinomial(3.0)}.get(change, NegativeBinomial(2.0))
+    with pytest.raises(ValueError, match="belongs to another fit"):
+        fit(
+            row_source(other if change == "data" else x),
+            likelihood,
+            3,
+            **weights,
+            refine=change == "refine",
+            run=Run(max_iter=9, tol=0, checkpoint=tmp_path / "state.npz"),
+        )
+
+
 @pytest.fixture
 def heeded():
     """Interrupts as on a terminal, whatever runs the tests."""
