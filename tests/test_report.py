@@ -351,6 +351,26 @@ def test_each_warning(full, what, words):
 # the file
 
 
+def test_calls_ask_for_the_same_data(plain, tmp_path):
+    other = plain.copy()
+    other.layers["counts"] = other.X.copy()
+    case = next(name for name in other.obs["condition"].unique() if name != "ctrl")
+    bc.tl.bcnmf(
+        other, n_topics=2, n_background_topics=2, cross_fit=None, target=case, layer="counts", key_added="off",
+        **SPLIT, **QUICK,
+    )  # fmt: skip
+    text = " ".join(word for _, word in written(other, tmp_path, key="off").words)
+    assert "cross-fitting was off" in text
+    assert f"target={case!r}, layer='counts'" in text
+
+
+def test_spatial_fits_are_refused(plain, tmp_path):
+    other = plain.copy()
+    other.uns["mine"]["posterior"] = {}
+    with pytest.raises(ValueError, match="without places"):
+        bc.report(other, tmp_path / "report.html", key="mine")
+
+
 def test_same_page_from_a_file_a_second_time_and_from_the_command_line(full, path, tmp_path, capsys):
     first = path.read_bytes()
     full.write_h5ad(tmp_path / "in.h5ad")

@@ -309,6 +309,8 @@ def test_prediction(fitted):
     assert list(peaks.var_names) == list(fitted["atac"].var_names[fitted["atac"].varm["gpnsf"].any(axis=1)])
     W = fitted["atac"].varm["gpnsf"]
     np.testing.assert_allclose(peaks.X, at.X @ W[W.any(axis=1)].T, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"`modality` must be .*'rna'.*, got 'adt'"):
+        bc.tl.gpnsf_predict(fitted, places, sample="Slice 1", modality="adt")
     outside = bc.tl.gpnsf_predict(fitted, places + 50, sample="Slice 1")
     cv = [(x.layers["sd"] / x.X)[:, :3].mean() for x in (at, outside)]
     assert cv[1] > cv[0]

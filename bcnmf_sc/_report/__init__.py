@@ -70,6 +70,9 @@ def report(
     '<!DOCTYPE html>'
     """
     record = stored(adata, key)
+    if "posterior" in record:
+        msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
+        raise ValueError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
     stored_slot(adata, "varm", key)
     gene_labels(adata, gene_symbols)

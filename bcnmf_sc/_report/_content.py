@@ -69,6 +69,15 @@ class Analysis:
         return {found[0]: str(self.params[found[0]]), found[1]: values[0] if len(values) == 1 else values}
 
     @property
+    def data(self) -> dict[str, Any]:
+        """The groups, and what else of the data the fit was told, as arguments of a call."""
+        given = {name: self.params.get(name) for name in ("target", "layer", "likelihood")}
+        more: dict[str, Any] = {k: v for k, v in given.items() if v is not None and str(v) != "poisson"}
+        if not isinstance(more.get("target", ""), str):
+            more["target"] = [str(x) for x in more["target"]]
+        return self.groups | more
+
+    @property
     def example(self) -> dict[str, str]:
         """A column to test: the contrast itself only where it did not train topics of its own."""
         trained = (self.record["topics"]["kind"] == "background").any()
@@ -164,7 +173,7 @@ def _warnings(of: Analysis) -> list[Part]:
 def _background(of: Analysis) -> list[Part]:
     found = of.adata.uns.get(f"{of.key}_background_check")
     if found is None:
-        return [Missing("The background was not checked.", of.call("background_check", **of.groups))]
+        return [Missing("The background was not checked.", of.call("background_check", **of.data))]
     return [table(found, "Is the background fit to be one?")]
 
 
@@ -173,7 +182,7 @@ def _choices(of: Analysis) -> list[Part]:
     alpha = of.adata.uns.get(f"{of.key}_alpha")
     if alpha is None:
         used = written(float(of.record["alpha_effective"])) if "alpha_effective" in of.record else "as given"
-        parts.append(Missing(f"No path over alpha is stored; alpha was {used}.", of.call("select_alpha", **of.groups)))
+        parts.append(Missing(f"No path over alpha is stored; alpha was {used}.", of.call("select_alpha", **of.data)))
     else:
         values = ", ".join(written(float(a)) for a in alpha["table"]["alpha"])
         alt = f"Held-out gain ratio and deviance explained at alpha {values}; {float(alpha['alpha']):g} was chosen."
@@ -187,7 +196,7 @@ def _choices(of: Analysis) -> list[Part]:
             parts += [Text(str(found["reason"])), table(found["table"], "Numbers of topics tried", fold=True)]
     if topics is None and auto is None:
         text = "The numbers of topics were given, not chosen from the data."
-        parts.append(Missing(text, of.call("select_n_topics", **of.groups)))
+        parts.append(Missing(text, of.call("select_n_topics", **of.data)))
     return parts
 
 
@@ -247,8 +256,11 @@ def _usage(of: Analysis) -> list[Part]:
         ).rename_axis("role")
         parts.append(table(summary, "Target share out of fold, and the share of cells called target-enriched"))
     elif of.contrastive:
-        text = "No target share is stored: cells are not scored without background topics."
-        call = of.call("bcnmf", **of.groups, n_topics=int(of.params["n_topics"]), n_background_topics="auto")
+        trained = int((of.record["topics"]["kind"] == "background").sum())
+        why = "cross-fitting was off" if trained else "cells are not scored without background topics"
+        text = f"No target share is stored: {why}."
+        topics = {"n_topics": int(of.params["n_topics"]), "n_background_topics": trained or "auto"}
+        call = of.call("bcnmf", **of.data, **topics)
         parts.append(Missing(text, call))
     if f"X_{of.key}_umap" not in of.adata.obsm:
         parts.append(Missing("There is no UMAP of the usage.", of.call("umap")))
@@ -307,7 +319,7 @@ def _stability(of: Analysis) -> list[Part]:
         text = "It is not stored how well other starts find these topics again."
         function = "consensus" if of.contrastive else "deltanmf" if of.groups else "nmf"
         sizes = {name: int(of.params[name]) for name in of.params if name.startswith("n_topics")}
-        again = of.groups | sizes | ({} if of.contrastive else {"random_state": 1, "key_added": f"{of.key}_again"})
+        again = of.data | sizes | ({} if of.contrastive else {"random_state": 1, "key_added": f"{of.key}_again"})
         return [Missing(text, of.call(function, **again))]
     values = topics["stability"].dropna()
     source = "restarts" if "n_members" in topics else "fits without a fold of the cells"

@@ -308,10 +308,7 @@ def gpnsf_predict(
 
     record = stored_fit(mdata, key)
     names = [str(x) for x in record["params"]["slices"]]
-    if sample is None and len(names) > 1:
-        msg = f"`sample` must name one of the slices, got None. Present: {listed(names)}."
-        raise ValueError(msg)
-    if sample is not None and str(sample) not in names:
+    if (sample is None and len(names) > 1) or (sample is not None and str(sample) not in names):
         msg = f"`sample` must name one of the slices, got {sample!r}. Present: {listed(names)}."
         raise ValueError(msg)
     places = np.asarray(coordinates, dtype=np.float64)
@@ -319,6 +316,8 @@ def gpnsf_predict(
     if places.ndim != 2 or places.shape[1] != n_dims or not np.isfinite(places).all():  # noqa: PLR2004
         msg = f"`coordinates` must be finite numbers, places x {n_dims}, got shape {places.shape}."
         raise ValueError(msg)
+    if modality is not None:
+        one_of("modality", modality, tuple(map(str, record["params"]["modalities"])))
     mean, sd = predict(record["posterior"], places, 0 if sample is None else names.index(str(sample)))
     features = record["topics"].index
     if modality is not None:
