@@ -154,10 +154,9 @@ def joint_nmf(
     Modality r is brought to a common size factor before. Entries that are hidden are filled in with what size and
     feature mean let expect.
     """
-    known = [each for each in values if each.weight > 0]
-    common = np.mean([each.size for each in known], axis=0)
+    common = np.mean([each.size for each in values], axis=0)
     parts = []
-    for each in known:
+    for each in values:
         matrix = sparse.csr_array(each.matrix, dtype=np.float64)
         if each.hidden is not None:
             matrix = matrix + expected(each)
@@ -165,11 +164,11 @@ def joint_nmf(
         parts.append(sparse.diags_array(factor * each.weight) @ matrix)
     stacked = sparse.csr_array(sparse.hstack(parts, format="csr"))
     source = row_source(stacked)
-    ends = np.cumsum([each.matrix.shape[1] for each in known])[:-1]
+    ends = np.cumsum([each.matrix.shape[1] for each in values])[:-1]
     use = (common > 0).astype(float)
     frozen = None
-    if known[0].frozen is not None:
-        frozen = np.concatenate([each.weight * np.asarray(each.frozen) for each in known])
+    if values[0].frozen is not None:
+        frozen = np.concatenate([each.weight * np.asarray(each.frozen) for each in values])
     n_frozen = 0 if frozen is None else frozen.shape[1]
     norm = np.ones(0) if frozen is None else np.maximum(frozen.sum(0), 1e-12)
     if frozen is not None and n_frozen == n_topics:
@@ -197,7 +196,7 @@ def joint_nmf(
     scale = np.maximum(H.mean(0), 1e-12)
     scale[:n_frozen] = norm  # the frozen loadings are back in their own units
     pieces = np.split(W * scale, ends)
-    loadings = {each.name: piece / each.weight for each, piece in zip(known, pieces, strict=True)}
+    loadings = {each.name: piece / each.weight for each, piece in zip(values, pieces, strict=True)}
     H = H / scale
     return H, loadings
 

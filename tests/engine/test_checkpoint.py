@@ -47,11 +47,6 @@ def test_a_finished_fit_is_taken_up_again(problem, tmp_path):
         assert np.array_equal(getattr(again, name), getattr(first, name)), name
 
 
-def test_no_time_is_one_iteration(problem):
-    x, weights = problem
-    assert fit(row_source(x), Poisson(), 3, **weights, run=Run(max_time=0)).n_iter == 1
-
-
 @pytest.mark.parametrize("change", ["data", "likelihood", "parameter", "refine"])
 def test_the_state_of_other_data_or_another_likelihood_is_refused(problem, tmp_path, change):
     x, weights = problem

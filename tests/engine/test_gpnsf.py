@@ -420,14 +420,6 @@ def test_what_is_hidden_is_not_looked_at():
     np.testing.assert_array_equal(one.usage, other.usage)
 
 
-def test_a_modality_without_weight_takes_no_part():
-    places, slices, values = simulated()
-    other = [Values(v.name, v.matrix[::-1], v.observation, v.size, 0.0) if v.name == "gaussian" else v for v in values]
-    values = [Values(v.name, v.matrix, v.observation, v.size, 0.0) if v.name == "gaussian" else v for v in values]
-    one, two = (fit(places, slices, v, Shape(3), climb=QUICK) for v in (values, other))
-    np.testing.assert_allclose(one.usage, two.usage, rtol=1e-8)
-
-
 @pytest.mark.parametrize("batch", [None, 25])
 def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, batch):
     places, slices, values = simulated()
