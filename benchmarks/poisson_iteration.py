@@ -16,7 +16,7 @@ from _common import Clock, Stepper, alone, load, memory, simulate_to, table, ver
 from scipy import sparse
 
 from bcnmf_sc.engine import Poisson, row_source
-from bcnmf_sc.engine.kernels import TINY, USAGE_FLOOR
+from bcnmf_sc.engine._loops import TINY, USAGE_FLOOR
 from bcnmf_sc.engine.solver import LOADINGS_FLOOR, initial_loadings, transform
 
 N_GENES, N_TOPICS, ALPHA, N_ITER = 3000, 20, 0.5, 5

@@ -22,9 +22,10 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from ._loops import TINY
 from .checkpoint import Checkpoint
 from .hals import Pass, sweep
-from .kernels import TINY, Rows
+from .kernels import Rows
 from .likelihoods import Gaussian
 from .progress import progress_bar
 from .solver import Run, State

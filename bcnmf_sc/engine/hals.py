@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from .kernels import CSR, TINY, Sums, _jit
+from ._loops import TINY, jit
+from .kernels import CSR, Sums
 
 if TYPE_CHECKING:
     from typing import Self
@@ -130,7 +131,7 @@ def moments(block: Block, rows: Groups, *, divide: bool) -> Moments:
     return Moments(scaled @ x, (member * factor**2) @ (x * x), present)
 
 
-@_jit
+@jit
 def _scaled(indptr, indices, values, cells, genes, held, H_held, out, squares):
     """Write the scaled values, less what the held topics explain, and each cell's sum of their squares."""
     zero, at0, n_held = out.dtype.type(0), indptr[0], held.shape[1]
@@ -147,7 +148,7 @@ def _scaled(indptr, indices, values, cells, genes, held, H_held, out, squares):
         squares[i] = total
 
 
-@_jit
+@jit
 def _times(indptr, indices, values, W, up):
     """``up += A W``, four non-zeros at a time."""
     width, at0 = W.shape[1], indptr[0]
@@ -167,7 +168,7 @@ def _times(indptr, indices, values, W, up):
                 u[k] += x0 * w0[k]
 
 
-@_jit
+@jit
 def _gather(indptr, indices, values, cells, H, p):
     """``p += A' H``."""
     n_topics, at0 = H.shape[1], indptr[0]
@@ -181,7 +182,7 @@ def _gather(indptr, indices, values, cells, H, p):
                 q[k] += x * h[k]
 
 
-@_jit
+@jit
 def _solve(up, gram, cells, H, scale, first, steps, tol, cold, squares, cell_loss):
     """Coordinate descent of every cell's usage: each step is the exact minimum over one topic."""
     n_topics, width = H.shape[1], up.shape[1]

@@ -1,8 +1,9 @@
 """The hot pass over a block of cells: usage steps, then the sums that the loadings' step needs.
 
-`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused numba pass:
-ratio, usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes
-through sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells.
+`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused pass: ratio,
+usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes through
+sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells. For sparse
+counts under NB and ZINB the ratio's part comes from the same loops over non-zeros.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 from scipy import sparse
 
-from ._vector import add_outer, add_pull
+from ._loops import (
+    MAX_BETA,
+    TINY,
+    USAGE_FLOOR,
+    gaussian_rows,
+    overdispersed_n,
+    poisson_rows,
+    ratio_pulls,
+    ratio_sums,
+)
 
 if TYPE_CHECKING:
     from .likelihoods import Likelihood
@@ -24,12 +33,6 @@ if TYPE_CHECKING:
 Floats = np.ndarray
 SUB_BLOCK = 128
 """Cells per matrix product."""
-USAGE_FLOOR = 1e-8
-"""Smallest usage as a share of the cell's mean usage: an entry at zero could never rise again."""
-MAX_BETA = 0.9
-"""Cap of the extrapolation."""
-TINY = 1e-30
-"""Smallest divisor."""
 
 
 class CSR(NamedTuple):
@@ -149,46 +152,28 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
     if isinstance(block, CSR) and likelihood.name in FUSED:
         _sweep_fused(block, rows, todo, likelihood, total)
         return total
+    overdispersed = isinstance(block, CSR) and likelihood.name in OVERDISPERSED
+    terms = (_Overdispersed if overdispersed else _Terms)(block, todo.W, likelihood)
     n_rows = len(rows.target)
     for start in range(0, n_rows, SUB_BLOCK):
         part = slice(start, min(start + SUB_BLOCK, n_rows))
         used = np.flatnonzero((rows.target[part] > 0) | (rows.background[part] > 0))
         if used.size:
-            x = _matrix(block, part)
-            x = x if len(used) == x.shape[0] else x[used]
-            _sweep_products(x, rows[part], used, todo, likelihood, total)
+            terms.look_at(start + used)
+            _sweep_products(rows[part], used, todo, terms, total)
+    terms.add_to(total)
     return total
 
 
 # -- sub-blocks of cells, any likelihood, sparse or dense --------------------------------------------------------------
 
 
-def _matrix(block: Block, part: slice) -> Matrix:
-    if not isinstance(block, CSR):
-        return block[part]
-    indptr = block.indptr[part.start : part.stop + 1]
-    here = slice(indptr[0], indptr[-1])
-    return sparse.csr_array(
-        (block.values[here], block.indices[here], (indptr - indptr[0]).astype(np.int32)),
-        shape=(part.stop - part.start, block.n_genes),
-    )
-
-
-def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
-    W = todo.W
-    x = x.astype(W.dtype, copy=False)
-    h = _start(np.asarray(x.sum(1)).reshape(-1, 1), rows, used, todo)
-    linear = likelihood.n_kind == "mu"
-    x_w: Any = x @ W if linear else None
-    gram = W.T @ W if linear else None
+def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms, total: Sums) -> None:
+    h = _start(terms, rows, used, todo)
     active, last, momentum = np.arange(len(h)), h.copy(), np.ones(len(h))
     for step in range(todo.steps):
         now = h[active]
-        if x_w is not None:
-            up, down = x_w[active], now @ gram
-        else:
-            p, n = _terms(x if len(active) == len(h) else x[active], _expected(now, W), likelihood)
-            up, down = p @ W, (W.sum(0) if n is None else n @ W)
+        up, down = terms.pulls(active, now)
         new = now * (up / np.maximum(down, TINY))
         np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)
         h[active] = new
@@ -199,23 +184,139 @@ def _sweep_products(x: Matrix, rows: Rows, used: np.ndarray, todo: Pass, likelih
         if not active.size or step + 1 == todo.steps:
             break
         beta, momentum[active] = _extrapolation(momentum[active])
-        h[active], last[active] = new + beta[:, None].astype(W.dtype) * np.maximum(new - last[active], 0), new
+        h[active], last[active] = new + beta[:, None].astype(h.dtype) * np.maximum(new - last[active], 0), new
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
-    mu: Any = _expected(h, W) if todo.loss or not linear else None
     if todo.sums:
-        p, n = (x, None) if linear else _terms(x, mu, likelihood)
-        for part, weight in (("x", target), ("y", background)):
-            if weight.any():
-                total.add("p_" + part, p.T @ (weight[:, None] * h))
-                total.add("n_" + part, _n_sum(weight, h, n, likelihood))
+        terms.gather(h, target, background)
+    if todo.loss or (todo.evidence and target.any()):
+        x, mu = terms.matrix(), _expected(h, todo.W)
     if todo.loss:
-        cells = _loss(x, mu, likelihood)
+        cells = _loss(x, mu, terms.likelihood)
         total.loss += [target @ cells, (background > 0) @ cells, background @ cells]
         if len(rows.loss):
             rows.loss[used] = cells
     if todo.evidence and target.any():
-        total.add("evidence", _evidence(x, mu, target, likelihood))
+        total.add("evidence", _evidence(x, mu, target, terms.likelihood))
+
+
+class _Terms:
+    """What the updates need of p and n in a sub-block of cells, by matrix products alone."""
+
+    def __init__(self, block: Block, W: Floats, likelihood: Likelihood) -> None:
+        self.block, self.W, self.likelihood = block, W, likelihood
+        self.linear = likelihood.n_kind == "mu"
+        self.gram = W.T @ W if self.linear else None
+        self.sums = Sums.zeros()
+
+    def look_at(self, cells: np.ndarray) -> None:
+        """Go on to these cells of the block, in rising order."""
+        self.cells = cells
+        self.x = self.matrix()
+        self.x_w: Any = self.x @ self.W if self.linear else None
+
+    def matrix(self) -> Matrix:
+        """Return the cells' values."""
+        if not isinstance(self.block, CSR):
+            return self.block[self.cells].astype(self.W.dtype, copy=False)
+        first, stop = self.cells[0], self.cells[-1] + 1
+        indptr = self.block.indptr[first : stop + 1]
+        here = slice(indptr[0], indptr[-1])
+        x = sparse.csr_array(
+            (self.block.values[here], self.block.indices[here], (indptr - indptr[0]).astype(np.int32)),
+            shape=(stop - first, self.block.n_genes),
+        ).astype(self.W.dtype, copy=False)
+        return x if len(self.cells) == x.shape[0] else x[self.cells - first]
+
+    def pulls(self, some: np.ndarray, h: Floats) -> tuple[Floats, Floats]:
+        """``p W`` and ``n W`` of some of the cells at usage h."""
+        if self.gram is not None:
+            return self.x_w[some], h @ self.gram
+        p, n = self._p_n(self.x if len(some) == self.x.shape[0] else self.x[some], h)
+        return p @ self.W, (self.W.sum(0) if n is None else n @ self.W)
+
+    def gather(self, h: Floats, target: Floats, background: Floats) -> None:
+        """Gather ``p' diag(weight) h`` and ``n' diag(weight) h``."""
+        p, n = (self.x, None) if self.linear else self._p_n(self.x, h)
+        for part, weight in (("x", target), ("y", background)):
+            if weight.any():
+                self.sums.add("p_" + part, p.T @ (weight[:, None] * h))
+                self.sums.add("n_" + part, _n_sum(weight, h, n, self.likelihood))
+
+    def add_to(self, total: Sums) -> None:
+        """Add what was gathered."""
+        total += self.sums
+
+    def _p_n(self, x: Matrix, h: Floats) -> tuple[Matrix, Floats | None]:
+        """P and n (`None` where it is one); for sparse x, p is sparse and n is mended at the non-zeros."""
+        mu, likelihood = _expected(h, self.W), self.likelihood
+        if isinstance(x, np.ndarray):
+            return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
+        cells, mu_x, here = _at_values(x, mu, likelihood)
+        n = likelihood.n(mu.dtype.type(0), mu)
+        n[cells, x.indices] = here.n(x.data, mu_x)
+        p = copy(x)  # with its structure
+        p.data = here.p(x.data, mu_x)
+        return p, n
+
+
+class _Overdispersed(_Terms):
+    """The same for sparse counts under NB and ZINB: p by the loops over non-zeros, n in a buffer that is used again.
+
+    One product makes ``1 + mu / theta``, from usage and loadings with one more column.
+    """
+
+    def __init__(self, block: Any, W: Floats, likelihood: Any) -> None:
+        super().__init__(block, W, likelihood)
+        n_genes = len(W)
+        self.csr = block.indptr, block.indices, block.values
+        self.theta = np.broadcast_to(likelihood.theta, n_genes).astype(W.dtype)
+        pi = np.broadcast_to(getattr(likelihood, "pi", 0.0), n_genes).astype(np.float64)
+        self.odds = (pi / (1 - pi)).astype(W.dtype)
+        self.padded = padded(W)
+        self.base = np.vstack([W.T / self.theta, np.ones((1, n_genes), W.dtype)])
+        self.n = np.empty((SUB_BLOCK, n_genes), W.dtype)
+        self.over_q = np.empty((SUB_BLOCK if self.odds.any() else 0, n_genes), W.dtype)
+        self.usage = np.zeros((SUB_BLOCK, self.padded.shape[1]), W.dtype)
+        self.up = np.empty_like(self.usage)
+        self.p_sums: dict[str, Floats] = {}
+        self.n_sums: dict[str, Floats] = {}
+
+    def look_at(self, cells: np.ndarray) -> None:
+        self.cells = cells
+
+    def pulls(self, some: np.ndarray, h: Floats) -> tuple[Floats, Floats]:
+        up, cells, usage = self.up[: len(h)], self.cells[some], self._with_padding(h)
+        ratio_pulls(*self.csr, self.padded, cells, usage, up)
+        return up[:, : h.shape[1]], self._n_at(cells, h) @ self.W
+
+    def gather(self, h: Floats, target: Floats, background: Floats) -> None:
+        n, usage = self._n_at(self.cells, h), self._with_padding(h)
+        for part, weight in (("x", target), ("y", background)):
+            if weight.any():
+                if part not in self.p_sums:
+                    self.p_sums[part], self.n_sums[part] = np.zeros_like(self.padded), np.zeros_like(self.W.T)
+                ratio_sums(*self.csr, self.padded, self.cells, usage, weight, self.p_sums[part])
+                self.n_sums[part] += (weight[:, None] * h).T @ n
+
+    def add_to(self, total: Sums) -> None:
+        for part, p in self.p_sums.items():
+            total.add("p_" + part, p[:, : self.W.shape[1]])
+            total.add("n_" + part, self.n_sums[part].T)
+
+    def _with_padding(self, h: Floats) -> Floats:
+        usage = self.usage[: len(h)]
+        usage[:, : h.shape[1]] = h
+        return usage
+
+    def _n_at(self, cells: np.ndarray, h: Floats) -> Floats:
+        n, over_q = self.n[: len(h)], self.over_q[: len(h)]
+        np.matmul(np.hstack([h, np.ones((len(h), 1), h.dtype)]), self.base, out=n)
+        if len(over_q):
+            with np.errstate(over="ignore"):
+                np.power(n, self.theta, out=over_q)
+        overdispersed_n(n, over_q, *self.csr, cells, self.theta, self.odds)
+        return n
 
 
 def _expected(h: Floats, W: Floats) -> Floats:
@@ -237,26 +338,17 @@ def _extrapolation(momentum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum((momentum - 1) / ahead, MAX_BETA), ahead
 
 
-def _start(totals: Floats, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
+def _start(terms: _Terms, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
     """Usage from which the steps begin; moves `Rows.H_prev` on."""
-    n_topics = todo.W.shape[1]
-    h = np.repeat(totals / n_topics, n_topics, axis=1) if todo.cold else rows.H[used] * todo.scale.astype(todo.W.dtype)
+    if todo.cold:
+        n_topics = todo.W.shape[1]
+        h = np.repeat(np.asarray(terms.matrix().sum(1)).reshape(-1, 1) / n_topics, n_topics, axis=1)
+    else:
+        h = rows.H[used] * todo.scale.astype(todo.W.dtype)
     if not len(rows.H_prev):
         return h
     before, rows.H_prev[used] = rows.H_prev[used], h
     return h + todo.W.dtype.type(todo.beta) * np.maximum(h - before, 0)
-
-
-def _terms(x: Matrix, mu: Floats, likelihood: Likelihood) -> tuple[Matrix, Floats | None]:
-    """P and n (`None` where it is one) of a block; for sparse x, p is sparse and n is mended at the non-zeros."""
-    if isinstance(x, np.ndarray):
-        return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
-    cells, mu_x, here = _at_values(x, mu, likelihood)
-    n = likelihood.n(mu.dtype.type(0), mu)
-    n[cells, x.indices] = here.n(x.data, mu_x)
-    p = copy(x)  # with its structure
-    p.data = here.p(x.data, mu_x)
-    return p, n
 
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
@@ -295,8 +387,7 @@ def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple
 
 def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
     n_topics = todo.W.shape[1]
-    W = np.zeros((todo.W.shape[0], -(-n_topics // 8) * 8), todo.W.dtype)  # whole vector registers
-    W[:, :n_topics] = todo.W
+    W = padded(todo.W)
     run = FUSED[likelihood.name]
     down = W.sum(0) if likelihood.n_kind == "one" else W.T @ W
     # A part without cells in this block, as is usual in sorted data, needs no sums.
@@ -314,187 +405,14 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
             total.add("n_" + part, _n_sum(weights[part], rows.H, None, likelihood))
 
 
-_jit = numba.njit(
-    fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy", cache=True
-)
+def padded(W: Floats) -> Floats:
+    """Return loadings with zeros for topics up to whole vector registers."""
+    wide = np.zeros((W.shape[0], -(-W.shape[1] // 8) * 8), W.dtype)
+    wide[:, : W.shape[1]] = W
+    return wide
 
 
-@_jit
-def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
-    """`_start` for one cell: writes h, returns the cell's total."""
-    total = values.dtype.type(0)
-    if cold or loss:
-        for at in range(begin, end):
-            total += values[at]
-    n_topics = H.shape[1]
-    for k in range(n_topics):
-        now = total / n_topics if cold else H[i, k] * scale[k]
-        h[k] = now
-        if H_prev.shape[0] > 0:
-            h[k] += beta * max(now - H_prev[i, k], h.dtype.type(0))
-            H_prev[i, k] = now
-    return total
-
-
-@_jit
-def _finish_step(h, up, down, last, n_topics):
-    """``h <- h * up / down``, floored; by what share the usage moved, and whether back where it came from."""
-    zero = h.dtype.type(0)
-    moved, total, along = zero, zero, zero
-    for k in range(n_topics):
-        new = h[k] * (up[k] / max(down[k], h.dtype.type(TINY)))
-        moved += abs(new - h[k])
-        along += (new - h[k]) * (h[k] - last[k])
-        total += new
-        h[k] = new
-    floor = h.dtype.type(USAGE_FLOOR) * total / n_topics
-    for k in range(n_topics):
-        h[k] = max(h[k], floor)
-    return moved / max(total, h.dtype.type(TINY)), along < zero
-
-
-@_jit
-def _go_ahead(h, last, momentum, n_topics):
-    """`_extrapolation` for one cell, in place; returns the momentum to go on with."""
-    ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-    beta = h.dtype.type(min((momentum - 1) / ahead, MAX_BETA))
-    for k in range(n_topics):
-        now = h[k]
-        h[k] = now + beta * max(now - last[k], h.dtype.type(0))
-        last[k] = now
-    return ahead
-
-
-@_jit
-def _poisson_rows(
-    indptr, indices, values, W, down, target, background, H, H_prev,
-    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
-):  # fmt: skip
-    n_topics, width = H.shape[1], W.shape[1]
-    zero, tiny = W.dtype.type(0), W.dtype.type(TINY)
-    h = np.zeros(width, W.dtype)
-    last = np.empty(width, W.dtype)
-    up = np.empty(width, W.dtype)
-    tail_indices, tail_values = np.zeros(4, indices.dtype), np.zeros(4, values.dtype)  # a row's last few
-    for i in range(len(indptr) - 1):
-        a, b = target[i], background[i]
-        if a == 0 and b == 0:
-            continue
-        begin, end = indptr[i], indptr[i + 1]
-        by_four = begin + (end - begin) // 4 * 4
-        for k in range(4):
-            inside = by_four + k < end
-            tail_indices[k] = indices[by_four + k] if inside else 0
-            tail_values[k] = values[by_four + k] if inside else zero
-        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
-        last[:] = h
-        momentum = 1.0
-        for step in range(steps):
-            for k in range(width):
-                up[k] = zero
-            for at in range(begin, by_four, 4):
-                add_pull(W, h, up, indices, values, at, width, tiny)
-            if by_four < end:
-                add_pull(W, h, up, tail_indices, tail_values, 0, width, tiny)
-            moved, turned = _finish_step(h, up, down, last, n_topics)
-            if moved <= tol or step + 1 == steps:
-                break
-            momentum = _go_ahead(h, last, 1.0 if turned else momentum, n_topics)
-        for k in range(n_topics):
-            H[i, k] = h[k]
-        if sums:
-            for part in range(2):
-                weight = a if part == 0 else b
-                p = p_x if part == 0 else p_y
-                if weight == 0:
-                    continue
-                for at in range(begin, by_four, 4):
-                    add_outer(W, h, p, indices, values, at, width, tiny, weight)
-                if by_four < end:
-                    add_outer(W, h, p, tail_indices, tail_values, 0, width, tiny, weight)
-        if loss:
-            deviance = -np.float64(total)
-            for k in range(n_topics):
-                deviance += h[k] * down[k]
-            for at in range(begin, end):
-                if values[at] > 0:
-                    w0 = W[np.uint64(indices[at])]
-                    m0 = tiny
-                    for k in range(width):
-                        m0 += h[k] * w0[k]
-                    deviance += values[at] * np.log(values[at] / m0)
-            losses[0] += a * deviance
-            losses[1] += deviance if b > 0 else 0.0
-            losses[2] += b * deviance
-            if len(cell_loss) > 0:
-                cell_loss[i] = deviance
-
-
-@_jit
-def _gaussian_rows(
-    indptr, indices, values, W, gram, target, background, H, H_prev,
-    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
-):  # fmt: skip
-    n_topics, width = H.shape[1], W.shape[1]
-    zero = W.dtype.type(0)
-    h = np.zeros(width, W.dtype)
-    last = np.empty(width, W.dtype)
-    up = np.empty(width, W.dtype)
-    down = np.empty(width, W.dtype)
-    for i in range(len(indptr) - 1):
-        a, b = target[i], background[i]
-        if a == 0 and b == 0:
-            continue
-        begin, end = indptr[i], indptr[i + 1]
-        _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
-        for k in range(width):
-            up[k] = zero
-        for at in range(begin, end):
-            w, x = W[np.uint64(indices[at])], values[at]
-            for k in range(width):
-                up[k] += x * w[k]
-        last[:] = h
-        momentum = 1.0
-        for step in range(steps):
-            for k in range(width):
-                down[k] = zero
-            for m in range(n_topics):
-                row, hm = gram[m], h[m]
-                for k in range(width):
-                    down[k] += hm * row[k]
-            moved, turned = _finish_step(h, up, down, last, n_topics)
-            if moved <= tol or step + 1 == steps:
-                break
-            momentum = _go_ahead(h, last, 1.0 if turned else momentum, n_topics)
-        for k in range(n_topics):
-            H[i, k] = h[k]
-        if sums:
-            for part in range(2):
-                weight = a if part == 0 else b
-                p = p_x if part == 0 else p_y
-                if weight == 0:
-                    continue
-                for at in range(begin, end):
-                    q, x = p[np.uint64(indices[at])], weight * values[at]
-                    for k in range(width):
-                        q[k] += x * h[k]
-        if loss:  # |x|^2 - 2 x W h + h W'W h, in double precision: the terms nearly cancel
-            squares = 0.0
-            for at in range(begin, end):
-                squares += np.float64(values[at]) * values[at]
-            for k in range(n_topics):
-                row = gram[k]
-                inner = 0.0
-                for m in range(n_topics):
-                    inner += np.float64(row[m]) * h[m]
-                squares += h[k] * (inner - 2.0 * up[k])
-            squares /= 2
-            losses[0] += a * squares
-            losses[1] += squares if b > 0 else 0.0
-            losses[2] += b * squares
-            if len(cell_loss) > 0:
-                cell_loss[i] = squares
-
-
-FUSED = {"poisson": _poisson_rows, "gaussian": _gaussian_rows}
+FUSED = {"poisson": poisson_rows, "gaussian": gaussian_rows}
 """Likelihoods for which sparse rows need one fused pass."""
+OVERDISPERSED = ("nb", "zinb")
+"""Likelihoods whose n, at zeros too, comes from a dispersion and a probability of dropout."""

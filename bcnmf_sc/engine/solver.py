@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._loops import MAX_BETA, TINY
 from .checkpoint import Checkpoint
-from .kernels import MAX_BETA, TINY, Pass, Rows, Sums, sweep
+from .kernels import Pass, Rows, Sums, sweep
 from .progress import progress_bar
 from .sources import Groups, summarise
 

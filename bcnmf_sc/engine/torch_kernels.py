@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import MAX_BETA, TINY, USAGE_FLOOR, Pass, Sums
+from ._loops import MAX_BETA, TINY, USAGE_FLOOR
+from .kernels import Pass, Sums
 
 if TYPE_CHECKING:
     from .likelihoods import Likelihood
