@@ -14,6 +14,7 @@ new first rows.
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,15 @@ from dask.delayed import delayed
 from .sources import ONE_THREAD_EACH, RowSource, cut, part_of, to_block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .kernels import Block
     from .sources import PerCell, T
 
 SNAPSHOT_EVERY = 50
 """Passes after which what is kept for the death of a worker begins anew."""
+PART_VALUES = 2**24
+"""Values in a block: many, since one thread sweeps a part, and each block costs new pages for its sums."""
 FAN_IN = 8
 """Sums that are added in one task, and parts whose rows pass through this process at a time."""
 
@@ -125,6 +128,12 @@ class DaskSource(RowSource):
         parts = self._map(_field, rows.futures, name=name)
         return np.concatenate(self._client.gather(parts))
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Leave the cores to the workers, which may be on this machine."""
+        with ONE_THREAD_EACH:
+            yield
+
     def _snapshot(self, rows: WorkerRows) -> None:
         """Put the rows in place anew, without a past."""
         for at in range(0, len(rows.futures), FAN_IN):
@@ -148,7 +157,7 @@ def _large_messages() -> Any:
 def _prepare(chunk: Any, arguments: tuple[np.ndarray | None, type, int | None]) -> Blocks:
     genes, dtype, block_rows = arguments
     whole = to_block(chunk, genes, dtype)
-    cells = (slice(*ends) for ends in itertools.pairwise(cut(whole, block_rows)))
+    cells = (slice(*ends) for ends in itertools.pairwise(cut(whole, block_rows, PART_VALUES)))
     return [(few, part_of(whole, few)) for few in cells]
 
 

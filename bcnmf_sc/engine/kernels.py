@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Floats = np.ndarray
 SUB_BLOCK = 128
 """Cells per matrix product."""
+FLUSH = 4096
+"""Cells after which sums in single precision are added to those in double precision."""
 
 
 class CSR(NamedTuple):
@@ -127,7 +129,7 @@ class Sums:
         """Add to one of the sums, in double precision."""
         total = getattr(self, name)
         if not total.shape:
-            setattr(self, name, np.asarray(values, np.float64))
+            setattr(self, name, np.array(values, np.float64))  # a copy: buffers are used again
         elif np.shape(values):
             total += values
 
@@ -161,7 +163,8 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
         if used.size:
             terms.look_at(start + used)
             _sweep_products(rows[part], used, todo, terms, total)
-    terms.add_to(total)
+        if part.stop % FLUSH == 0 or part.stop == n_rows:
+            terms.flush(total)
     return total
 
 
@@ -243,9 +246,10 @@ class _Terms:
                 self.sums.add("p_" + part, p.T @ (weight[:, None] * h))
                 self.sums.add("n_" + part, _n_sum(weight, h, n, self.likelihood))
 
-    def add_to(self, total: Sums) -> None:
-        """Add what was gathered."""
+    def flush(self, total: Sums) -> None:
+        """Add what was gathered to the total."""
         total += self.sums
+        self.sums = Sums.zeros()
 
     def _p_n(self, x: Matrix, h: Floats) -> tuple[Matrix, Floats | None]:
         """P and n (`None` where it is one); for sparse x, p is sparse and n is mended at the non-zeros."""
@@ -299,10 +303,11 @@ class _Overdispersed(_Terms):
                 ratio_sums(*self.csr, self.padded, self.cells, usage, weight, self.p_sums[part])
                 self.n_sums[part] += (weight[:, None] * h).T @ n
 
-    def add_to(self, total: Sums) -> None:
+    def flush(self, total: Sums) -> None:
         for part, p in self.p_sums.items():
             total.add("p_" + part, p[:, : self.W.shape[1]])
             total.add("n_" + part, self.n_sums[part].T)
+            p[:], self.n_sums[part][:] = 0, 0
 
     def _with_padding(self, h: Floats) -> Floats:
         usage = self.usage[: len(h)]
@@ -391,18 +396,20 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
     run = FUSED[likelihood.name]
     down = W.sum(0) if likelihood.n_kind == "one" else W.T @ W
     # A part without cells in this block, as is usual in sorted data, needs no sums.
-    weights = {"x": rows.target, "y": rows.background}
-    present = {part: todo.sums and bool(weight.any()) for part, weight in weights.items()}
-    p = {part: np.zeros(W.shape if here else (0, 0), W.dtype) for part, here in present.items()}
-    run(
-        block.indptr, block.indices, block.values, W, down, rows.target, rows.background, rows.H, rows.H_prev,
-        todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.steps, todo.tol, todo.cold, todo.sums, todo.loss,
-        p["x"], p["y"], total.loss, rows.loss,
-    )  # fmt: skip
-    for part, here in present.items():
-        if here:
+    present = [part for part, weight in PARTS.items() if todo.sums and getattr(rows, weight).any()]
+    p = {part: np.empty(W.shape if part in present else (0, 0), W.dtype) for part in PARTS}
+    for start in range(0, len(rows.target), FLUSH):
+        few = slice(start, min(start + FLUSH, len(rows.target)))
+        here = rows[few]
+        p["x"][:], p["y"][:] = 0, 0
+        run(
+            block.indptr[few.start : few.stop + 1], block.indices, block.values, W, down, here.target, here.background,
+            here.H, here.H_prev, todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.steps, todo.tol, todo.cold,
+            todo.sums, todo.loss, p["x"], p["y"], total.loss, here.loss,
+        )  # fmt: skip
+        for part in present:
             total.add("p_" + part, p[part][:, :n_topics])
-            total.add("n_" + part, _n_sum(weights[part], rows.H, None, likelihood))
+            total.add("n_" + part, _n_sum(getattr(here, PARTS[part]), here.H, None, likelihood))
 
 
 def padded(W: Floats) -> Floats:
@@ -412,6 +419,8 @@ def padded(W: Floats) -> Floats:
     return wide
 
 
+PARTS = {"x": "target", "y": "background"}
+"""The conditions' letters and weights."""
 FUSED = {"poisson": poisson_rows, "gaussian": gaussian_rows}
 """Likelihoods for which sparse rows need one fused pass."""
 OVERDISPERSED = ("nb", "zinb")

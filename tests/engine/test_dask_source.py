@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from scipy import sparse
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine import Gaussian, Poisson, Run, dask_source, fit, row_source, solver
@@ -203,6 +203,15 @@ def test_workers_use_one_thread_and_restore_it(client):
 
     assert {limit for limits, _ in client.run(look).values() for limit in limits} <= {1}
     assert all(same for _, same in client.run(look).values())
+
+
+def test_the_cores_are_left_to_the_workers(x, client):
+    source = row_source(in_chunks(x), client=client)
+    np.ones((2, 2)) @ np.ones((2, 2))  # loads the library whose limit is looked at
+    with threadpool_limits(2):
+        with source.working():
+            assert {lib["num_threads"] for lib in threadpool_info()} == {1}
+        assert 2 in {lib["num_threads"] for lib in threadpool_info()}
 
 
 def test_active_client_is_used(x, client):

@@ -9,9 +9,20 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from bcnmf_sc.engine import NegativeBinomial, Poisson, Run, ZeroInflatedNegativeBinomial, fit, row_source, transform
+from bcnmf_sc.engine import (
+    NegativeBinomial,
+    Poisson,
+    Run,
+    ZeroInflatedNegativeBinomial,
+    fit,
+    kernels,
+    row_source,
+    transform,
+)
 from bcnmf_sc.engine.ensemble import match
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
+from bcnmf_sc.engine.likelihoods import LIKELIHOODS
+from bcnmf_sc.engine.sources import to_block
 
 K = 4
 
@@ -83,6 +94,34 @@ def test_sparse_dense_and_formulas_agree(likelihood):
         np.testing.assert_allclose(rows.loss, likelihood.loss(x, mu).sum(1), rtol=1e-8)
         for ours, theirs in zip(sums.evidence, likelihood.evidence(x, mu), strict=True):
             np.testing.assert_allclose(ours, target @ theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["nb", "zinb", "poisson", "gaussian"])
+def test_large_blocks_and_many_steps(name, dtype, monkeypatch):
+    """Sums that pass into double precision on the way; cells that come to rest one by one, or are left out."""
+    rng = np.random.default_rng(0)
+    x = counts(0, 700, 30)[0] * (rng.random((700, 30)) < 0.5)
+    theta, pi = rng.uniform(0.3, 5, 30), rng.random(30) * 0.5
+    likelihood = LIKELIHOODS[name](*{"nb": (theta,), "zinb": (theta, pi)}.get(name, ()))
+    target, background = (np.arange(700) % 3 == 0).astype(float), 0.3 * (np.arange(700) % 3 == 1)
+    W = rng.dirichlet(np.ones(30), K).T.astype(dtype)
+    monkeypatch.setattr(kernels, "FLUSH", 256)
+    steps, close = (20, {"rtol": 1e-9}) if dtype == np.float64 else (3, {"rtol": 1e-3, "atol": 1e-2})
+    (ours, rows), (theirs, same) = (
+        (kernels.sweep(block, rows, todo, likelihood), rows)
+        for todo in [Pass(W, np.ones(K), cold=True, steps=steps, tol=1e-3, loss=True)]
+        for block in (to_block(sparse.csr_matrix(x), None, dtype), x.astype(dtype))
+        for rows in [Rows.of(target, background, K, dtype, prev=False, loss=True)]
+    )
+    assert (rows.H[np.arange(700) % 3 == 2] == 0).all()
+    np.testing.assert_allclose(rows.H, same.H, **close)
+    np.testing.assert_allclose(rows.loss, same.loss, **close)
+    n_x, n_y = (W @ n if name == "gaussian" else n for n in (theirs.n_x, theirs.n_y))
+    np.testing.assert_allclose(ours.p_x, theirs.p_x, **close)
+    np.testing.assert_allclose(ours.p_y, theirs.p_y, **close)
+    np.testing.assert_allclose(W @ ours.n_x if name == "gaussian" else ours.n_x, n_x, **close)
+    np.testing.assert_allclose(W @ ours.n_y if name == "gaussian" else ours.n_y, n_y, **close)
 
 
 @pytest.mark.parametrize("likelihood", [NegativeBinomial(0.5), ZeroInflatedNegativeBinomial(0.5, 0.2)])
