@@ -261,6 +261,7 @@ def test_threads_and_seed(adata):
 
 BAD = {
     "negative": {"n_background_topics": -1},
+    "more than background cells": {"n_background_topics": 401},
     "basis": {"basis": "both"},
     "one fold": {"cross_fit": 1},
 }
