@@ -216,7 +216,7 @@ def test_compare_gives_pca_log_normalised_counts() -> None:
 def test_compare_errors(adata, monkeypatch) -> None:
     monkeypatch.setattr(_compare, "_Runs", lambda *_: pytest.fail("a method was run"))
     adata.obs["lane"] = np.where(np.arange(1000) < 4, "rare", "often")
-    adata.obs["site"] = adata.obs["donor"].astype(object).where(adata.obs["donor"] == adata.obs["donor"].iloc[0], "elsewhere")
+    adata.obs["site"] = adata.obs["donor"] == adata.obs["donor"].iloc[0]
     adata.obs["vague"] = adata.obs["donor"].where(np.arange(1000) > 2)
     how = {"background_key": "condition", "background": "ctrl"}
     for wrong, message in (
