@@ -218,7 +218,6 @@ GRID = bc.datasets.simulated_spatial(8, 30, 40, n_patterns=3).obsm["spatial"]
         (simulated, {"mask_var": "best"}, "`mask_var` 'best'"),
         (simulated, {"key_added": "a/b"}, "`key_added`"),
         (simulated, {"learning_rate": -1}, "`learning_rate`"),
-        (simulated, {"checkpoint": "no/such/folder/state"}, "`checkpoint` must be a file in a folder that exists"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_done(mdata, arguments, message):
@@ -464,10 +463,18 @@ def test_a_falling_bound_is_no_rest(monkeypatch):
     assert mdata.uns["gpnsf"]["converged"] is False
 
 
-def test_a_device_that_is_not_there_is_refused_before_the_start_is_made(monkeypatch):
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"device": "cuda:97"}, "`device` must be a device for fits, got 'cuda:97'. Present: 'cpu'"),
+        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must be a file in a folder that exists"),
+    ],
+    ids=["device", "checkpoint"],
+)
+def test_what_cannot_be_run_is_refused_before_a_start_is_made(monkeypatch, run, message):
     monkeypatch.setattr(gpnsf_fit, "joint_nmf", lambda *_, **__: pytest.fail("a start was made"))
-    with pytest.raises(ValueError, match=r"`device` must be a device for fits, got 'cuda:97'. Present: 'cpu'"):
-        bc.tl.gpnsf(simulated(), n_topics=2, **(QUICK | {"device": "cuda:97"}))
+    with pytest.raises(ValueError, match=message):
+        bc.tl.gpnsf(simulated(), n_topics=2, **(QUICK | run))
 
 
 def test_loadings_are_read_by_modality(fitted):
