@@ -61,6 +61,7 @@ def read_design(
 
     If ``partial``, categories may be absent, as long as some cell has a part.
     """
+    check_anndata(adata)
     if background_key not in adata.obs:
         msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise ValueError(msg)
@@ -147,6 +148,21 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     return matrix
 
 
+def check_anndata(adata: object, argument: str = "adata") -> None:
+    """Refuse what is no AnnData; of a MuData say what takes it."""
+    from anndata import AnnData
+
+    if isinstance(adata, AnnData):
+        return
+    msg = f"`{argument}` must be an AnnData, got {type(adata).__name__}."
+    if hasattr(adata, "mod"):
+        msg += (
+            " Fits that take a MuData are `bcnmf_sc.tl.bcnmf` and `bcnmf_sc.tl.gpnsf`; to anything else pass one "
+            f"modality, as `mdata[{next(iter(adata.mod), 'rna')!r}]`."
+        )
+    raise TypeError(msg)
+
+
 def check_names(adata: AnnData) -> None:
     """Refuse names that stand twice: tables of the result could not be read by name."""
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
@@ -220,7 +236,8 @@ def check_key(key: object) -> None:
 
 
 def check_backed(adata: AnnData, *, copy: bool) -> None:
-    """Refuse what an AnnData backed by a file cannot do: be copied in memory, take results as a view."""
+    """Refuse what is no AnnData, and what one backed by a file cannot do: be copied, take results as a view."""
+    check_anndata(adata)
     if adata.isbacked and adata.is_view:
         msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
         raise ValueError(msg)
@@ -243,9 +260,7 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
             f"`adata` must share at least half of the {len(W)} genes of the factorisation {key!r}, got {len(shared)} "
             f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
         )
-        column = next((c for c in adata.var if W.index.isin(adata.var[c].astype(str)).mean() >= 0.5), None)  # noqa: PLR2004
-        if column is not None:
-            msg += f" `adata.var[{column!r}]` holds matching names: set `adata.var_names = adata.var[{column!r}]`."
+        msg += _where_names_match(adata, reference, W.index)
         raise ValueError(msg)
     if share < 1:
         warnings.warn(
@@ -254,6 +269,21 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
             stacklevel=3,
         )
     return W.reindex(adata.var_names, fill_value=0.0).to_numpy()
+
+
+def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> str:
+    """Say which column of ``var``, here or there, holds the other side's names of half of the genes, if any does."""
+    there = reference.var.loc[genes]
+    sides = {
+        "adata": {column: genes.isin(adata.var[column].astype(str)).mean() for column in adata.var},
+        "reference": {column: there[column].astype(str).isin(adata.var_names).mean() for column in there},
+    }
+    for name, share in sides.items():
+        for column in share:
+            if share[column] >= 0.5:  # noqa: PLR2004
+                where = f"{name}.var[{column!r}]"
+                return f" `{where}` holds matching names: set `{name}.var_names = {where}`."
+    return ""
 
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
@@ -271,6 +301,8 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
 
 def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
     """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
+    if attribute == "varm":  # which a MuData has in its modalities
+        check_anndata(adata)
     slots = getattr(adata, attribute)
     if name not in slots:
         msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,20 @@ if TYPE_CHECKING:
 METHODS = ("pca", "cpca", "nmf", "bcnmf", "bcnmf_split", "bcnmf_shared")
 KEY = "bcnmf_sc_compared"
 LAYER = "bcnmf_sc_log"
-Fit = tuple[float, np.ndarray, np.ndarray | None, float]
-"""Alpha, proportions or scores of all cells, target share if there is one, seconds."""
+N_FOLDS, FEWEST_DONORS = 5, 2
+"""Folds on which leakage is measured, and donors of each label that it takes at least."""
+
+
+class Fit(NamedTuple):
+    """What one run of a method gives."""
+
+    alpha: float
+    values: np.ndarray
+    """Proportions or scores of all cells."""
+    share: np.ndarray | None
+    """Target share, if there is one."""
+    seconds: float
+    converged: bool
 
 
 def compare(
@@ -75,10 +87,11 @@ def compare(
     n_boot
         Resamples for the standard error of the ARI.
     nuisance
-        Column of `adata.obs` whose leakage is scored as well.
+        Column of `adata.obs` whose leakage is scored as well, in five folds; of each label there must be five cells.
     sample_key
-        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors. It is handed to the
-        background-topic modes too.
+        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors, and leakage is
+        measured on donors left out, two at least of each label (unless `nuisance` is the same column). It is handed to
+        the background-topic modes too.
     cells
         `"target"` scores the target's cells, `"all"` those of target and background. Cells without a label are left
         out.
@@ -93,7 +106,8 @@ def compare(
     Table with a row per method, alpha and seed: `method`, `alpha` (of contrastive PCA), `n_topics`, `seed`, `ari`
     with its bootstrap standard error `ari_se`, `auc` (best single topic), `auc_share` (target cells against
     background cells by the out-of-fold target share, where the method has one), `leakage` (with `nuisance`),
-    `seconds`.
+    `seconds`, `converged` (whether the loadings came to rest within `max_iter`; always for components). What else a
+    single fit would warn of is left out.
 
     Examples
     --------
@@ -111,6 +125,10 @@ def compare(
     >>> table["method"].tolist()
     ['pca', 'cpca', 'cpca', 'cpca', 'nmf']
     """
+    from .tl._problem import whole_number
+
+    whole_number("n_seeds", n_seeds, 1)
+    whole_number("n_boot", n_boot, 0)
     methods = [methods] if isinstance(methods, str) else list(methods)
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
@@ -131,6 +149,14 @@ def compare(
     if len(pd.unique(truth[labelled])) < 2:  # noqa: PLR2004
         msg = f"`labels` must tell at least 2 kinds of cells apart, got {labels!r}. `cells='all'` adds the background."
         raise ValueError(msg)
+    known = adata.obs[labelled]
+    if sample_key is not None and known[sample_key].isna().any():
+        msg = (
+            f"`sample_key` must name a donor for every cell that is scored, got {sample_key!r} with "
+            f"{int(known[sample_key].isna().sum())} without. Take out their `labels`, and they are not scored."
+        )
+        raise ValueError(msg)
+    n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
 
     work = _copy(adata, layer, options)
     contrast = {"background_key": background_key, "background": background, "target": target}
@@ -138,21 +164,23 @@ def compare(
     rows = []
     for name in methods:
         for seed in range(n_seeds):
-            for alpha, values, share, seconds in run.of(name, seed):
+            for made in run.of(name, seed):
                 row = _scores(
-                    values[labelled],
+                    made.values[labelled],
                     truth[labelled],
-                    adata.obs[labelled],
+                    known,
                     seed=seed,
                     n_boot=n_boot,
                     nuisance=nuisance,
                     sample_key=sample_key,
+                    n_folds=n_folds,
                 )
-                row |= {"seconds": seconds, "auc_share": np.nan}
-                if share is not None:
-                    row["auc_share"] = _auc_share(share, design)
-                rows.append({"method": name, "alpha": alpha, "n_topics": n_topics, "seed": seed} | row)
+                row |= {"seconds": made.seconds, "converged": made.converged, "auc_share": np.nan}
+                if made.share is not None:
+                    row["auc_share"] = _auc_share(made.share, design)
+                rows.append({"method": name, "alpha": made.alpha, "n_topics": n_topics, "seed": seed} | row)
     columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share", "leakage", "seconds"]
+    columns.append("converged")
     return pd.DataFrame(rows)[[c for c in columns if c != "leakage" or nuisance is not None]]
 
 
@@ -192,7 +220,8 @@ class _Runs:
         found = cpca(source, target, background, alphas=alphas, n_components=self.n_topics)
         seconds = (time.perf_counter() - start) / len(found)
         for part in found:
-            yield (np.nan if name == "pca" else part.alpha), part.scores, None, seconds
+            alpha = np.nan if name == "pca" else part.alpha
+            yield Fit(alpha, part.scores, None, seconds, converged=True)
 
     def _topics(self, name: str, seed: int) -> Fit:
         from . import get, tl
@@ -201,7 +230,7 @@ class _Runs:
         how |= {"n_topics": self.n_topics, "random_state": seed, "key_added": KEY}
         start = time.perf_counter()
         with warnings.catch_warnings():
-            # a table of many fits is no place for the advice of each
+            # a table of many fits is no place for the advice of each; whether they converged is a column
             warnings.simplefilter("ignore", UserWarning)
             if name == "nmf":
                 only = {"alpha", "alpha_scale", "cross_fit", "fdr_level", "basis"}
@@ -218,7 +247,8 @@ class _Runs:
         of_target = (get.topics(self.adata, key=KEY)["kind"] == "target").to_numpy()
         share = self.adata.obs.get(f"{KEY}_target_share")
         values = get.usage(self.adata, key=KEY, normalize=True).to_numpy()[:, of_target]
-        return np.nan, values, None if share is None else share.to_numpy(), seconds
+        converged = bool(self.adata.uns[KEY]["converged"])
+        return Fit(np.nan, values, None if share is None else share.to_numpy(), seconds, converged)
 
 
 def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData:
@@ -235,6 +265,22 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
     return work
 
 
+def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> int:
+    """Return how many folds leakage is measured on; refuse labels too rare to be in all of them."""
+    labels = obs[nuisance].astype(str)[obs[nuisance].notna()]
+    by_donor = sample_key is not None and sample_key != nuisance
+    counts = obs.loc[labels.index].groupby(labels)[sample_key].nunique() if by_donor else labels.value_counts()
+    least, what = (FEWEST_DONORS, "donors") if by_donor else (N_FOLDS, "cells")
+    if len(counts) < 2 or counts.min() < least:  # noqa: PLR2004
+        got = f"{counts.idxmin()!r} with {counts.min()}" if len(counts) > 1 else f"{len(counts)} labels"
+        msg = (
+            f"`nuisance` must have at least 2 labels with at least {least} {what} each among the cells that are "
+            f"scored, got {nuisance!r} with {got}. Join rare labels, or set them to missing."
+        )
+        raise ValueError(msg)
+    return int(min(N_FOLDS, counts.min()))
+
+
 def _scores(
     values: np.ndarray,
     truth: np.ndarray,
@@ -244,16 +290,22 @@ def _scores(
     n_boot: int,
     nuisance: str | None,
     sample_key: str | None,
-) -> dict[str, float]:
+    n_folds: int,
+) -> dict[str, Any]:
     from . import metrics
 
     donors = None if sample_key is None else obs[sample_key].to_numpy()
     index = metrics.ari_bootstrap(values, truth, n_boot=n_boot, groups=donors, normalize=False, random_state=seed)
-    row = {"ari": index.ari, "ari_se": index.se, "auc": metrics.auc(values, truth)}
+    row: dict[str, Any] = {"ari": index.ari, "ari_se": index.se, "auc": metrics.auc(values, truth)}
     if nuisance is not None:
         known = obs[nuisance].notna().to_numpy()
         row["leakage"] = metrics.leakage(
-            values[known], obs[nuisance].to_numpy()[known], normalize=False, random_state=seed
+            values[known],
+            obs[nuisance].to_numpy()[known],
+            groups=None if donors is None or sample_key == nuisance else donors[known],
+            n_folds=n_folds,
+            normalize=False,
+            random_state=seed,
         )
     return row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +180,28 @@ def in_memory(matrix: Any) -> Any:
     for method in ("to_memory", "compute"):
         matrix = getattr(matrix, method)() if hasattr(matrix, method) else matrix
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def check_weights(weights: object) -> None:
+    """Refuse weights that are not named by modality."""
+    if weights is not None and not isinstance(weights, Mapping):
+        msg = f"`weights` must be a mapping of modalities to numbers, as {{'rna': 2.0}}, or None, got {weights!r}."
+        raise TypeError(msg)
+
+
+def forget_dropped(
+    mdata: Spatial, key: str, modalities: Sequence[str], *, var: Sequence[str], obs: Sequence[str] = ()
+) -> None:
+    """Remove what an earlier joint fit of the same key wrote to modalities that are not among those of the new one."""
+    for name, part in getattr(mdata, "mod", {}).items():
+        record = part.uns.get(key)
+        # a fit of that modality alone, under the same name, is none of ours
+        if name in modalities or not hasattr(record, "keys") or "modalities" not in record.get("params", {}):
+            continue
+        del part.uns[key]
+        part.varm.pop(key, None)
+        part.var = part.var.drop(columns=[f"{key}_{field}" for field in var], errors="ignore")
+        part.obs = part.obs.drop(columns=[f"{key}_{field}" for field in obs], errors="ignore")
 
 
 def _known(argument: str, given: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

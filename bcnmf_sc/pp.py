@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import _biotypes as biotypes
-from ._anndata import check_names, listed, read_design, read_matrix
+from ._anndata import check_anndata, check_names, listed, read_design, read_matrix
 from ._similarity import gene_similarity
 
 if TYPE_CHECKING:
@@ -279,9 +279,7 @@ def recipe(
 
 
 def _check_adata(adata: AnnData) -> None:
-    if not isinstance(adata, AnnData):
-        msg = f"`adata` must be an AnnData, got {type(adata).__name__}."
-        raise TypeError(msg)
+    check_anndata(adata)
     check_names(adata)
 
 

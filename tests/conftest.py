@@ -1,13 +1,17 @@
-"""What the tests share: simulated data, kinds of arrays, the folder of real data."""
+"""What the tests share: simulated data, kinds of arrays, the folder of real data, files served on this machine."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from scipy import sparse
 
 import bcnmf_sc as bc
@@ -36,3 +40,41 @@ def data_folder() -> Path:
 def array_type(request):
     """Turn a dense array into each kind that a fit accepts in memory."""
     return {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder; the paths that are asked for are noted down."""
+
+    def __init__(self, *args, seen, **kwargs):
+        self.seen = seen
+        super().__init__(*args, **kwargs)
+
+    def log_message(self, *_):
+        self.seen.append(self.path)
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder, or what a handler with a list `seen` answers; gives the address and that list."""
+    running = []
+
+    def start(what):
+        seen = []
+        handler = functools.partial(Files, directory=what) if isinstance(what, Path) else what
+        httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, seen=seen))
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((httpd, thread))
+        return f"http://127.0.0.1:{httpd.server_address[1]}", seen
+
+    yield start
+    for httpd, thread in running:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()

@@ -85,6 +85,35 @@ def test_donors_on_both_sides_are_pairs(adata) -> None:
         bc.tl.associate(adata, groupby="time", sample_key="donor", method="t")
 
 
+def test_donors_on_one_side_are_left_out_beside_pairs(adata) -> None:
+    some = adata[~(adata.obs["donor"].isin(["d0", "d1", "d2"]) & (adata.obs["time"] == "after")).to_numpy()].copy()
+    with pytest.warns(UserWarning, match="3 pairs have no cells in one of 'after' and 'before'"):
+        bc.tl.associate(some, groupby="time", sample_key="donor", reference="before")
+    row = bc.get.associations(some).iloc[1]
+    wide = donor_means(some, "time")["Topic 2"].unstack().dropna()
+    assert (row["test"], row["n_group"], row["n_reference"]) == ("paired t", 5, 5)
+    assert row["p_value"] == pytest.approx(stats.ttest_rel(wide["after"], wide["before"]).pvalue, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["auto", "t"])
+def test_one_donor_on_both_sides_is_left_out_and_the_others_are_independent(adata, method) -> None:
+    label = adata.obs["diagnosis"].astype(str).to_numpy()
+    label[:10] = "well"  # of d0, who is sick
+    adata.obs["diagnosis"] = label
+    with pytest.warns(UserWarning, match="One donor alone has cells in both 'well' and 'sick'.* It is left out"):
+        bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", method=method)
+    row = bc.get.associations(adata).iloc[0]
+    means = donor_means(adata)["Topic 1"]
+    test = stats.ttest_ind(means[["d1", "d3", "d5", "d7"]], means[["d2", "d4", "d6"]], equal_var=False)
+    assert (row["test"], row["n_group"], row["n_reference"]) == ("Welch t", 4, 3)
+    assert row["p_value"] == pytest.approx(test.pvalue, rel=1e-4)
+    with (
+        pytest.raises(ValueError, match="at least 2 complete pairs, got 1"),
+        pytest.warns(UserWarning, match="7 pairs"),
+    ):
+        bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", method="paired_t")
+
+
 def test_pairs_of_samples_and_incomplete_ones(adata) -> None:
     adata.obs["patient"] = [f"p{int(d[1:]) // 2}" for d in adata.obs["donor"]]
     bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", pair_key="patient")

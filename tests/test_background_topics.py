@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
 from bcnmf_sc._anndata import Design
-from bcnmf_sc.tl._folds import make_folds
+from bcnmf_sc.engine.ensemble import OutOfFold
+from bcnmf_sc.tl._folds import call_topics, make_folds
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
 
@@ -259,8 +260,32 @@ def test_threads_and_seed(adata):
         np.testing.assert_array_equal(runs[1].obs[column], runs[3].obs[column])
 
 
+def test_topics_are_called_by_pairs_of_donors():
+    """Of eight donors three are on both sides: p-values are of these; one alone is left out."""
+    rng = np.random.default_rng(0)
+    donor = np.repeat(np.arange(8), 10)
+    target = donor < 4
+    target[donor >= 5] = np.arange(30) % 2 == 0
+    design = Design(target, {"ctrl": ~target})
+    usage = rng.random((80, 2)).astype(np.float32)
+    scores = OutOfFold(usage.sum(1), usage, np.zeros(80, int), np.ones(2))
+    topics = pd.DataFrame({"kind": ["target", "target", "background"]})
+    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean() for side in (target, ~target)]
+    with pytest.warns(UserWarning, match="5 pairs have no cells in one of 'target' and 'background'"):
+        paired = call_topics(topics, scores, design, pd.Categorical(donor), 0.05)
+    expected = stats.ttest_rel(means[0].loc[5:], means[1].loc[5:], alternative="greater").pvalue
+    np.testing.assert_allclose(paired["p_value"][:2], expected, rtol=1e-6)
+    target[donor < 2], target[donor > 5] = False, True  # now 5 alone is on both sides
+    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean().drop(5) for side in (target, ~target)]
+    with pytest.warns(UserWarning, match="One donor alone has cells in both 'target' and 'background'"):
+        welch = call_topics(topics, scores, Design(target, {"ctrl": ~target}), pd.Categorical(donor), 0.05)
+    expected = stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue
+    np.testing.assert_allclose(welch["p_value"][:2], expected, rtol=1e-6)
+
+
 BAD = {
     "negative": {"n_background_topics": -1},
+    "more than background cells": {"n_background_topics": 401},
     "basis": {"basis": "both"},
     "one fold": {"cross_fit": 1},
 }

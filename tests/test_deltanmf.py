@@ -219,6 +219,15 @@ def test_shift_table(small):
     assert paired["test"].unique().tolist() == ["paired t"]
     expected = stats.ttest_rel(case, control).pvalue
     np.testing.assert_allclose(paired["p_value"], expected, rtol=1e-3)
+    # two donors in both conditions and four in one: the two are tested
+    first = small.obs["donor"].isin(sorted(set(small.obs["donor"]))[:2]).to_numpy()
+    own = small.obs["condition"].astype(str) + small.obs["donor"].astype(str)
+    small.obs["donor"] = np.where(first, small.obs["donor"], own)
+    with pytest.warns(UserWarning, match="4 pairs have no cells in one of 'case' and 'control'"):
+        bc.tl.deltanmf(small, **SMALL)
+    some = small.uns["deltanmf"]["shift"]
+    assert some[["n_case", "n_control"]].to_numpy().tolist() == [[2, 2]] * 4
+    np.testing.assert_allclose(some["p_value"], stats.ttest_rel(case[:2], control[:2]).pvalue, rtol=1e-3)
 
 
 def test_a_shift_is_seen_and_the_cell_as_unit_is_told(caplog):

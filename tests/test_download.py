@@ -8,7 +8,6 @@ import hashlib
 import http.server
 import io
 import tarfile
-import threading
 import zipfile
 
 import numpy as np
@@ -48,24 +47,14 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def flaky(monkeypatch, tmp_path):
+def flaky(serve, monkeypatch, tmp_path):
     monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
-    servers = []
 
     def start(*, ranges, limit=2 * BLOCK):
-        seen = []
-        handler = functools.partial(Flaky, ranges=ranges, limit=limit, seen=seen)
-        httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((httpd, thread))
-        return f"http://127.0.0.1:{httpd.server_address[1]}/file.bin", seen
+        address, seen = serve(functools.partial(Flaky, ranges=ranges, limit=limit))
+        return f"{address}/file.bin", seen
 
-    yield start
-    for httpd, thread in servers:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    return start
 
 
 def test_goes_on_where_the_connection_broke(flaky):

@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
+from bcnmf_sc.tl import _problem
 
 QUICK = {"background_key": "condition", "background": "ctrl", "n_topics": 3, "tol": 1e-2}
 
@@ -245,6 +246,19 @@ BAD = {
     "negative alpha": ({"alpha": -0.1}, None, ValueError, "`alpha` must be a finite number of at least 0, got -0.1"),
     "nan alpha": ({"background": {"ctrl": float("nan")}}, None, ValueError, "`alpha` must be a finite number"),
     "scale": ({"alpha_scale": "cells"}, None, ValueError, "`alpha_scale` must be 'effective' or 'sum', got 'cells'"),
+    "dispersion of none": (
+        {"dispersion": 2.0},
+        None,
+        ValueError,
+        "`dispersion` is .*, got 2.0 with 'poisson'",
+    ),
+    "dropout of nb": (
+        {"likelihood": "nb", "dispersion": 2.0, "dropout": 0.1},
+        None,
+        ValueError,
+        "`dropout` is a parameter of the likelihood 'zinb', got 0.1 with 'nb'",
+    ),
+    "checkpoint": ({"checkpoint": "no/such/folder/state"}, None, ValueError, "`checkpoint` must be a file in a folder"),
     "likelihood": ({"likelihood": "normal"}, None, ValueError, "`likelihood` must be one of.*'poisson'.*got 'normal'"),
     "layer": ({"layer": "counts"}, None, ValueError, "`layer` 'counts' is not in `adata.layers`"),
     "mask": ({"mask_var": "hvg"}, None, ValueError, "`mask_var` 'hvg' is not in `adata.var`"),
@@ -268,6 +282,13 @@ def test_bad_input_is_refused_and_nothing_is_touched(adata, case):
     with pytest.raises(error, match=message):
         bc.tl.bcnmf(adata, **QUICK | arguments)
     assert_same(before, adata)
+
+
+def test_a_bad_checkpoint_is_refused_before_the_values_are_read(adata, tmp_path, monkeypatch):
+    monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the values were read"))
+    for path in (tmp_path / "none" / "state", tmp_path):
+        with pytest.raises(ValueError, match="`checkpoint` must be a file in a folder that exists"):
+            bc.tl.nmf(adata, n_topics=2, checkpoint=path)
 
 
 def test_says_what_non_counts_look_like(adata):
@@ -298,6 +319,12 @@ def test_projection_refuses_other_genes(adata):
     assert_same(before, new)
     with pytest.raises(ValueError, match="'other' is not a factorisation"):
         bc.tl.project(new, adata, key="other")
+    new.var_names = new.var["symbol"].to_numpy()
+    adata.var["id"] = new.var_names.to_numpy()
+    adata.var_names = [f"ENSG{i}" for i in range(new.n_vars)]
+    with pytest.raises(ValueError, match=r"`reference.var\['id'\]` holds matching names: set `reference.var_names"):
+        bc.tl.project(new, adata)
+    adata.var_names = adata.var["id"].to_numpy()
     few = bc.datasets.simulated()[:, :300].copy()
     with pytest.warns(UserWarning, match="200 of the 500 genes"):
         bc.tl.project(few, adata)
@@ -356,7 +383,8 @@ def test_overdispersed_counts(adata, likelihood, tmp_path):
     bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood)
     assert (adata.var["bcnmf_dispersion"] > 0).all()
     assert ("bcnmf_dropout" in adata.var) == (likelihood == "zinb")
-    bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood, dispersion=2.0, dropout=0.1, key_added="fixed")
+    fixed = {"dispersion": 2.0} | ({"dropout": 0.1} if likelihood == "zinb" else {})
+    bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood, **fixed, key_added="fixed")
     assert (adata.var["fixed_dispersion"] == 2).all()
     adata.write_h5ad(tmp_path / "a.h5ad")
     new = bc.datasets.simulated()[:50].copy()

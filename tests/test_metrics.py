@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
-from bcnmf_sc import metrics
+from bcnmf_sc import _compare, metrics
 
 
 @pytest.fixture
@@ -177,6 +177,26 @@ def test_compare_runs_all_methods_on_a_copy() -> None:
     assert row["auc"] == pytest.approx(metrics.auc(usage, labels))
 
 
+def test_compare_measures_leakage_on_donors_left_out() -> None:
+    """Donors that differ, each in one batch: batches that differ in nothing else are told apart by cell alone."""
+    adata = bc.datasets.simulated(300, 300, 150, n_donors=6, donor_effect=0.5, n_types=2, random_state=0)
+    donors = sorted(adata.obs.loc[adata.obs["condition"] == "case", "donor"].unique())
+    adata.obs["batch"] = np.where(adata.obs["donor"].isin(donors[::2]), "x", "y")
+    how = {"background_key": "condition", "background": "ctrl", "labels": "cell_type", "nuisance": "batch"}
+    how |= {"methods": "pca", "n_topics": 8, "n_seeds": 1, "n_boot": 0}
+    by_cell, by_donor = (metrics.compare(adata, sample_key=key, **how)["leakage"].item() for key in (None, "donor"))
+    assert by_cell > 0.8
+    assert by_donor < 0.6
+    same = metrics.compare(adata, **how | {"nuisance": "donor"}, sample_key="donor")
+    assert same["leakage"].item() > 0.8
+
+
+def test_compare_says_which_fits_did_not_converge(adata) -> None:
+    how = {"background_key": "condition", "background": "ctrl", "labels": "cell_type", "n_seeds": 1, "n_boot": 0}
+    table = metrics.compare(adata, **how, methods=["pca", "nmf"], n_topics=3, max_iter=3)
+    assert table["converged"].tolist() == [True, False]
+
+
 def test_compare_gives_pca_log_normalised_counts() -> None:
     import scanpy as sc
 
@@ -193,7 +213,11 @@ def test_compare_gives_pca_log_normalised_counts() -> None:
     assert abs(log - raw) > 0.05
 
 
-def test_compare_errors(adata) -> None:
+def test_compare_errors(adata, monkeypatch) -> None:
+    monkeypatch.setattr(_compare, "_Runs", lambda *_: pytest.fail("a method was run"))
+    adata.obs["lane"] = np.where(np.arange(1000) < 4, "rare", "often")
+    adata.obs["site"] = adata.obs["donor"] == adata.obs["donor"].iloc[0]
+    adata.obs["vague"] = adata.obs["donor"].where(np.arange(1000) > 2)
     how = {"background_key": "condition", "background": "ctrl"}
     for wrong, message in (
         ({"labels": "x"}, "`labels` must be a column"),
@@ -201,6 +225,12 @@ def test_compare_errors(adata) -> None:
         ({"labels": "donor", "methods": ["umap"]}, "`methods` must be of"),
         ({"labels": "donor", "cells": "some"}, "`cells` must be 'target' or 'all'"),
         ({"labels": "donor", "nuisance": "lab"}, "`nuisance` must be a column"),
+        ({"labels": "donor", "nuisance": "lane"}, "at least 5 cells each .* got 'lane' with 'rare' with 4. Join rare"),
+        ({"labels": "donor", "nuisance": "condition"}, "got 'condition' with 1 labels"),
+        ({"labels": "subgroup", "nuisance": "site", "sample_key": "donor"}, "at least 2 donors each"),
+        ({"labels": "subgroup", "sample_key": "vague"}, "must name a donor for every cell .* 'vague' with 3 without"),
+        ({"labels": "donor", "n_seeds": 0}, "`n_seeds` must be a whole number of at least 1, got 0"),
+        ({"labels": "donor", "n_boot": -1}, "`n_boot` must be a whole number of at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             metrics.compare(adata, **how, **wrong)

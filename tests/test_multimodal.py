@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
@@ -129,10 +130,53 @@ def test_parameters_are_refined_by_modality():
 
 
 def test_parameters_are_written_to_their_modality(mdata):
-    likelihood = {"rna": "nb", "protein": "poisson"}
-    bc.tl.bcnmf(mdata, **QUICK | {"tol": 0.05, "n_background_topics": 0}, likelihood=likelihood, dispersion=5.0)
+    rough = QUICK | {"tol": 0.05, "n_background_topics": 0}
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "nb", "protein": "poisson"}, dispersion=5.0)
     assert (mdata["rna"].var["bcnmf_dispersion"] == 5).all()
     assert "bcnmf_dispersion" not in mdata["protein"].var
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "nb", "protein": "zinb"}, dispersion=5.0, dropout=0.1)
+    assert (mdata["protein"].var["bcnmf_dropout"] == np.float32(0.1)).all()
+    assert "bcnmf_dropout" not in mdata["rna"].var
+
+
+def test_a_fit_of_fewer_modalities_leaves_nothing_of_the_last_in_the_others(mdata):
+    rough = QUICK | {"tol": 0.05, "n_background_topics": 0}
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "poisson", "protein": "nb"})
+    protein = mdata["protein"]
+    assert {"bcnmf_suppressed", "bcnmf_dispersion"} <= set(protein.var)
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "poisson"})
+    assert not [name for slot in (protein.uns, protein.varm, protein.var) for name in slot if name.startswith("bcnmf")]
+    assert mdata["rna"].varm["bcnmf"].any()
+    # a fit of the modality by itself is not of the whole
+    bc.tl.nmf(protein, n_topics=2, tol=0.05, key_added="bcnmf")
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "poisson"})
+    assert protein.varm["bcnmf"].shape[1] == 2
+    assert "bcnmf" in protein.uns
+
+
+SIDES = {"background_key": "condition", "background": "ctrl"}
+FOR_AN_ANNDATA = {
+    "nmf": lambda mdata, _: bc.tl.nmf(mdata),
+    "cpca": lambda mdata, _: bc.tl.cpca(mdata, **SIDES),
+    "deltanmf": lambda mdata, _: bc.tl.deltanmf(mdata, condition_key="condition", control="ctrl"),
+    "consensus": lambda mdata, _: bc.tl.consensus(mdata, **SIDES),
+    "project": lambda mdata, adata: bc.tl.project(mdata, adata),
+    "update": lambda mdata, adata: bc.tl.update(mdata, adata),
+    "enrich": lambda mdata, _: bc.tl.enrich(mdata, {"set": ["Gene 1"]}),
+    "associate_genes": lambda mdata, _: bc.tl.associate_genes(mdata, groupby="condition", sample_key="donor"),
+    "get.loadings": lambda mdata, _: bc.get.loadings(mdata),
+}
+
+
+@pytest.mark.parametrize("call", FOR_AN_ANNDATA)
+def test_what_takes_no_mudata_says_what_does(adata, mdata, call):
+    mdata.uns["bcnmf"] = {"topics": pd.DataFrame({"kind": ["target"]}, index=["Topic 1"]), "params": {}}
+    mdata.obsm["X_bcnmf"] = np.ones((mdata.n_obs, 1), np.float32)
+    for name in ("condition", "donor"):
+        mdata.obs[name] = adata.obs[name]
+    message = r"must be an AnnData, got MuData.* `bcnmf_sc\.tl\.bcnmf` and `bcnmf_sc\.tl\.gpnsf`.* `mdata\['rna'\]`"
+    with pytest.raises(TypeError, match=message):
+        FOR_AN_ANNDATA[call](mdata, adata)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +188,11 @@ def test_parameters_are_written_to_their_modality(mdata):
         ),
         ({"weights": {"atac": 1.0}}, "`weights` must name modalities"),
         ({"weights": {"rna": 0.0}}, "`weights` must be above 0"),
+        (
+            {"likelihood": {"rna": "poisson", "protein": "gaussian"}, "dispersion": 2.0},
+            "`dispersion` is a parameter of the likelihood 'nb' or 'zinb', got 2.0 with 'poisson', 'gaussian'",
+        ),
+        ({"likelihood": {"rna": "nb"}, "dispersion": 2.0, "dropout": 0.1}, "`dropout` is a parameter"),
         ({"device": "cuda"}, "`device` must be None for a MuData"),
         ({"layer": "log"}, "`layer` 'log' is not in `adata.layers`"),
         ({"background_key": "state"}, "`background_key` 'state' is not in"),
@@ -154,6 +203,11 @@ def test_bad_input(mdata, more, message):
         bc.tl.bcnmf(mdata, **ASK | more)
     assert not mdata.uns
     assert not list(mdata.obsm.keys() - {"rna", "protein"})
+
+
+def test_weights_are_named_by_modality(mdata):
+    with pytest.raises(TypeError, match=r"`weights` must be a mapping of modalities to numbers.*got 2\.0"):
+        bc.tl.bcnmf(mdata, **ASK, weights=2.0)
 
 
 def test_cells_must_be_in_all_modalities(mdata):

@@ -47,12 +47,6 @@ def adata() -> ad.AnnData:
     return stored()
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def labels_overlap(labels: list) -> bool:
     """Whether any two of the texts share a pixel, as last drawn."""
     boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]

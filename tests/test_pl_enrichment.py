@@ -8,7 +8,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from bcnmf_sc import pl
 
@@ -28,12 +27,6 @@ def stored(n_topics: int = 3, n_sets: int = 6, *, letters: int = 0, method: str 
     table["p_adjusted"] = np.tile(np.linspace(0.001, 0.2, n_sets), n_topics)
     adata.uns["bcnmf"] = {"topics": pd.DataFrame({"kind": "target"}, index=names), "enrichment": table}
     return adata
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def test_a_dot_for_each_topic_and_leading_set():

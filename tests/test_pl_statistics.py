@@ -41,12 +41,6 @@ def adata() -> ad.AnnData:
     return stored()
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def texts(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 

@@ -1,8 +1,5 @@
-import functools
 import gzip
-import http.server
 import logging
-import threading
 
 import anndata as ad
 import numpy as np
@@ -16,11 +13,6 @@ import bcnmf_sc as bc
 from bcnmf_sc import _biotypes
 
 CONDITIONS = {"background_key": "condition", "background": "ctrl"}
-
-
-@pytest.fixture
-def adata():
-    return bc.datasets.simulated()
 
 
 @pytest.fixture
@@ -195,26 +187,13 @@ def test_duplicate_names(human):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(serve, tmp_path, monkeypatch):
     """Serve tmp_path/www as the place of the two annotations, with an empty cache in tmp_path/cache."""
     (tmp_path / "www").mkdir()
-    seen = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            seen.append(self.path)
-
-    handler = functools.partial(Handler, directory=tmp_path / "www")
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    address = f"http://127.0.0.1:{httpd.server_address[1]}"
+    address, seen = serve(tmp_path / "www")
     monkeypatch.setattr(_biotypes, "_GENCODE", {kind: f"{address}/{kind}.gtf.gz" for kind in ("human", "mouse")})
     monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
-    yield seen
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    return seen
 
 
 def test_protein_coding_downloads_once(human, gtf, server, tmp_path):

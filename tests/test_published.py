@@ -1,9 +1,5 @@
 """Loaders of published data, on small files of the publishers' layout and, where they are, on the real files."""
 
-import functools
-import http.server
-import threading
-
 import numpy as np
 import pytest
 
@@ -65,24 +61,13 @@ def test_mice_rejects_other_files(tmp_path, text, match):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(serve, tmp_path, monkeypatch):
     """Serve tmp_path/www as the place of the download, with an empty cache in tmp_path/cache."""
     (tmp_path / "www").mkdir()
-    seen = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            seen.append(self.path)
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path / "www"))
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setattr(_published, "_MICE_URL", f"http://127.0.0.1:{httpd.server_address[1]}/17928620")
+    address, seen = serve(tmp_path / "www")
+    monkeypatch.setattr(_published, "_MICE_URL", f"{address}/17928620")
     monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
-    yield seen
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    return seen
 
 
 def test_mice_downloads_once(server, tmp_path):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
-import http.server
 import tarfile
-import threading
 import zipfile
 
 import numpy as np
@@ -221,25 +218,9 @@ def serve_at(monkeypatch, name, address, *, checksums=None):
     monkeypatch.setattr(published, name.upper(), new)
 
 
-@pytest.fixture
-def server(written):
-    seen = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            seen.append(self.path)
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=written[1]))
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}", seen
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
-def test_downloads_once_into_the_folder(written, server, monkeypatch, tmp_path):
-    (name, folder), (address, seen) = written, server
+def test_downloads_once_into_the_folder(written, serve, monkeypatch, tmp_path):
+    name, folder = written
+    address, seen = serve(folder)
     serve_at(monkeypatch, name, address, checksums=folder)
     monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
     expected = load(name, folder)
@@ -270,23 +251,12 @@ def test_offline(written, monkeypatch, tmp_path):
     assert str(tmp_path / first.name) in message
 
 
-def test_kang_is_checked_against_its_checksum(monkeypatch, tmp_path, folders):
-    folder = folders("kang")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        serve_at(monkeypatch, "kang", f"http://127.0.0.1:{httpd.server_address[1]}")
-        monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
-        with pytest.raises(ValueError, match=r"GSE96583_RAW.tar from .* is not the published file"):
-            bc.datasets.kang()
-        assert list((tmp_path / "cache").iterdir()) == []
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+def test_kang_is_checked_against_its_checksum(serve, monkeypatch, tmp_path, folders):
+    serve_at(monkeypatch, "kang", serve(folders("kang"))[0])
+    monkeypatch.setenv("BCNMF_SC_DATA", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"GSE96583_RAW.tar from .* is not the published file"):
+        bc.datasets.kang()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.data

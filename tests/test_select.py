@@ -97,6 +97,25 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
     assert nothing.loc["held-out gain ratio", "value"] < good.loc["held-out gain ratio", "value"] / 5
 
 
+@pytest.mark.parametrize("function", ["select_alpha", "select_n_topics", "consensus", "background_check"])
+def test_a_checkpoint_is_refused_where_many_fits_are_made(adata, tmp_path, function):
+    with pytest.raises(ValueError, match=r"`checkpoint` must be None where many fits are made, got '.*state'"):
+        getattr(bc.tl, function)(adata, **ASK, checkpoint=tmp_path / "state")
+    assert not adata.uns.keys() - {"truth"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_with_alpha_auto_the_checkpoint_is_of_the_fit(adata, tmp_path):
+    small = adata[::4].copy()
+    how = ASK | {"n_topics": 3, "tol": 1e-1}
+    bc.tl.bcnmf(small, **how, alpha="auto", checkpoint=tmp_path / "state", key_added="kept")
+    chosen = small.uns["kept_alpha"]["alpha"]
+    # the same fit finds it finished
+    bc.tl.bcnmf(small, **how, alpha=chosen, checkpoint=tmp_path / "state", key_added="again")
+    np.testing.assert_array_equal(small.varm["again"], small.varm["kept"])
+    assert chosen == small.uns["again"]["alpha_effective"]
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
@@ -117,6 +136,9 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
         ("select_alpha", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
         ("select_n_topics", {"background": {"ctrl": 0.1}}, "`background` must name categories here, got a mapping"),
         ("consensus", {"n_restarts": 1}, "`n_restarts` must be a whole number of at least 2"),
+        ("consensus", {"n_background_topics": 401}, "`n_background_topics` must be a whole number from 0 to 400"),
+        ("background_check", {"n_background_topics": 401}, "`n_background_topics` must be .* from 0 to 400"),
+        ("select_n_topics", {"n_background_topics": (5, 401)}, "`n_background_topics` must be .* from 0 to 400"),
         ("background_check", {"confounders": ["lab"]}, "'lab' is not in `adata.obs`"),
     ],
 )

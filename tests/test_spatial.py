@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc.engine import gpnsf_fit
 
 mudata = pytest.importorskip("mudata")
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
@@ -149,6 +150,8 @@ def test_likelihoods_are_told_from_the_values():
     bc.tl.gpnsf(more, n_topics=2, likelihood={"protein": "gaussian", "rna": "poisson"}, **(QUICK | {"max_iter": 3}))
     assert more.uns["gpnsf"]["params"]["modalities"] == ["protein", "rna"]
     assert "gpnsf_dispersion" not in more["rna"].var  # of the fit before
+    left = more["other"]  # which is not in this fit
+    assert not [name for slot in (left.uns, left.varm, left.var, left.obs) for name in slot if name.startswith("gpnsf")]
 
 
 def test_three_dimensions_and_spatial_key_of_a_modality():
@@ -230,6 +233,8 @@ def test_wrong_types_are_refused():
         bc.tl.gpnsf(np.ones((3, 3)))
     with pytest.raises(TypeError, match="Unknown argument 'epochs'"):
         bc.tl.gpnsf(simulated(), epochs=3)
+    with pytest.raises(TypeError, match=r"`weights` must be a mapping of modalities to numbers.*got 2\.0"):
+        bc.tl.gpnsf(simulated(), weights=2.0)
 
 
 def test_modalities_with_different_spots_are_refused():
@@ -437,6 +442,39 @@ def test_a_fit_that_is_cut_short_says_so():
         bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 9}))
     assert caught[0].filename == __file__
     assert mdata.uns["gpnsf"]["converged"] is False
+
+
+def test_all_passes_are_gone_through_without_a_warning_where_that_was_asked():
+    mdata = simulated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 4, "tol": 0}))
+    assert mdata.uns["gpnsf"]["n_iter"] == 4
+    assert mdata.uns["gpnsf"]["converged"] is False
+    with pytest.warns(ConvergenceWarning, match="after 0 passes"):
+        bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"tol": 0, "max_time": 0}))
+
+
+def test_a_falling_bound_is_no_rest(monkeypatch):
+    monkeypatch.setattr(gpnsf_fit, "_pass", lambda _, state, *__, **___: -1e4 - 3.0 * len(state.elbo))
+    mdata = simulated()
+    with pytest.warns(ConvergenceWarning, match=r"after 70 passes \(share by which the bound still fell: 5\.9e-03\)"):
+        bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 70}))
+    assert mdata.uns["gpnsf"]["converged"] is False
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"device": "cuda:97"}, "`device` must be a device for fits, got 'cuda:97'. Present: 'cpu'"),
+        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must be a file in a folder that exists"),
+    ],
+    ids=["device", "checkpoint"],
+)
+def test_what_cannot_be_run_is_refused_before_a_start_is_made(monkeypatch, run, message):
+    monkeypatch.setattr(gpnsf_fit, "joint_nmf", lambda *_, **__: pytest.fail("a start was made"))
+    with pytest.raises(ValueError, match=message):
+        bc.tl.gpnsf(simulated(), n_topics=2, **(QUICK | run))
 
 
 def test_loadings_are_read_by_modality(fitted):

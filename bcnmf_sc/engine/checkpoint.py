@@ -47,14 +47,11 @@ class Checkpoint:
         """Set up a checkpoint of the fit that `what` describes."""
         if path is None:
             return cls(None, "")
-        place = Path(path)
-        if not place.parent.is_dir():
-            msg = f"`checkpoint` must lie in a folder that exists, got {str(place)!r}."
-            raise ValueError(msg)
+        check_folder(path)
         digest = hashlib.sha256()
         for part in what:
             digest.update(np.ascontiguousarray(part).tobytes())
-        return cls(place, digest.hexdigest())
+        return cls(Path(path), digest.hexdigest())
 
     def save(self, source: RowSource, state: State) -> None:
         """Write the state of the solver; where interrupted, stop here."""
@@ -151,6 +148,13 @@ class Checkpoint:
         """Let Ctrl-C through again."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written."""
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        msg = f"`checkpoint` must be a file in a folder that exists, got {str(path)!r}."
+        raise ValueError(msg)
 
 
 def _with(likelihood: Likelihood, stored: dict[str, np.ndarray]) -> Likelihood:

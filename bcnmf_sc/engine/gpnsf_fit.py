@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .gpnsf import Block, Model, Params, Prior, moments
 from .gpnsf_start import LOADING_FLOOR, PARAMETER_BOUNDS, Places, Shape, Values, begin, joint_nmf, reordered
 from .progress import progress_bar
+from .torch_source import cuda_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ AT_ONCE, BATCH = 1000, 400
 """A pass over many spots should be many steps: all at once, the bound climbs a step a pass."""
 WINDOW = 20
 """Passes that the bound is averaged over, to see whether it still rises."""
+CHANCE = 2.0
+"""Standard errors by which the averages may fall by chance."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Climb:
     max_iter: int = 200
     """Passes over the spots."""
     tol: float = 2e-5
+    """Stop when the smoothed bound rises by less than this share of its size."""
     batch_size: int | None = None
     """All spots at once up to `AT_ONCE`, else `BATCH`, where nothing else is asked for."""
     learning_rate: float = 0.03
@@ -88,7 +92,8 @@ class SpatialFactors:
     """Per pass: its number, the bound (mean over the batches), the learning rate."""
     n_iter: int
     gain: float
-    """Share of its size by which the smoothed bound still rose at the end."""
+    """Share of its size by which the smoothed bound still rose at the end; below zero where it fell."""
+    converged: bool
 
 
 # Fit ----------------------------------------------------------------------------------------------------------------
@@ -120,15 +125,16 @@ def fit(
     climb
         How to run.
     """
+    on_cpu = climb.device is None or climb.device == "cpu"
+    device = torch.device("cpu" if on_cpu else cuda_device(str(climb.device)))  # before any work
     places = Places.of(np.asarray(coordinates, np.float64), slice)
     order = places.order
     values = [reordered(each, order) for each in values]
     scaled, slice = places.scaled[order], slice[order]
     H, W = joint_nmf(values, shape.n_topics + shape.n_nonspatial, random_state=random_state, n_starts=climb.n_starts)
-    device = torch.device(climb.device or "cpu")
     model, params = begin(scaled, slice, values, shape, (H, W), device=device, dtype=climb.dtype)
     state = _climb(model, params, values, shape.kl_weight, random_state, climb)
-    return _finish(model, state, places, shape)
+    return _finish(model, state, places, shape, climb.tol)
 
 
 @dataclass
@@ -139,7 +145,11 @@ class _State:
     optimiser: torch.optim.Adam
     generator: torch.Generator
     elbo: list[list[float]] = field(default_factory=list)
-    gain: float = math.inf
+
+    @property
+    def bounds(self) -> list[float]:
+        """The bound of each pass."""
+        return [row[1] for row in self.elbo]
 
 
 def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> list[dict[str, Any]]:
@@ -181,11 +191,7 @@ def _climb(
             show=climb.progress, initial=len(state.elbo), total=climb.max_iter, desc="gpnsf", unit="it"
         ) as bar,
     ):
-        while (
-            len(state.elbo) < climb.max_iter
-            and (state.gain >= climb.tol or not climb.tol)
-            and time.monotonic() < deadline
-        ):
+        while len(state.elbo) < climb.max_iter and not at_rest(state.bounds, climb.tol) and time.monotonic() < deadline:
             done = len(state.elbo)
             share = learning_rate_share(done, climb.max_iter)
             for group in state.optimiser.param_groups:
@@ -205,7 +211,6 @@ def _climb(
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
-            state.gain = gain([row[1] for row in state.elbo])
             if checkpoint.interrupted or len(state.elbo) % climb.checkpoint_every == 0:
                 _save(checkpoint, state)
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
@@ -280,11 +285,24 @@ def learning_rate_share(done: int, max_iter: int) -> float:
 
 
 def gain(elbo: Sequence[float]) -> float:
-    """Share of its size by which the bound, smoothed over passes, rose over the last ones; infinite at the start."""
+    """Share of its size by which the smoothed bound rose over the last passes, or fell; infinite at the start."""
     if len(elbo) < 3 * WINDOW:
         return math.inf
     now, before = np.mean(elbo[-WINDOW:]), np.mean(elbo[-2 * WINDOW : -WINDOW])
     return float((now - before) / abs(now))
+
+
+def at_rest(elbo: Sequence[float], tol: float) -> bool:
+    """Whether the smoothed bound rises no more, by ``tol``, and does not fall by more than chance or ``tol`` explains.
+
+    The bound is drawn, so that at rest it falls as often as it rises.
+    """
+    rise = gain(elbo)
+    if not tol or not math.isfinite(rise):
+        return False
+    now, before = elbo[-WINDOW:], elbo[-2 * WINDOW : -WINDOW]
+    noise = math.sqrt((np.var(now, ddof=1) + np.var(before, ddof=1)) / WINDOW) / abs(float(np.mean(now)))
+    return -max(tol, CHANCE * noise) < rise < tol
 
 
 @torch.no_grad()
@@ -306,7 +324,6 @@ def _save(checkpoint: Checkpoint, state: _State) -> None:
         "optimiser": state.optimiser.state_dict(),
         "generator": state.generator.get_state(),
         "elbo": state.elbo,
-        "gain": state.gain,
     }
     checkpoint.write(lambda file: torch.save(content, file), len(state.elbo))
 
@@ -320,7 +337,7 @@ def _restore(checkpoint: Checkpoint, state: _State) -> None:
             p.copy_(stored["params"][name])
         state.optimiser.load_state_dict(stored["optimiser"])
         state.generator.set_state(stored["generator"])
-        state.elbo, state.gain = stored["elbo"], stored["gain"]
+        state.elbo = stored["elbo"]
 
 
 def _identity(
@@ -337,7 +354,7 @@ def _identity(
 
 
 @torch.no_grad()
-def _finish(model: Model, state: _State, places: Places, shape: Shape) -> SpatialFactors:
+def _finish(model: Model, state: _State, places: Places, shape: Shape, tol: float) -> SpatialFactors:
     """Posterior of all spots, in the order in which they came."""
     params = state.params
     spots = torch.arange(len(model.place), device=model.place.device).split(PREDICT_ROWS)
@@ -373,7 +390,8 @@ def _finish(model: Model, state: _State, places: Places, shape: Shape) -> Spatia
         posterior=posterior,
         elbo=np.array(state.elbo).reshape(-1, 3),
         n_iter=len(state.elbo),
-        gain=state.gain,
+        gain=gain(state.bounds),
+        converged=at_rest(state.bounds, tol),
     )
 
 

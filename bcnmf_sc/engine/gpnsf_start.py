@@ -138,8 +138,9 @@ def inducing_points(places: np.ndarray, n_points: int) -> tuple[np.ndarray, np.n
     return centres, np.full(len(places), -1)
 
 
-def default_points(n_places: int) -> int:
-    """Inducing points of a slice, where none are asked for."""
+def default_points(places: np.ndarray) -> int:
+    """Inducing points of a slice, where none are asked for; several spots at one place count once."""
+    n_places = len(np.unique(places, axis=0))
     return n_places if n_places <= ALL_PLACES else FEWER_POINTS
 
 
@@ -296,7 +297,7 @@ def begin(
     n_slices = int(slice.max()) + 1
     for s in range(n_slices):
         here = slice == s
-        n_points = default_points(int(here.sum())) if shape.n_inducing is None else shape.n_inducing
+        n_points = default_points(scaled[here]) if shape.n_inducing is None else shape.n_inducing
         z, point[here] = inducing_points(scaled[here], n_points)
         points.append(z)
     prior = Prior(shape.kernel, tuple(tensor(z) for z in points), nugget=shape.nugget)

@@ -49,8 +49,8 @@ def associate(
     Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor: the mean share
     over a donor's cells is one observation. Without it every cell is one, and a warning says what that means: cells
     of one donor are alike for reasons that have nothing to do with the groups, so the p-values overstate the
-    evidence, the more so the more cells a donor has. A donor with cells on both sides of a comparison is a pair of
-    observations.
+    evidence, the more so the more cells a donor has. Two or more donors with cells on both sides of a comparison are
+    tested in pairs, and the others left out; one alone is left out. Either comes with a warning.
 
     With background topics, do not test the target against the very background that trained them: a model fits cells
     it has seen better, so shares differ where nothing else does, and a warning says so. `bcnmf_sc.get.topics` has a
@@ -73,8 +73,8 @@ def associate(
         Column of ``adata.obs`` with the donors (or samples, mice, cell lines).
     pair_key
         Column of ``adata.obs`` that tells which units belong together, such as the patient of two biopsies. Pairs are
-        compared within themselves; incomplete ones are left out with a warning. By default the donor where donors have
-        cells in both groups. Without ``sample_key`` it is the donor too.
+        compared within themselves; incomplete ones are left out with a warning. By default the donor where two or
+        more have cells in both groups. Without ``sample_key`` it is the donor too.
     method
         ``"t"``: Welch's t-test. ``"paired_t"``: t-test of the differences within pairs. ``"auto"`` takes the first of
         the two that fits the design. ``"logistic"``: logistic regression of the group on the share, by likelihood

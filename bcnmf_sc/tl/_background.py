@@ -12,7 +12,7 @@ from scipy import stats
 from .. import _anndata
 from ..engine import ensemble
 from ._folds import FEW_BACKGROUND, make_folds
-from ._problem import MAX_SUPPRESSED, Problem, check_alpha, one_alpha, run_settings, whole_number
+from ._problem import MAX_SUPPRESSED, Problem, check_alpha, no_checkpoint, one_alpha, run_settings, whole_number
 from ._select import summary
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def background_check(
     Parameters
     ----------
     adata, background_key, background, target, likelihood, layer, mask_var, random_state, copy, **run
-        As in `bcnmf`.
+        As in `bcnmf`, without ``checkpoint``.
     n_topics, n_background_topics
         Numbers of target and background topics of the fit that is looked at.
     alpha
@@ -79,6 +79,7 @@ def background_check(
     for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
         whole_number(name, number, 1)
     one_alpha(background)
+    no_checkpoint(run)
     check_alpha(alpha)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
@@ -87,7 +88,8 @@ def background_check(
         adata,
         design,
         likelihood=likelihood,
-        n_topics=n_topics + n_background_topics,
+        n_topics=n_topics,
+        n_background_topics=n_background_topics,
         layer=layer,
         mask_var=mask_var,
         random_state=random_state,
@@ -188,7 +190,7 @@ def _check_gain(
     fold_seed, fit_seed = ensemble.spawn(random_state, 2)
     fold = make_folds(design, samples, ensemble.N_SELECT_FOLDS, fold_seed)
     model = problem.model(nothing, n_topics, n_background_topics, "split")
-    settings = run_settings(run | {"checkpoint": None}, accelerate=True)
+    settings = run_settings(run, accelerate=True)
     found = summary(ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0])
     by_background = found["explained_target"] - found["gain_target"]
     own = found["explained_background"] - found["gain_background"]

@@ -20,6 +20,7 @@ from ..engine.ensemble import shares_of
 from ..engine.hals import moments
 from ..engine.sources import Groups
 from ._problem import Problem, RunOptions, one_of, run_settings, whole_number
+from ._tests import pairing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -274,7 +275,12 @@ def shift_table(H: np.ndarray, data: CaseControl, donors: pd.Categorical | None)
             for unit, member in zip(units, (data.case, data.control), strict=True)
         ]
     case, control = units
-    paired = donors is not None and set(case.index) == set(control.index)
+    paired = False
+    if donors is not None:
+        tested, paired, left_out = pairing([case.index, control.index], ("case", "control"))
+        if left_out:
+            warnings.warn(left_out, UserWarning, stacklevel=3)
+        case, control = (unit[unit.index.isin(tested)] for unit in units)
     p = np.full(len(names), np.nan)
     if min(len(case), len(control)) > 1:
         with warnings.catch_warnings():

@@ -128,9 +128,10 @@ def deltanmf(
 
     Notes
     -----
-    The p-values of ``shift`` are of Welch's t-test over donors' means, or of a paired test where every donor is in both
-    conditions. Without ``sample_key`` cells are the unit, which overstates the evidence. Case topics were fitted on the
-    cases, so some enrichment of theirs is there by construction: it has no p-value.
+    The p-values of ``shift`` are of Welch's t-test over donors' means, or of a paired test over those that are in both
+    conditions, if two or more are; who is left out is said in a warning. Without ``sample_key`` cells are the unit,
+    which overstates the evidence. Case topics were fitted on the cases, so some enrichment of theirs is there by
+    construction: it has no p-value.
 
     Raises
     ------

@@ -187,11 +187,20 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
     alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(adata, design, n_topics=n_topics, random_state=random_state, **data)
+    problem = Problem.read(
+        adata, design, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
+    )
     start = problem.check_start(init, n_topics)
     choice: dict[str, Any] = {}
     if choose_alpha:
-        choice = alpha_path(problem, ALPHAS, n_topics=n_topics, samples=samples, random_state=random_state, run=run)
+        choice = alpha_path(
+            problem,
+            ALPHAS,
+            n_topics=n_topics,
+            samples=samples,
+            random_state=random_state,
+            run=run | {"checkpoint": None},  # which is of the fit that follows
+        )
         alphas = dict.fromkeys(alphas, choice["alpha"])
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping), key=key_added)
     settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from ..engine.ensemble import OutOfFold, shares_of
+from ._tests import pairing
 
 if TYPE_CHECKING:
     from .._anndata import Design
@@ -106,11 +107,22 @@ def call_topics(
 ) -> pd.DataFrame:
     """Add p, whether a topic is called (its usage separates target from background out of fold), and its stability.
 
-    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions), else the
-    cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions: see
+    `pairing`), else the cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
     """
     n_topics = scores.usage.shape[1]
-    p = np.array([_separation(scores.usage[:, k], scores.fold, design, samples) for k in range(n_topics)])
+    scored = scores.fold >= 0
+    sides = [design.target & scored & ~design.background, design.background & scored]
+    if samples is None:
+        p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
+    else:
+        sides = [side & (samples.codes >= 0) for side in sides]
+        tested, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
+        if left_out:
+            warnings.warn(left_out, UserWarning, stacklevel=3)
+        means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
+        means = [table[table.index.isin(tested)] for table in means]
+        p = _separation_of_donors(*means, paired=paired)
     tested = np.isfinite(p)
     called = np.zeros(n_topics, bool)
     if tested.any():
@@ -123,20 +135,17 @@ def call_topics(
     return topics
 
 
-def _separation(usage: np.ndarray, fold: np.ndarray, design: Design, samples: pd.Categorical | None) -> float:
-    scored = fold >= 0
-    is_background = design.background & scored
-    is_target = design.target & scored & ~design.background
-    if samples is None:
-        rank = np.full(len(usage), np.nan)
-        for one in np.unique(fold[scored]):
-            cells = fold == one
-            rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
-        return float(stats.mannwhitneyu(rank[is_target], rank[is_background], alternative="greater").pvalue)
-    means = [pd.Series(usage[cells]).groupby(np.asarray(samples)[cells]).mean() for cells in (is_target, is_background)]
-    both = means[0].index.intersection(means[1].index)
-    if len(both) >= 2:  # noqa: PLR2004
-        return float(stats.ttest_rel(means[0][both], means[1][both], alternative="greater").pvalue)
-    if min(map(len, means)) < 2:  # noqa: PLR2004
-        return float("nan")
-    return float(stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue)
+def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
+    rank = np.full(len(usage), np.nan)
+    for one in np.unique(fold[fold >= 0]):
+        cells = fold == one
+        rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
+    return float(stats.mannwhitneyu(rank[target], rank[background], alternative="greater").pvalue)
+
+
+def _separation_of_donors(target: pd.DataFrame, background: pd.DataFrame, *, paired: bool) -> np.ndarray:
+    if min(len(target), len(background)) < 2:  # noqa: PLR2004
+        return np.full(target.shape[1], np.nan)
+    if paired:
+        return np.asarray(stats.ttest_rel(target, background, alternative="greater").pvalue)
+    return np.asarray(stats.ttest_ind(target, background, equal_var=False, alternative="greater").pvalue)

@@ -13,8 +13,9 @@ from scipy import sparse
 
 from .. import _anndata
 from .._anndata import listed
+from .._mudata import check_weights, forget_dropped
 from ..engine import Joint
-from ._problem import Problem
+from ._problem import PARAMETERS, Problem, check_parameters
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -74,6 +75,9 @@ class Modalities:
             if unknown:
                 msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(mdata.mod)}."
                 raise ValueError(msg)
+        likelihoods = {name: likelihood[name] if isinstance(likelihood, Mapping) else likelihood for name in names}
+        check_parameters(likelihoods.values(), dispersion, dropout)
+        check_weights(weights)
         weight = {name: float((weights or {}).get(name, 1.0)) for name in names}
         if not all(0 < value < np.inf for value in weight.values()):
             msg = f"`weights` must be above 0, got {weights!r}. Leave a modality out by naming others in `likelihood`."
@@ -87,13 +91,16 @@ class Modalities:
                 else given
                 for argument, given in (("likelihood", likelihood), ("layer", layer), ("mask_var", mask_var))
             }
+            own = PARAMETERS.get(likelihoods[name], ())
+            options |= {
+                argument: given if argument in own else "estimate"
+                for argument, given in (("dispersion", dispersion), ("dropout", dropout))
+            }
             try:
                 problem = Problem.read(
                     part,
                     _anndata.Design(np.ones(part.n_obs, bool), {}),
                     n_topics=None,
-                    dispersion=dispersion,
-                    dropout=dropout,
                     run=run,
                     **options,  # type: ignore[arg-type]
                 )
@@ -127,6 +134,7 @@ class Modalities:
     def write(self, key: str, *, copy: bool) -> MuData | None:
         """Take the stored result apart: usage and cells to the whole, loadings and genes to each modality."""
         mdata = self.mdata.copy() if copy else self.mdata
+        forget_dropped(mdata, key, list(self.used), var=_anndata.GENE_FIELDS)
         mdata.obsm["X_" + key] = self.adata.obsm["X_" + key]
         stale = [f"{key}_{name}" for name in _anndata.CELL_FIELDS if f"{key}_{name}" in mdata.obs]
         mdata.obs = mdata.obs.drop(columns=stale)

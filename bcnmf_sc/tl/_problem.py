@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
 from ..engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
+from ..engine.checkpoint import check_folder
 from ..engine.ensemble import Model, shares_of
 from ..engine.sources import Groups, summarise
 
@@ -34,6 +35,8 @@ MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
 VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
+PARAMETERS = {"nb": ("dispersion",), "zinb": ("dispersion", "dropout")}
+"""Arguments that only some likelihoods have."""
 SAFE_ALPHA = 0.5
 """Effective alpha up to which a fit is accelerated by default."""
 
@@ -56,8 +59,9 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     """Cells per block; chosen by default. The result does not depend on it (to about 1e-5)."""
     checkpoint: str | PathLike[str] | None
-    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds,
-    restarts and fits that choose a number are not written: they begin anew."""
+    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds and
+    fits that choose a number are not written: they begin anew. Calls that make nothing but such fits refuse it:
+    `consensus`, `select_alpha`, `select_n_topics`, `background_check`."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
     client: Any
@@ -82,6 +86,10 @@ class Contrast:
     def total(self) -> float:
         """The effective alpha of all backgrounds."""
         return float(sum(self.effective.values()))
+
+    def suppressed_at(self, W: np.ndarray) -> np.ndarray:
+        """Bool per gene used: as known before the fit, else those whose loadings have vanished."""
+        return W.max(1) < VANISHED if self.suppressed is None else self.suppressed
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ class Problem:
         n_topics: int | None,
         layer: str | None,
         mask_var: MaskVar,
+        n_background_topics: int | Literal["auto"] = 0,
         random_state: int = 0,
         dispersion: float | Literal["estimate"] = "estimate",
         dropout: float | Literal["estimate"] = "estimate",
@@ -131,6 +140,10 @@ class Problem:
             raise ValueError(msg)
         if n_topics is not None:
             whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
+        if n_background_topics != "auto":
+            most = min(int(design.background.sum()), len(genes))
+            why = "the smaller of background cells and genes used"
+            whole_number("n_background_topics", n_background_topics, 0, most, why)
 
         source = row_source(
             matrix,
@@ -289,8 +302,7 @@ class Problem:
         """Write the result."""
         genes: dict[str, np.ndarray] = {}
         if self.design.backgrounds:
-            dead = factors.W.max(1) < VANISHED
-            genes["suppressed"] = dead if contrast.suppressed is None else contrast.suppressed
+            genes["suppressed"] = contrast.suppressed_at(factors.W)
         for name, attribute in (("dispersion", "theta"), ("dropout", "pi")):
             if hasattr(factors.likelihood, attribute):
                 genes[name] = np.broadcast_to(getattr(factors.likelihood, attribute), len(self.genes))
@@ -356,6 +368,16 @@ def one_alpha(background: Any) -> None:
         raise ValueError(msg)
 
 
+def no_checkpoint(run: RunOptions) -> None:
+    """Refuse a checkpoint where many fits are made, of which it could hold one."""
+    if run.get("checkpoint") is not None:
+        msg = (
+            f"`checkpoint` must be None where many fits are made, got {str(run['checkpoint'])!r}: a file holds the "
+            "state of one. `max_time` bounds each of them."
+        )
+        raise ValueError(msg)
+
+
 def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     """Refuse what is no whole number between two bounds."""
     if (
@@ -390,19 +412,38 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
             msg = f"`{name}` must be a number of at least 0, got {value!r}."
             raise ValueError(msg)
+    if run.get("checkpoint") is not None:
+        check_folder(run["checkpoint"])
+
+
+def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) -> None:
+    """Refuse unknown likelihoods, and parameters that none of them has."""
+    names = list(likelihoods)
+    for name in names:
+        if name not in LIKELIHOODS:
+            msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {name!r}."
+            raise ValueError(msg)
+    for argument, value in (("dispersion", dispersion), ("dropout", dropout)):
+        if value != "estimate" and not any(argument in PARAMETERS.get(name, ()) for name in names):
+            having = " or ".join(repr(name) for name, own in PARAMETERS.items() if argument in own)
+            msg = (
+                f"`{argument}` is a parameter of the likelihood {having}, got {value!r} with {_anndata.listed(names)}. "
+                "Leave it out, or name another `likelihood`."
+            )
+            raise ValueError(msg)
 
 
 def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
     """Return the likelihood, and whether its parameters are to be estimated."""
     if not isinstance(likelihood, str):
         return likelihood, isinstance(likelihood, Joint) and likelihood.estimate
-    if likelihood not in LIKELIHOODS:
-        msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {likelihood!r}."
-        raise ValueError(msg)
-    asked = {"nb": {"theta": dispersion}, "zinb": {"theta": dispersion, "pi": dropout}}.get(likelihood, {})
+    check_parameters([likelihood], dispersion, dropout)
+    values = {"dispersion": dispersion, "dropout": dropout}
+    asked = {argument: values[argument] for argument in PARAMETERS.get(likelihood, ())}
     estimate = [value for value in asked.values() if isinstance(value, str)]
     given: dict[str, Any] = {}
-    for (name, value), argument, most in zip(asked.items(), ("dispersion", "dropout"), (np.inf, 1.0), strict=False):
+    for argument, value in asked.items():
+        name, most = {"dispersion": ("theta", np.inf), "dropout": ("pi", 1.0)}[argument]
         if isinstance(value, str):
             if value != "estimate":
                 msg = f"`{argument}` must be a number or 'estimate', got {value!r}."

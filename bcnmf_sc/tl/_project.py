@@ -145,7 +145,7 @@ def update(
     _anndata.check_backed(adata, copy=copy)
     stored = _anndata.stored(reference, key)
     params = stored["params"]
-    W = np.asarray(reference.varm[key], np.float64)
+    W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
     split = (stored["topics"]["kind"] == "background").any()

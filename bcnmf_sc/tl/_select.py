@@ -19,10 +19,10 @@ from ._folds import make_folds
 from ._problem import (
     MAX_SUPPRESSED,
     SAFE_ALPHA,
-    VANISHED,
     Problem,
     check_alpha,
     default_alpha,
+    no_checkpoint,
     one_alpha,
     one_of,
     run_settings,
@@ -117,7 +117,7 @@ def select_alpha(
     Parameters
     ----------
     adata, background_key, background, target, n_topics, likelihood, layer, mask_var, random_state, copy, **run
-        As in `bcnmf`.
+        As in `bcnmf`, without ``checkpoint``.
     alphas
         Effective alphas to try, rising.
     n_restarts
@@ -156,6 +156,7 @@ def select_alpha(
     whole_number("n_restarts", n_restarts, 1)
     whole_number("n_folds", n_folds, 2)
     one_alpha(background)
+    no_checkpoint(run)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     problem = Problem.read(
@@ -205,7 +206,7 @@ def alpha_path(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table says it
             contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key="")
-        settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
+        settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
         model = problem.model(contrast, n_topics, 0, "split")
         fitted = ensemble.fit_model(problem.source, model, start=start, random_state=fit_seed, run=settings)
         explained = problem.deviance_explained(fitted)
@@ -220,9 +221,7 @@ def alpha_path(
             "explained_background": held_out["explained_background"],
             "fitted_target": explained["target"],
             "fitted_background": explained["background"],
-            "n_suppressed": int(
-                (contrast.suppressed if contrast.suppressed is not None else fitted.W.max(1) < VANISHED).sum()
-            ),
+            "n_suppressed": int(contrast.suppressed_at(fitted.W).sum()),
             "n_collapsed": int((share < COLLAPSED).sum()),
             "stability": ensemble.stability([fitted, *again], n_topics),
         }
@@ -243,7 +242,7 @@ def alpha_path(
         if rows[alpha]["degenerate"] and alpha > 0:
             break  # a larger alpha only takes more
     best = _best_alpha(rows)
-    at = path.index(best) if best in path else 0
+    at = path.index(best)
     for neighbour in path[max(at - 1, 0) : at] + path[at + 1 : at + 2]:
         if neighbour in rows:
             look((best + neighbour) / 2, None)
@@ -255,9 +254,8 @@ def alpha_path(
         )
     else:
         reason = (
-            f"At alpha {best:g} held-out target cells gain {rows[best]['gain_ratio']:.3g} times what background "
-            f"cells gain, "
-            f"the most among {int((~table['degenerate']).sum())} of {len(table)} alphas that leave the fit sound."
+            f"At alpha {best:g} held-out target cells gain {rows[best]['gain_ratio']:.3g} times what background cells "
+            f"gain, the most among {int((~table['degenerate']).sum())} of {len(table)} alphas that leave the fit sound."
         )
     return {"alpha": best, "reason": reason, "table": table}
 
@@ -290,14 +288,14 @@ def select_n_topics(
 
     For every pair of numbers, topics are learned without a fold of the cells (or donors), and the fold is scored: by
     what share of its null deviance do the target topics bring target cells closer, and by what share background cells?
-    The number of background topics is that of the largest ratio beside the most target topics, where
-    shared structure without a home would show. The number of target topics is then the smallest
-    whose gain in held-out target cells lies within one standard error over folds of the best.
+    The number of background topics is that of the largest ratio beside the most target topics, where shared structure
+    without a home would show. The number of target topics is then the smallest whose gain in held-out target cells lies
+    within one standard error over folds of the best.
 
     Parameters
     ----------
     adata, background_key, background, target, basis, likelihood, layer, mask_var, random_state, copy, **run
-        As in `bcnmf`.
+        As in `bcnmf`, without ``checkpoint``.
     n_topics
         Numbers of target topics to try.
     n_background_topics
@@ -338,6 +336,7 @@ def select_n_topics(
     whole_number("n_folds", n_folds, 2)
     one_of("basis", basis, ("split", "shared"))
     one_alpha(background)
+    no_checkpoint(run)
     design = _anndata.read_design(adata, background_key, background, target)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     problem = Problem.read(
@@ -345,6 +344,7 @@ def select_n_topics(
         design,
         likelihood=likelihood,
         n_topics=max(n_topics),
+        n_background_topics=max(n_background_topics),
         layer=layer,
         mask_var=mask_var,
         random_state=random_state,
@@ -356,13 +356,8 @@ def select_n_topics(
     fold = make_folds(design, samples, n_folds, fold_seed)
     pairs = [(k, b) for k in sorted(set(n_topics)) for b in sorted(set(n_background_topics))]
     models = [problem.model(contrast, k, b, basis) for k, b in pairs]
-    gains = ensemble.select(
-        problem.source,
-        models,
-        fold,
-        random_state=fit_seed,
-        run=run_settings(run | {"checkpoint": None}, accelerate=True),
-    )
+    settings = run_settings(run, accelerate=True)
+    gains = ensemble.select(problem.source, models, fold, random_state=fit_seed, run=settings)
     table = pd.DataFrame(
         [
             {"n_topics": k, "n_background_topics": b}
@@ -379,8 +374,7 @@ def select_n_topics(
     n_target = int(beside.index[enough].min())
     reason = (
         f"{n_shared} background topics have the largest held-out gain ratio ({most.max():.3g}). "
-        f"Beside them, "
-        f"{n_target} is the smallest number of target topics whose gain in held-out target cells "
+        f"Beside them, {n_target} is the smallest number of target topics whose gain in held-out target cells "
         f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best "
         f"({beside['gain_target'][top]:.3g})."
     )
@@ -429,7 +423,7 @@ def consensus(
     alpha
         As in `bcnmf`, on the effective scale.
     key_added, copy, **run
-        As in `bcnmf`.
+        As in `bcnmf`, without ``checkpoint``.
     n_restarts
         Number of starts.
     density
@@ -459,19 +453,21 @@ def consensus(
         msg = f"`density` must be above 0, got {density!r}."
         raise ValueError(msg)
     one_alpha(background)
+    no_checkpoint(run)
     design = _anndata.read_design(adata, background_key, background, target)
     problem = Problem.read(
         adata,
         design,
         likelihood=likelihood,
         n_topics=n_topics,
+        n_background_topics=n_background_topics,
         layer=layer,
         mask_var=mask_var,
         random_state=random_state,
         run=run,
     )
     contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
-    settings = run_settings(run | {"checkpoint": None}, accelerate=alpha <= SAFE_ALPHA)
+    settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
     model = problem.model(contrast, n_topics, n_background_topics, basis)
     fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
     kinds = [slice(n_topics), slice(n_topics, None)][: 1 + bool(n_background_topics)]

@@ -18,6 +18,8 @@ from .._anndata import listed
 from .._mudata import (
     Spatial,
     SpotModality,
+    check_weights,
+    forget_dropped,
     in_memory,
     modality_of,
     read_coordinates,
@@ -45,8 +47,8 @@ class SpatialRunOptions(TypedDict, total=False):
     max_iter: int
     """Passes over the spots at most (200)."""
     tol: float
-    """Stop when the bound, averaged over 20 passes, rises by less than this share of its size over the next 20 (2e-5).
-    With 0 all passes are gone through."""
+    """Stop when the bound, averaged over 20 passes, rises by less than this share of its size over the next 20 (2e-5),
+    and does not fall by more than chance. With 0 all passes are gone through."""
     max_time: float
     """Seconds after which to stop (none)."""
     batch_size: int | None
@@ -195,6 +197,7 @@ def gpnsf(
     _number("kl_weight", kl_weight)
     for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
         one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
+    check_weights(weights)
     for name, weight in (weights or {}).items():
         _number(f"weights[{name!r}]", weight)
     if isinstance(mdata, AnnData):
@@ -215,11 +218,11 @@ def gpnsf(
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
     factors = gpnsf_fit.fit(coordinates, slices, values, shape, random_state=random_state, climb=climb)
 
-    converged = factors.gain < climb.tol
-    if not converged:
+    if not factors.converged and (climb.tol or factors.n_iter < climb.max_iter):  # with 0, no rest was asked for
+        moved = "fell" if factors.gain < 0 else "rose"
         msg = (
-            f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still rose: "
-            f"{factors.gain:.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
+            f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still {moved}: "
+            f"{abs(factors.gain):.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=2)
     mdata = mdata.copy() if copy else mdata
@@ -245,15 +248,7 @@ def gpnsf(
         "batch_size": climb.batch_size,
         "version": version("bcnmf-sc"),
     }
-    _write(
-        mdata,
-        key_added,
-        factors,
-        modalities,
-        _topics(factors, modalities, coordinates, slices),
-        params,
-        converged=converged,
-    )
+    _write(mdata, key_added, factors, modalities, _topics(factors, modalities, coordinates, slices), params)
     return mdata if copy else None
 
 
@@ -467,9 +462,9 @@ def _write(
     modalities: list[SpotModality],
     topics: pd.DataFrame,
     params: dict[str, Any],
-    *,
-    converged: bool,
 ) -> None:
+    kept = [each.name for each in modalities]
+    forget_dropped(mdata, key, kept, var=("dispersion", "sd"), obs=("size_factor",))
     mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
     mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
     for each in modalities:
@@ -493,6 +488,6 @@ def _write(
         "topics": topics,
         "elbo": pd.DataFrame(factors.elbo, columns=["iteration", "elbo", "learning_rate"]),
         "n_iter": factors.n_iter,
-        "converged": converged,
+        "converged": factors.converged,
         "posterior": factors.posterior,
     }

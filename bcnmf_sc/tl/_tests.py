@@ -224,10 +224,22 @@ class Units:
     def _by_sample(self, group: str, reference: str, side: np.ndarray, observed: Any) -> dict[str, Any]:
         """Reduce the cells to one observation for each sample and side, and test these."""
         assert self.sample is not None
-        pair = self.pair
-        if pair is None:
-            crossing = np.intersect1d(self.sample[side == 0], self.sample[side == 1])
-            pair = self.sample if len(crossing) else None
+        asked = self.pair is not None or self.method == "paired_t"
+        pair = self.sample if self.pair is None else self.pair
+        here = [np.unique(pair[(side == s) & (pair >= 0)]) for s in (1, 0)]
+        tested, paired, left_out = pairing(here, (group, reference), asked=asked)
+        if paired and self.method not in ("auto", "paired_t"):
+            what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
+            msg = f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'auto'."
+            raise ValueError(msg)
+        if self.method == "paired_t" and not len(tested):
+            both_in = f"both in {group!r} and {reference!r}"
+            msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
+            raise ValueError(msg)
+        if left_out:
+            warnings.warn(left_out, UserWarning, stacklevel=5)
+        self._check(min(len(np.intersect1d(part, tested)) for part in here), group, reference, pairs=paired)
+        side = np.where(np.isin(pair, tested), side, -1)
         both = np.where(side >= 0, 2 * self.sample + side, -1)
         present, unit = np.unique(both, return_inverse=True)
         unit = unit.reshape(-1) - int(present[0] < 0)
@@ -235,29 +247,12 @@ class Units:
         first = np.unique(unit[unit >= 0], return_index=True)[1]
         at = np.flatnonzero(unit >= 0)[first]  # a cell of each unit
         side_of = side[at]
-        paired = self.method == "paired_t" or (self.method == "auto" and pair is not None)
-        if paired and pair is None:
-            both_in = f"both in {group!r} and {reference!r}"
-            msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
-            raise ValueError(msg)
-        if pair is not None and not paired:
-            what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
-            msg = f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'auto'."
-            raise ValueError(msg)
         if not paired:
-            self._check(np.bincount(side_of, minlength=2).min(), group, reference)
             summary = Summary.of(values, linear, side_of)
             return self._independent(summary, lambda: iter([(slice(0, values.shape[1]), values, side_of)]))
 
-        assert pair is not None
         pair_of = pair[at]
-        complete = np.intersect1d(pair_of[(side_of == 0) & (pair_of >= 0)], pair_of[(side_of == 1) & (pair_of >= 0)])
-        n_left_out = len(np.unique(pair_of[pair_of >= 0])) - len(complete)
-        if n_left_out:
-            msg = f"{n_left_out} pairs have no cells in one of {group!r} and {reference!r}; they are left out."
-            warnings.warn(msg, UserWarning, stacklevel=5)
-        self._check(len(complete), group, reference, pairs=True)
-        of_pair = [[(pair_of == p) & (side_of == s) for p in complete] for s in (0, 1)]
+        of_pair = [[(pair_of == p) & (side_of == s) for p in tested] for s in (0, 1)]
         low, high = (np.stack([values[units].mean(0) for units in of_side]) for of_side in of_pair)
         means = [np.stack([linear[units].mean(0) for units in of_side]).mean(0) for of_side in of_pair]
         change = high - low
@@ -271,8 +266,8 @@ class Units:
         return {
             "test": "paired t",
             "unit": "pair",
-            "n_group": len(complete),
-            "n_reference": len(complete),
+            "n_group": len(tested),
+            "n_reference": len(tested),
             "mean_group": high.mean(0),
             "mean_reference": low.mean(0),
             "difference": change.mean(0),
@@ -326,6 +321,27 @@ class Units:
             what = "complete pairs" if pairs else f"of {self.sample_key!r} in each group"
             msg = f"{group!r} against {reference!r} needs at least 2 {what}, got {n}."
             raise ValueError(msg)
+
+
+def pairing(sides: Sequence[Any], names: tuple[str, str], *, asked: bool = False) -> tuple[np.ndarray, bool, str]:
+    """Return which donors to test, of those on two sides; whether in pairs; and in words which are left out, if any.
+
+    Donors on both sides are pairs if there are two or more (or if pairs are asked for), and the others are left out.
+    One alone is left out: it makes no test in pairs, and among the others it would not be independent.
+    """
+    both, every = np.intersect1d(*sides), np.union1d(*sides)
+    paired = asked or len(both) > 1
+    tested = both if paired else np.setdiff1d(every, both)
+    n = len(every) - len(tested)
+    if not n:
+        return tested, paired, ""
+    if paired:
+        return tested, True, f"{n} pairs have no cells in one of {names[0]!r} and {names[1]!r}; they are left out."
+    msg = (
+        f"One donor alone has cells in both {names[0]!r} and {names[1]!r}: too few for a test in pairs, and not "
+        "independent. It is left out."
+    )
+    return tested, False, msg
 
 
 ARRIVED = 1e-4

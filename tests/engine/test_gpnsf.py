@@ -409,6 +409,26 @@ def test_gain_is_that_of_the_smoothed_bound():
     assert fit(places, slices, values, Shape(2, n_inducing=12), climb=Climb(**how, tol=0.0)).n_iter == 64
 
 
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [
+        (lambda n, noise: noise, True),
+        (lambda n, noise: noise + n, False),
+        (lambda n, noise: noise - n, False),
+        (lambda n, noise: noise - 4e-2 * n, True),  # within chance
+        (lambda n, noise: -1e-3 * n, True),  # within the tolerance
+    ],
+    ids=["flat", "rising", "falling", "falling by chance", "falling a little"],
+)
+def test_rest_is_where_the_bound_neither_rises_nor_falls(bound, expected):
+    n = np.arange(100)
+    noise = np.random.default_rng(1).permuted(np.linspace(-3, 3, 20).repeat(5).reshape(20, 5).T, axis=1).ravel()
+    elbo = (-1e4 + bound(n, noise)).tolist()
+    assert gpnsf_fit.at_rest(elbo, 2e-5) is expected
+    assert gpnsf_fit.at_rest(elbo, 0) is False
+    assert gpnsf_fit.at_rest(elbo[:59], 2e-5) is False
+
+
 def test_what_is_hidden_is_not_looked_at():
     places, slices, values = simulated()
     spoiled = []

@@ -10,6 +10,7 @@ from bcnmf_sc.engine.gpnsf import OBSERVATIONS
 from bcnmf_sc.engine.gpnsf_start import (
     Places,
     Values,
+    default_points,
     feature_means,
     first_parameter,
     inducing_points,
@@ -30,6 +31,12 @@ def test_inducing_points():
     z, point = inducing_points(twice, 300)
     assert z.shape == (200, 2)
     np.testing.assert_array_equal(z[point], twice)
+
+
+def test_places_and_not_spots_decide_the_default_number_of_points():
+    places = np.random.default_rng(0).normal(size=(700, 2))
+    assert default_points(places) == 300
+    assert default_points(np.repeat(places[:400], 2, axis=0)) == 400
 
 
 def test_start_finds_loadings():
