@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
-from bcnmf_sc.engine.solver import initial_loadings, loadings_terms, normalise
+from bcnmf_sc.engine.solver import State, initial_loadings, iterate, loadings_terms, normalise
 
 LIKELIHOODS = [Gaussian(), Poisson()]
 K = 4
@@ -346,3 +346,20 @@ def test_later_cells_go_on_from_the_earlier_ones(problem):
     # With nothing new to learn from, nothing changes.
     nothing = go(later, target=0 * rest["target"], background=0 * rest["target"], start=half.W, prior=half.weight)
     np.testing.assert_allclose(nothing.W, half.W, atol=1e-6)
+
+
+@pytest.mark.parametrize(("last_move", "ahead"), [(0.1, True), (-0.1, False)])
+def test_extrapolation_begins_anew_where_the_step_leads_back(problem, last_move, ahead):
+    x, target, _ = problem
+    source, expressed = row_source(x, dtype=np.float64), x.any(0)
+    W = normalise(loadings(3), expressed)[0]
+
+    def state(W_prev, momentum):
+        rows = Rows.of(target, 0 * target, K, source.dtype, prev=True, loss=False)
+        return State(W, W_prev, np.ones(K), rows, Poisson(), momentum=momentum)
+
+    plain = state(W, 1.0)
+    iterate(source, plain, expressed, run=Run())
+    moved = state(W - last_move * (plain.W - W), 5.0)
+    iterate(source, moved, expressed, run=Run())
+    assert moved.momentum > 5 if ahead else moved.momentum == 1
