@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from .engine.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer
         warnings.warn(msg, UserWarning, stacklevel=4)
 
 
+@uninterrupted()
 def write(
     adata: AnnData,
     key: str,

@@ -14,6 +14,7 @@ from scipy import sparse
 from .. import _anndata
 from .._anndata import listed
 from ..engine import Joint
+from ..engine.files import uninterrupted
 from ._problem import Problem
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Modalities:
         }
         return cls(mdata, adata, joint, {n: p.genes for n, p in zip(names, problems, strict=True)}, params)
 
+    @uninterrupted()
     def write(self, key: str, *, copy: bool) -> MuData | None:
         """Take the stored result apart: usage and cells to the whole, loadings and genes to each modality."""
         mdata = self.mdata.copy() if copy else self.mdata

@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .. import _anndata
 from ..engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
 from ..engine.ensemble import Model, shares_of
+from ..engine.files import check_place
 from ..engine.sources import Groups, summarise
 
 if TYPE_CHECKING:
@@ -382,6 +383,8 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
     if unknown:
         msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
         raise TypeError(msg)
+    if run.get("checkpoint") is not None:
+        check_place(run["checkpoint"], "checkpoint")
     for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every", "n_samples"):
         if run.get(name) is not None:
             whole_number(name, run[name], 1)

@@ -25,6 +25,7 @@ from .._mudata import (
     read_slices,
     stored_fit,
 )
+from ..engine.files import uninterrupted
 from ._problem import check_run, one_of, whole_number
 
 if TYPE_CHECKING:
@@ -460,6 +461,7 @@ def _topics(
     )
 
 
+@uninterrupted()
 def _write(
     mdata: Spatial,
     key: str,
