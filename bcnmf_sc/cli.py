@@ -151,6 +151,9 @@ def write_data(path: Path, data: Any) -> None:
             return
         with h5py.File(file, "w") as group:
             anndata.io.write_elem(group, "/", data)
+            for slot in ("X", "raw"):  # where there is none, `write_h5ad` writes nothing
+                if getattr(data, slot) is None and slot in group:
+                    del group[slot]
 
 
 def describe(adata: AnnData, key: str | None = None) -> list[str]:

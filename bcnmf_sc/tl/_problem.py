@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -167,7 +166,6 @@ class Problem:
             "n_genes": len(genes),
             "n_empty_cells": n_empty_cells,
             "n_empty_genes": n_empty_genes,
-            "version": version("bcnmf-sc"),
         }
         return cls(design, source, model, refine, genes, expressed, summary.sums[:-1], summary.mass[:-1], params)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -244,7 +243,6 @@ def gpnsf(
         "max_iter": climb.max_iter,
         "learning_rate": climb.learning_rate,
         "batch_size": climb.batch_size,
-        "version": version("bcnmf-sc"),
     }
     _write(
         mdata,
@@ -252,7 +250,7 @@ def gpnsf(
         factors,
         modalities,
         _topics(factors, modalities, coordinates, slices),
-        params,
+        _anndata.recorded(params),
         converged=converged,
     )
     return mdata if copy else None
