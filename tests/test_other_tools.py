@@ -75,9 +75,12 @@ def spatial():
 def files(fitted, spatial, tmp_path):
     """By the tools' own methods and by the command line's."""
     paths = {name: tmp_path / name for name in ("own.h5ad", "own.h5mu", "cli.h5ad", "cli.h5mu")}
-    fitted.write_h5ad(paths["own.h5ad"])
+    own, ours = fitted.copy(), fitted.copy()
+    for adata in (own, ours):
+        adata.obs["batch"] = ["first", "second", "third"] * 100  # becomes a categorical
+    own.write_h5ad(paths["own.h5ad"])
     spatial.write_h5mu(paths["own.h5mu"])
-    cli.write_data(paths["cli.h5ad"], fitted)
+    cli.write_data(paths["cli.h5ad"], ours)
     cli.write_data(paths["cli.h5mu"], spatial)
     return paths
 
