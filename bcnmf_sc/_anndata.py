@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from .engine.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 CELL_FIELDS = ("role", "target_share", "enriched", "pvalue")
 GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation")
 """What a factorisation may write to obs and var, after its key."""
+FORMAT = 1
+"""Of what is written. Raised when an earlier package would misread it; what has none is the first."""
 MaskVar = str | np.ndarray | Literal["auto"] | None
 
 
@@ -196,6 +200,7 @@ def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer
         warnings.warn(msg, UserWarning, stacklevel=4)
 
 
+@uninterrupted()
 def write(
     adata: AnnData,
     key: str,
@@ -225,7 +230,27 @@ def write(
         )
         column[used] = values
         adata.var[f"{key}_{name}"] = column
-    adata.uns[key] = record
+    adata.uns[key] = record | {"params": recorded(record["params"])}
+
+
+def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as they are stored: which package wrote them and in which format, and without those of None.
+
+    In an h5ad, None makes the whole file unreadable for anndata before 0.12 and for readers in R.
+    """
+    given = {name: value for name, value in params.items() if value is not None}
+    return given | {"version": version("bcnmf-sc"), "format": FORMAT}
+
+
+def check_format(record: Mapping[str, Any], key: str) -> None:
+    """Refuse what a later package has written in a format that this one does not know."""
+    params = record.get("params", {})
+    if int(params.get("format", FORMAT)) > FORMAT:
+        msg = (
+            f"`key` {key!r} must be of a format up to {FORMAT}, got {int(params['format'])}, written by bcnmf_sc "
+            f"{params.get('version')}. This is bcnmf_sc {version('bcnmf-sc')}: update it."
+        )
+        raise ValueError(msg)
 
 
 def check_key(key: object) -> None:
@@ -296,6 +321,7 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
             "Run `bcnmf_sc.tl.bcnmf` first."
         )
         raise ValueError(msg)
+    check_format(record, key)
     return record
 
 

@@ -76,7 +76,8 @@ def download(url: str, file_name: str, sha256: str | None = None) -> Path:
     try:
         return Path(_pooch().retrieve(url, sha256, fname=file_name, path=folder, downloader=_persistent))
     except OSError as error:  # requests' exceptions are OSErrors too
-        msg = f"{file_name} could not be downloaded from {url}. {by_hand} that holds it."
+        reason = " ".join(str(error).split())
+        msg = f"{file_name} could not be downloaded from {url}: {reason}. {by_hand} that holds it."
         raise OSError(msg) from error
     except ValueError as error:  # pooch's, of a checksum
         msg = f"{file_name} from {url} is not the published file: {error} Nothing was kept. {by_hand} that holds it."

@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_names, listed, read_genes, read_matrix
+from ._anndata import check_format, check_names, listed, read_genes, read_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
 
 def read_places(mdata: Spatial, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return the coordinates of a stored fit's spots, the number of each spot's slice, and the slices' names."""
-    slices, names = read_slices(mdata, params["sample_key"])
+    slices, names = read_slices(mdata, params.get("sample_key"))
     with warnings.catch_warnings(action="ignore"):  # the fit has warned
         return read_coordinates(mdata, str(params["spatial_key"]), slices=slices, names=names), slices, names
 
@@ -278,6 +278,7 @@ def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
         present = listed(mdata.uns.keys())
         msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {present}. Run `bcnmf_sc.tl.gpnsf` first."
         raise ValueError(msg)
+    check_format(record, key)
     return record
 
 

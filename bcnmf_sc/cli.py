@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import textwrap
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -22,10 +25,13 @@ import click
 from ._options import PATH, options
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Exit code of a process that a signal ended, less the signal's number."""
 GENERATED = {
     "fit": ("bcnmf", "Find topics of the target cells that the background cells do not have."),
     "deltanmf": ("deltanmf", "Find topics of the controls, then those that the cases have beside them."),
@@ -53,7 +59,7 @@ def command(name: str, function: Callable[..., Any], summary: str) -> click.Comm
         values |= {file: read(values[file]) for file in files}
         # how to run: what was not said is left to the function
         function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
-        write(output, adata.write_h5ad if hasattr(adata, "write_h5ad") else adata.write_h5mu)
+        write(output, partial(write_data, data=adata))
         key = values.get("key_added") or values.get("key")
         click.echo("\n".join([f"Wrote {output}", "", *describe(adata, key)]))
 
@@ -114,8 +120,8 @@ def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
         _refuse(f"{path} cannot be written: {path.parent} is no folder. Make it first.")
     if not os.access(path.parent, os.W_OK):
         _refuse(f"{path} cannot be written: no permission in {path.parent}.")
-    if path.is_dir():
-        _refuse(f"The output {path} is a folder. Name a file.")
+    if path.exists() and not path.is_file():
+        _refuse(f"The output {path} is a {'folder' if path.is_dir() else 'device'}. Name a file.")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
         _refuse(f"The output {path} is an input. Name another file.")
     if path.exists() and not force:
@@ -124,14 +130,30 @@ def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
 
 def write(path: Path, save: Callable[[Path], Any]) -> None:
     """Save under a temporary name beside it, then rename: `path` is either whole or as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    from .engine.files import replacing
+
+    with replacing(path) as temporary:
         save(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        _refuse(f"{path} cannot be written: {_one_line(error)}")
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_data(path: Path, data: Any) -> None:
+    """Write an AnnData to an h5ad, or a MuData to an h5mu, as their own methods do."""
+    import anndata
+    import h5py
+
+    from .engine.files import for_hdf5
+
+    if isinstance(data, anndata.AnnData):
+        data.strings_to_categoricals()
+    with for_hdf5(path) as file:
+        if hasattr(data, "write_h5mu"):
+            data.write_h5mu(file)
+            return
+        with h5py.File(file, "w") as group:
+            anndata.io.write_elem(group, "/", data)
+            for slot in ("X", "raw"):  # where there is none, `write_h5ad` writes nothing
+                if getattr(data, slot) is None and slot in group:
+                    del group[slot]
 
 
 def describe(adata: AnnData, key: str | None = None) -> list[str]:
@@ -197,9 +219,9 @@ class Group(click.Group):
         """Run; bad input ends with one line, a bug with its traceback."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; no incomplete file is left.", err=True)
-            ctx.exit(INTERRUPTED)
+        except KeyboardInterrupt as error:
+            click.echo(f"Interrupted; no incomplete file is left. {error}".rstrip(), err=True)
+            ctx.exit(SIGNALLED + getattr(error, "number", signal.SIGINT))
         except (ValueError, KeyError, TypeError, OSError) as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             if not (Path(last.filename).is_relative_to(Path(__file__).parent) and str(last.line).startswith("raise")):
@@ -212,7 +234,7 @@ class Group(click.Group):
 def cli() -> None:
     """Background-contrastive non-negative matrix factorisation of single-cell data: h5ad in, h5ad out.
 
-    Exit codes: 0 done, 1 bad input, 2 wrong usage.
+    Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
     """
 
 
@@ -275,7 +297,7 @@ def demo(folder: Path, *, seeds: int, force: bool) -> None:
     ahead, middle = int((ari["bcNMF"] > ari["NMF"]).sum()), ari.median()
 
     folder.mkdir(exist_ok=True)
-    write(folder / DEMO_FILES[0], adata.write_h5ad)
+    write(folder / DEMO_FILES[0], partial(write_data, data=adata))
     for name, figure in zip(DEMO_FILES[1:], _demo_figures(adata), strict=True):
         write(folder / name, partial(figure.savefig, format="png", dpi=150))
     click.echo(
@@ -325,7 +347,7 @@ def _demo_figures(adata: AnnData) -> list[Figure]:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; ends with `SystemExit`, whose code is 0 (done), 1 (bad input) or 2 (wrong usage)."""
+    """Run the command line; ends with `SystemExit`, whose code is as `bcnmf-sc --help` says."""
     seen = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -334,12 +356,31 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             click.echo(f"Warning: {line}", err=True)
         seen.add(line)
 
-    with warnings.catch_warnings():
+    with _heeding_sigterm(), warnings.catch_warnings():
         warnings.simplefilter("default")
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for developers
             warnings.simplefilter("ignore", category)
         warnings.showwarning = show
         raise SystemExit(cli.main(args=None if argv is None else list(argv), prog_name="bcnmf-sc"))
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Stop at a SIGTERM, which schedulers of a cluster send before they kill, as at Ctrl-C."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        from .engine.files import Stopped
+
+        raise Stopped(number=number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._anndata import gene_labels, stored, stored_slot
+from ..engine.files import check_place, replacing
 
 if TYPE_CHECKING:
+    import os
+
     from anndata import AnnData
 
 
@@ -54,7 +55,9 @@ def report(
     Raises
     ------
     ValueError
-        `key` or `gene_symbols` is not there, `n_genes` is below 1, or the folder of `path` does not exist.
+        `key` or `gene_symbols` is not there, `n_genes` is below 1, or no file can be written to `path`.
+    OSError
+        The page could not be written, as on a full disk. A file that was there is as it was.
 
     Examples
     --------
@@ -79,19 +82,12 @@ def report(
     if n_genes < 1:
         msg = f"`n_genes` must be at least 1, got {n_genes}."
         raise ValueError(msg)
-    target = Path(path)
-    if not target.parent.is_dir():
-        msg = f"`path` must lie in a folder that exists, got {str(path)!r}. Make {str(target.parent)!r} first."
-        raise ValueError(msg)
+    target = check_place(path, "path")
     from ._content import sections
     from ._page import render
 
     heading = title or f"Factorisation {key!r}"
     made = sections(adata, key, record, n_genes=n_genes, gene_symbols=gene_symbols)
     text = render(heading, made)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ Arrays only: what the loops are for stands in `kernels`.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numba
 import numpy as np
 
@@ -19,9 +21,15 @@ TINY = 1e-30
 MOST = 1e30
 """Largest ``1 / q`` of a zero-inflated count that is told from infinity."""
 
-jit = numba.njit(
-    fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy", cache=True
-)
+
+def jit(function):
+    """Compile a loop when it is first called, and keep it on disk where there is a place for that."""
+    compiled = numba.njit(
+        fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy"
+    )(function)
+    with suppress(RuntimeError):  # neither the package's folder nor the user's can be written to
+        compiled.enable_caching()
+    return compiled
 
 
 @jit

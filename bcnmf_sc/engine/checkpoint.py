@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import threading
 import zipfile
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .files import Held, Stopped, check_place, replacing
 from .kernels import Rows
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
-    from types import FrameType, TracebackType
+    from pathlib import Path
     from typing import BinaryIO
 
     from .likelihoods import Likelihood
@@ -33,25 +31,30 @@ _ARRAYS = ("W", "W_prev", "scale", "weight")
 class Checkpoint:
     """A file that holds the state of one fit. Without a path, it does nothing.
 
-    As a context it holds Ctrl-C back until the iteration is done and saved, so that the state on disk is a whole one.
+    As a context it holds Ctrl-C, or another signal to stop that Python acts on, back until the iteration is done and
+    saved, so that the state on disk is a whole one.
     """
 
     path: Path | None
     identity: str
     """Of the fit that the file belongs to: its data, where it starts, and under which weights."""
-    interrupted: bool = False
-    _before: Any = field(default=None, repr=False)
+    _held: Held = field(default_factory=Held, repr=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None, *what: Any) -> Checkpoint:
         """Set up a checkpoint of the fit that `what` describes."""
         if path is None:
             return cls(None, "")
-        check_folder(path)
+        place = check_place(path, "checkpoint")
         digest = hashlib.sha256()
         for part in what:
             digest.update(np.ascontiguousarray(part).tobytes())
-        return cls(Path(path), digest.hexdigest())
+        return cls(place, digest.hexdigest())
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the fit was asked to stop."""
+        return self._held.number != 0
 
     def save(self, source: RowSource, state: State) -> None:
         """Write the state of the solver; where interrupted, stop here."""
@@ -74,20 +77,13 @@ class Checkpoint:
     def write(self, content: Callable[[BinaryIO], None], n_iter: int) -> None:
         """Write what `content` writes, then put it in the place of the last one; where interrupted, stop here."""
         if self.path is not None and n_iter:
-            unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
-            try:
-                with unfinished.open("wb") as file:
-                    content(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                unfinished.replace(self.path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
+                content(file)
         if self.interrupted:
             msg = (
                 f"The fit was interrupted after {n_iter} iterations. The same call takes it up from {str(self.path)!r}."
             )
-            raise KeyboardInterrupt(msg)
+            raise Stopped(msg, self._held.number)
 
     def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:
         """Set the state of the solver to what the file holds; False where there is none yet."""
@@ -120,6 +116,9 @@ class Checkpoint:
                 stored = content(file)
             identity = str(stored["identity"])
         except (OSError, KeyError, EOFError, ValueError, RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:
+            if isinstance(error, OSError) and error.errno:  # the system's, not one of the content
+                msg = f"`checkpoint` {str(self.path)!r} cannot be read: {error.strerror}."
+                raise OSError(msg) from error
             msg = f"`checkpoint` {str(self.path)!r} is not a whole checkpoint. Name another file, or remove it."
             raise ValueError(msg) from error
         if identity != self.identity:
@@ -132,29 +131,13 @@ class Checkpoint:
 
     def __enter__(self) -> Self:
         """Hold Ctrl-C back."""
-
-        def hold(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:  # asked twice: stop at once
-                signal.default_int_handler(number, frame)
-            self.interrupted = True
-
-        if self.path is not None and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, hold)
+        if self.path is not None:
+            self._held.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Let Ctrl-C through again."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-
-def check_folder(path: str | os.PathLike[str]) -> None:
-    """Refuse a file that could not be written."""
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
-        msg = f"`checkpoint` must be a file in a folder that exists, got {str(path)!r}."
-        raise ValueError(msg)
+        self._held.__exit__()
 
 
 def _with(likelihood: Likelihood, stored: dict[str, np.ndarray]) -> Likelihood:

@@ -206,7 +206,7 @@ def fit_stage(
     nothing = np.zeros((n_genes, n_held + n_topics))
     state = State(nothing, nothing, np.ones(n_held + n_topics), None, Gaussian())
     deadline = time.monotonic() + run.max_time
-    with checkpoint, data.source.working():
+    with data.source.working():
         if checkpoint.restore(data.source, state, data.cells, np.zeros(n_cells)):
             penalties = replace(penalties, a=state.loss[-1][3], g=state.loss[-1][4])
         else:
@@ -215,6 +215,7 @@ def fit_stage(
             elif start is None:
                 start = restarts(data, n_topics, n_restarts=n_restarts, consensus=consensus, random_state=random_state)
             state = begin(data, held, start, H=np.zeros((n_cells, n_held + n_topics)))
+    with checkpoint, data.source.working():
         bar = progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it")
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
             loss = usage_step(data, state, n_held)

@@ -9,6 +9,7 @@ nothing.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import time
@@ -28,6 +29,7 @@ from .torch_source import cuda_device
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
+    from typing import BinaryIO
 
 SHORTEST, LONGEST = 1 / 20, 1.0
 """Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
@@ -325,7 +327,13 @@ def _save(checkpoint: Checkpoint, state: _State) -> None:
         "generator": state.generator.get_state(),
         "elbo": state.elbo,
     }
-    checkpoint.write(lambda file: torch.save(content, file), len(state.elbo))
+
+    def write(file: BinaryIO) -> None:
+        buffer = io.BytesIO()  # torch answers a full disk with an error of its own
+        torch.save(content, buffer)
+        file.write(buffer.getbuffer())
+
+    checkpoint.write(write, len(state.elbo))
 
 
 @torch.no_grad()

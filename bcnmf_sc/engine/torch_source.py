@@ -260,6 +260,7 @@ class TorchSource(RowSource):
         """
         n_cells, n_values = tried or (self.shape[0], self._block_values)
         if n_cells == 1 or (tried is None and n_values <= SMALLEST):
+            error.add_note(f"Too little memory is left on {self.device} even for one cell. Free some, or use the CPU.")
             raise error
         self._block_values = max(1, min(self._block_values, n_values) // 2)
         self._piece_values = min(self._piece_values, n_cells * self.shape[1]) // 2
@@ -268,7 +269,7 @@ class TorchSource(RowSource):
         self._reserve *= 2
         self._forget(row)
         self._kept = [(part, TorchBlock(block.cells, self._piece_values)) for part, block in self._kept]
-        logger.info(
+        logger.warning(
             "Out of memory on %s at cell %d: going on with blocks of at most %d values.",
             self.device, row, self._block_values,
         )  # fmt: skip

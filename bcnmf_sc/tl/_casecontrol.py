@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence  # noqa: TC003 (the command line reads the hints)
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -183,7 +182,6 @@ class CaseControl:
         params = {name: problem.params[name] for name in ("layer", "random_state")} | {
             "n_genes": int(keep.sum()),
             "library_size": size,
-            "version": version("bcnmf-sc"),
         }
         return cls(problem, control, case, cells, np.where(keep, first, 0), np.where(keep, second, 0), params)
 

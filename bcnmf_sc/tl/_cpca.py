@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,7 +136,6 @@ def cpca(
         "n_components": n_components,
         "layer": layer,
         "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
-        "version": version("bcnmf-sc"),
     }
-    adata.uns[key_added] = {"params": params, "components": table}
+    adata.uns[key_added] = {"params": _anndata.recorded(params), "components": table}
     return adata if copy else None

@@ -15,6 +15,7 @@ from .. import _anndata
 from .._anndata import listed
 from .._mudata import check_weights, forget_dropped
 from ..engine import Joint
+from ..engine.files import uninterrupted
 from ._problem import PARAMETERS, Problem, check_parameters
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Modalities:
         }
         return cls(mdata, adata, joint, {n: p.genes for n, p in zip(names, problems, strict=True)}, params)
 
+    @uninterrupted()
     def write(self, key: str, *, copy: bool) -> MuData | None:
         """Take the stored result apart: usage and cells to the whole, loadings and genes to each modality."""
         mdata = self.mdata.copy() if copy else self.mdata

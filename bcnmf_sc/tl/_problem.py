@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -17,8 +16,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .. import _anndata
 from ..engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
-from ..engine.checkpoint import check_folder
 from ..engine.ensemble import Model, shares_of
+from ..engine.files import check_place
 from ..engine.sources import Groups, summarise
 
 if TYPE_CHECKING:
@@ -179,7 +178,6 @@ class Problem:
             "n_genes": len(genes),
             "n_empty_cells": n_empty_cells,
             "n_empty_genes": n_empty_genes,
-            "version": version("bcnmf-sc"),
         }
         return cls(design, source, model, refine, genes, expressed, summary.sums[:-1], summary.mass[:-1], params)
 
@@ -404,6 +402,8 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
     if unknown:
         msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
         raise TypeError(msg)
+    if run.get("checkpoint") is not None:
+        check_place(run["checkpoint"], "checkpoint")
     for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every", "n_samples"):
         if run.get(name) is not None:
             whole_number(name, run[name], 1)
@@ -412,8 +412,6 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
             msg = f"`{name}` must be a number of at least 0, got {value!r}."
             raise ValueError(msg)
-    if run.get("checkpoint") is not None:
-        check_folder(run["checkpoint"])
 
 
 def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
@@ -87,7 +86,7 @@ def project(
     H, _ = transform(problem.source, problem.likelihood, W[used].astype(np.float64))
 
     adata = adata.copy() if copy else adata
-    params = dict(stored["params"]) | {"layer": layer, "version": version("bcnmf-sc")}
+    params = dict(stored["params"]) | {"layer": layer}
     record = {"params": params, "topics": stored["topics"].copy()}
     cells = {"role": problem.design.role}
     _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
@@ -160,7 +159,7 @@ def update(
         )
         raise ValueError(msg)
     background = [str(name) for name in params["background"]]
-    target = params["target"]
+    target = params.get("target")
     target = target if target is None else np.asarray(target).tolist()
     design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
     mask = np.asarray(adata.var_names.isin(names))

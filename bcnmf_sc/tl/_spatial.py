@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -27,6 +26,7 @@ from .._mudata import (
     read_slices,
     stored_fit,
 )
+from ..engine.files import uninterrupted
 from ._problem import check_run, one_of, whole_number
 
 if TYPE_CHECKING:
@@ -246,9 +246,9 @@ def gpnsf(
         "max_iter": climb.max_iter,
         "learning_rate": climb.learning_rate,
         "batch_size": climb.batch_size,
-        "version": version("bcnmf-sc"),
     }
-    _write(mdata, key_added, factors, modalities, _topics(factors, modalities, coordinates, slices), params)
+    record = _anndata.recorded(params)
+    _write(mdata, key_added, factors, modalities, _topics(factors, modalities, coordinates, slices), record)
     return mdata if copy else None
 
 
@@ -455,6 +455,7 @@ def _topics(
     )
 
 
+@uninterrupted()
 def _write(
     mdata: Spatial,
     key: str,

@@ -7,11 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numba.core import caching
 from scipy import optimize, sparse
 from sklearn.decomposition import non_negative_factorization
 from threadpoolctl import threadpool_info
 
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
+from bcnmf_sc.engine._loops import jit
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
 from bcnmf_sc.engine.solver import State, initial_loadings, iterate, loadings_terms, normalise
 
@@ -363,3 +365,8 @@ def test_extrapolation_begins_anew_where_the_step_leads_back(problem, last_move,
     moved = state(W - last_move * (plain.W - W), 5.0)
     iterate(source, moved, expressed, run=Run())
     assert moved.momentum > 5 if ahead else moved.momentum == 1
+
+
+def test_loops_compile_where_nothing_can_be_kept_on_disk(monkeypatch):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    assert jit(lambda x: x + 1)(2) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from functools import partial
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bcnmf_sc.engine import LIKELIHOODS, Run, fit, kernels, row_source, torch_kernels, torch_source, transform
+from bcnmf_sc.engine import LIKELIHOODS, Run, fit, kernels, row_source, solver, torch_kernels, torch_source, transform
 from bcnmf_sc.engine.kernels import Pass, Rows
 from bcnmf_sc.engine.solver import initial_loadings
 from bcnmf_sc.engine.torch_source import TorchSource
@@ -208,6 +210,65 @@ def test_out_of_memory(problem, name, mode, monkeypatch, caplog, device):
     assert max(seen) > 5, "blocks should not be smaller than need be"
 
 
+class Small(TorchDispatchMode):
+    """A device on which no tensor has room for more than some values."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.failed = room, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        held = {each.untyped_storage().data_ptr() for each in args if is_strided(each)}
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if is_strided(each) and each.numel() > self.room and each.untyped_storage().data_ptr() not in held:
+                self.failed.append(str(func))
+                msg = f"CUDA out of memory (in a test, at {func})"
+                raise torch.cuda.OutOfMemoryError(msg)
+        return out
+
+
+def is_strided(value):
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_of_memory_in_any_operation(problem, name, kind, monkeypatch, caplog):
+    """The first tensor that is too large, wherever it is made."""
+    monkeypatch.setattr(solver, "USAGE_STEPS", 20)
+    x, target, background = problem
+    with Small(600) as small:
+        ours, theirs = both_fits(
+            kind(x), (target, 0.3 * background), name, "cpu", run=Run(max_iter=6, tol=0, accelerate=False)
+        )
+    assert len(small.failed) > 1
+    assert_same(ours, theirs, 1e-5)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * len(small.failed)
+    assert "Out of memory on cpu at cell 0: going on with blocks of at most" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["at once", "blocks", "sent"])
+def test_out_of_memory_on_the_way_to_the_device(problem, mode, kind, monkeypatch, caplog):
+    """The thread that sends the next block runs out of it."""
+    x, target, background = problem
+    sent, failed = TorchSource._sent, []
+
+    def limited(self, *arrays):
+        if threading.current_thread() is not threading.main_thread() and sum(array.size for array in arrays) > 400:
+            failed.append(1)
+            msg = "CUDA out of memory (in a test)"
+            raise torch.cuda.OutOfMemoryError(msg)
+        return sent(self, *arrays)
+
+    monkeypatch.setattr(TorchSource, "_sent", limited)
+    monkeypatch.setattr(torch_source, "SMALLEST", 50)
+    weights, run = (target, 0.3 * background), Run(max_iter=6, tol=0, accelerate=False)
+    ours, theirs = both_fits(kind(x), weights, "poisson", "cpu", mode, run=run)
+    assert failed
+    assert len(caplog.records) == len(failed)
+    assert_same(ours, theirs, 1e-5)
+
+
 def test_out_of_memory_for_good(problem, monkeypatch, device):
     x, target, background = problem
 
@@ -216,8 +277,9 @@ def test_out_of_memory_for_good(problem, monkeypatch, device):
         raise torch.cuda.OutOfMemoryError(msg)
 
     monkeypatch.setattr(torch_kernels, "_terms", terms)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError) as end:
         both_fits(sparse.csr_matrix(x), (target, background), "poisson", device, run=Run(max_iter=2))
+    assert "Too little memory is left" in end.value.__notes__[0]
 
 
 def test_checkpoint(problem, tmp_path, device):

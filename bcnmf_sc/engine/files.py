@@ -1,0 +1,164 @@
+"""Files that are whole or as they were: after a full disk, after Ctrl-C, after a kill while they were written."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import platform
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a process to stop."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or another signal to stop, once it is safe to do so."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Held:
+    """As a context, hold back the signals to stop that Python would act on; a second one is acted on at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The signal that came, if one came."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Start to hold back."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                before = signal.getsignal(number)
+                if callable(before):  # neither ignored nor left to the system
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            self._before[signal.Signals(number)](number, frame)
+        self.number = number
+
+    def __exit__(self, *error: object) -> None:
+        """Let signals through again."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+
+@contextmanager
+def uninterrupted() -> Iterator[Held]:
+    """Do what belongs together as a whole, and stop after it where asked to."""
+    with Held() as held:
+        yield held
+    if held.number:
+        raise Stopped(number=held.number)
+
+
+def check_place(path: str | os.PathLike[str], argument: str) -> Path:
+    """Refuse a path that no file could be written to, before any work; `argument` is what the caller calls it."""
+    place = Path(path)
+    if not place.parent.is_dir():
+        why = f"lie in a folder that exists, got {str(place)!r}. Make {str(place.parent)!r} first."
+    elif place.exists() and not place.is_file():
+        why = f"name a file, got {str(place)!r}, which is {'a folder' if place.is_dir() else 'a device'}."
+    elif not os.access(place.parent, os.W_OK):
+        why = f"lie in a folder that may be written to, got {str(place)!r}."
+    else:
+        return place
+    msg = f"`{argument}` must {why}"
+    raise ValueError(msg)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; unless that ends in an error, what is there then takes the place of `path`.
+
+    A process that is killed leaves its temporary file behind; the next one that writes to the same path removes it.
+    """
+    place = Path(path).resolve()  # a link stays one
+    ours = f".{place.name}.{platform.node()}."
+    for left in place.parent.glob(glob.escape(ours) + "*.tmp"):
+        if not _runs(left.name.removeprefix(ours).removesuffix(".tmp")):
+            left.unlink(missing_ok=True)
+    temporary = place.with_name(f"{ours}{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        kept = " What was there before is as it was." if place.exists() else ""
+        msg = f"{str(path)!r} could not be written: {reason}.{kept}"
+        raise OSError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this machine may still run."""
+    if os.name != "posix" or not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+@contextmanager
+def for_hdf5(path: Path) -> Iterator[io.FileIO]:
+    """Give a file that the HDF5 library can write to without being told of errors, as it crashes on them.
+
+    From the first error or signal to stop, nothing more is written; it is raised at the end.
+    """
+    with Held() as held, _Patient(path, held) as file:
+        try:
+            yield file
+        finally:  # whatever HDF5 made of it
+            if file.error is not None:
+                raise file.error
+            if held.number:
+                raise Stopped(number=held.number)
+
+
+class _Patient(io.FileIO):
+    def __init__(self, path: Path, held: Held) -> None:
+        super().__init__(path, "w+b")
+        self.held = held
+        self.error: OSError | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.name)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and self.error is None and not self.held.number:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell()
