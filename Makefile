@@ -5,6 +5,7 @@ PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt
@@ -12,10 +13,10 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format types docs bench build clean
+.PHONY: help demo test coverage lowest lint format types docs bench build constraints clean
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -42,9 +43,17 @@ test: $(RUNTIME)  ## run all tests and doctests
 coverage: COVERAGE := --cov --cov-report=term --cov-report=xml
 coverage: test  ## the same with branch coverage
 
-lint: $(DEV)  ## ruff, check only
+# what old and new versions of others warn of among themselves is not for us to mend; real data are left to `make test`
+lowest: $(DEV)  ## the tests with the oldest versions that pyproject.toml allows, in an environment of its own
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[all,test]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(PYTEST_WORKERS) -m 'not data and not gpu and not internet' \
+		-W ignore::DeprecationWarning -W ignore::FutureWarning $(PYTEST_ARGS)
+
+lint: $(DEV)  ## ruff and zizmor, check only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/zizmor --offline --quiet .
 
 format: $(DEV)  ## ruff, repair
 	$(BIN)/ruff check --fix
@@ -64,7 +73,13 @@ build: $(DEV)  ## wheel and sdist into dist/, checked
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
-clean:  ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist docs/_build docs/generated docs/tutorials htmlcov .coverage .coverage.* coverage.xml \
+constraints:  ## renew constraints.txt: the newest versions, as a fresh environment gets them (Python 3.11)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "needs Python 3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --editable '.[all,test,docs,dev]'
+	$(BIN)/uv pip freeze --python $(VENV) --exclude-editable | sed -E 's/\+[a-z0-9]+$$//; /^(pip|nvidia|cuda|triton)/d' > constraints.txt
+
+clean:  ## remove the environments and everything that was built
+	rm -rf $(VENV) $(LOWEST) build dist docs/_build docs/generated docs/tutorials htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
