@@ -178,6 +178,14 @@ def test_dropout_is_found():
     assert abs(np.median(f.likelihood.pi[informative]) - 0.3) < 0.06
 
 
+def test_usage_at_the_end_is_under_the_parameters_found():
+    x, *_ = counts(0, 60)
+    source, everything = row_source(sparse.csr_matrix(x)), np.ones(60)
+    how = {"target": everything, "background": 0 * everything, "run": Run(max_iter=20, tol=0)}
+    found = fit(source, NegativeBinomial(100.0), K, refine=True, **how)
+    np.testing.assert_array_equal(found.H, transform(source, found.likelihood, found.W)[0])
+
+
 def test_projection_uses_the_parameters():
     x, W, _ = counts(0, 50)
     source = row_source(sparse.csr_matrix(x))

@@ -13,7 +13,7 @@ from sklearn.decomposition import non_negative_factorization
 from threadpoolctl import threadpool_info
 
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
-from bcnmf_sc.engine._loops import jit
+from bcnmf_sc.engine._loops import MAX_BETA, jit
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
 from bcnmf_sc.engine.solver import State, initial_loadings, iterate, loadings_terms, normalise
 
@@ -370,3 +370,34 @@ def test_extrapolation_begins_anew_where_the_step_leads_back(problem, last_move,
 def test_loops_compile_where_nothing_can_be_kept_on_disk(monkeypatch):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert jit(lambda x: x + 1)(2) == 3
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_extrapolation_does_less_where_a_contrast_stirs(problem, alpha):
+    x, target, background = problem
+    source, expressed = row_source(x, dtype=np.float64), x.any(0)
+    W = normalise(loadings(3), expressed)[0]
+    rows = Rows.of(target, alpha * background, K, source.dtype, prev=True, loss=False)
+    state = State(W, W, np.ones(K), rows, Poisson(), calmest=1e-9)
+    iterate(source, state, expressed, run=Run())
+    assert state.max_beta == (MAX_BETA / 2 if alpha else MAX_BETA)
+
+
+def test_weight_of_the_loadings_is_in_their_units(problem):
+    """Once the loadings sum to 1, the weight of a Poisson fit is the usage that takes up their scale."""
+    x, target, _ = problem
+    source, expressed = row_source(x, dtype=np.float64), x.any(0)
+    W = normalise(loadings(3), expressed)[0]
+    state = State(W, W, np.ones(K), Rows.of(target, 0 * target, K, source.dtype, prev=False, loss=False), Poisson())
+    iterate(source, state, expressed, run=run(1))
+    usage = state.rows.H[target > 0] * state.scale
+    np.testing.assert_allclose(state.weight, np.broadcast_to(usage.sum(0), W.shape))
+    assert abs(state.scale - 1).max() > 0.05
+
+
+def test_loadings_sum_to_one_over_expressed_genes():
+    expressed = np.arange(50) > 20
+    W, scale = normalise(loadings(0), expressed)
+    np.testing.assert_allclose(W.sum(0), 1)
+    assert (W[~expressed] == 0).all()
+    np.testing.assert_allclose(scale, loadings(0)[expressed].sum(0))
