@@ -221,7 +221,7 @@ def write(
 
 def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
-    if not isinstance(key, str) or key == "" or "/" in key:
+    if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
         raise ValueError(msg)
 

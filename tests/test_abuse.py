@@ -103,9 +103,10 @@ def unsorted(x: np.ndarray) -> sparse.csr_matrix:
 def duplicated(x: np.ndarray) -> sparse.csr_matrix:
     """Every value above 1 comes as two entries."""
     m = sparse.coo_matrix(x)
-    split = np.asarray(m.data > 1)
-    one = np.ones((), m.data.dtype)
-    data = np.concatenate([np.where(split, m.data - one, m.data).astype(m.data.dtype), np.full(split.sum(), one)])
+    split = np.asarray(m.data > 1) & (m.data.dtype != bool)
+    one = np.ones(split.sum(), m.data.dtype)
+    data = np.concatenate([m.data, one])
+    data[: m.nnz][split] -= one
     row, col = (np.concatenate([part, part[split]]) for part in (m.row, m.col))
     order = np.argsort(row, kind="stable")
     indptr = np.append(0, np.cumsum(np.bincount(row, minlength=x.shape[0])))

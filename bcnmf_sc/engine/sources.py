@@ -453,9 +453,11 @@ def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
     rows.total[:] = np.asarray(x.sum(1, dtype=np.float64)).ravel()
     member = rows.member.T.astype(np.float64)
     finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # infinite values are counted, and then refused
+        sums, masses = member @ x, member @ mass
     return Summary(
-        member @ x,
-        member @ mass,
+        sums,
+        masses,
         int(values.size - finite.sum()),
         int((values != np.floor(values)).sum()),
         float(values.min(initial=np.inf, where=finite)),
