@@ -134,6 +134,7 @@ def reference(name: str, problem: Problem, n_iter: int) -> tuple[np.ndarray, np.
     return W, np.array(losses)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log1p")  # see the last test
 @pytest.mark.parametrize("name", ["gaussian", "poisson", "nb", "zinb"])
 def test_equals_the_formulas(name):
     worst = 0.0
@@ -160,3 +161,53 @@ def test_equals_the_formulas(name):
         assert max(off, off_loss) < 1e-4, (seed, off, off_loss, problem)
         worst = max(worst, off, off_loss)
     assert worst > 0  # float32 is among them
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Poisson(), NegativeBinomial(2.0), ZeroInflatedNegativeBinomial()])
+@pytest.mark.parametrize("holder", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1e3])
+@pytest.mark.parametrize("accelerate", [True, False])
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered")  # in a loss: see the last test
+def test_extremes_stay_finite(likelihood, holder, alpha, accelerate):
+    """No counts, one count, counts of a million, as many topics as cells and genes, one cell, one gene."""
+    rng = np.random.default_rng(0)
+    plain = rng.poisson(1.0, (12, 7)).astype(float)
+    one = np.zeros((12, 7))
+    one[3, 2] = 1
+    cases = {
+        "zeros": np.zeros((12, 7)),
+        "one count": one,
+        "one large count": one * 1e6,
+        "huge": plain * 1e6,
+        "huge beside small": np.where(rng.random((12, 7)) < 0.1, 1e6, plain),
+        "one cell": plain[:1],
+        "one gene": plain[:, :1],
+        "background of nothing": plain * (np.arange(12) < 6)[:, None],
+        "target of nothing": plain * (np.arange(12) >= 6)[:, None],
+    }
+    for name, x in cases.items():
+        target = (np.arange(len(x)) < max(len(x) // 2, 1)).astype(float)
+        for n_topics in (1, 7, 20):
+            found = fit(
+                row_source(holder(x), n_threads=1),
+                likelihood,
+                n_topics,
+                target=target,
+                background=alpha * (1 - target),
+                expressed=x.any(0),
+                run=Run(max_iter=15, tol=0, accelerate=accelerate),
+            )
+            for part in ("W", "H", "weight"):
+                assert np.isfinite(getattr(found, part)).all(), (name, n_topics, part)
+                assert (getattr(found, part) >= 0).all(), (name, n_topics, part)
+            if x[target > 0].any():
+                assert np.allclose(found.W.sum(0), 1, atol=1e-5), (name, n_topics)
+            assert not found.H[~x.any(1)].any(), (name, n_topics)
+
+
+@pytest.mark.xfail(strict=True, reason="the ratio in its logarithm rounds to -1 in single precision")
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log1p")
+def test_loss_of_an_empty_gene_at_a_large_mean():
+    """Of a zero at a mean 10^8 times the dispersion: ``theta log(1 + mu / theta)``."""
+    loss = NegativeBinomial(np.float32(0.01)).loss(np.float32(0), np.float32(1e6))
+    np.testing.assert_allclose(loss, 0.01 * np.log1p(1e8), rtol=1e-5)
