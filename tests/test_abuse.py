@@ -376,7 +376,7 @@ def control(how: dict[str, Any]) -> dict[str, Any]:
 
 
 ROWS: dict[str, Row] = {
-    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=40),
+    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=30),
     "tl.bcnmf split": Row(lambda a, how: split(a, how)),
     "tl.bcnmf gaussian": Row(lambda a, how: fitted(a, how, likelihood="gaussian"), examples=10),
     "tl.bcnmf nb": Row(lambda a, how: fitted(a, how, likelihood="nb"), examples=10),
@@ -405,8 +405,8 @@ ROWS: dict[str, Row] = {
             a, **how, **{**FEW, "n_topics": [2], "n_background_topics": [1], "n_folds": 2}
         )
     ),
-    "tl.umap": Row(lambda a, how: bc.tl.umap(a, n_neighbors=5), fitted, examples=2),
-    "tl.gpnsf": Row(spatial, examples=4),
+    "tl.umap": Row(lambda a, how: bc.tl.umap(a, n_neighbors=5), fitted, examples=1),
+    "tl.gpnsf": Row(spatial, examples=2),
     "tl.gpnsf_predict": Row(lambda a, how: bc.tl.gpnsf_predict(a, np.zeros((2, 2))).X, spatial, examples=2),
     "tl.enhance": Row(lambda a, how: bc.tl.enhance(a), spatial, examples=3),
     "pp.gene_similarity": Row(lambda a, how: bc.pp.gene_similarity(points(a).T[:, :4], n_neighbors=1).matrix.toarray()),

@@ -165,8 +165,7 @@ def test_equals_the_formulas(name):
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), Poisson(), NegativeBinomial(2.0), ZeroInflatedNegativeBinomial()])
 @pytest.mark.parametrize("holder", [np.asarray, sparse.csr_matrix])
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 1e3])
-@pytest.mark.parametrize("accelerate", [True, False])
+@pytest.mark.parametrize(("alpha", "accelerate"), [(0.0, True), (1.0, False), (1e3, True)])
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered")  # in a loss: see the last test
 def test_extremes_stay_finite(likelihood, holder, alpha, accelerate):
     """No counts, one count, counts of a million, as many topics as cells and genes, one cell, one gene."""
@@ -187,7 +186,7 @@ def test_extremes_stay_finite(likelihood, holder, alpha, accelerate):
     }
     for name, x in cases.items():
         target = (np.arange(len(x)) < max(len(x) // 2, 1)).astype(float)
-        for n_topics in (1, 7, 20):
+        for n_topics in (1, 20):
             found = fit(
                 row_source(holder(x), n_threads=1),
                 likelihood,
