@@ -13,6 +13,7 @@ import pandas as pd
 
 from .engine.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
+from .engine.sources import check_compressed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,6 +150,7 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     if matrix is None:
         msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
         raise ValueError(msg)
+    check_compressed(matrix, "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`")
     return matrix
 
 
@@ -167,25 +169,30 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
     raise TypeError(msg)
 
 
-def check_names(adata: AnnData) -> None:
+def check_names(adata: AnnData, argument: str = "adata") -> None:
     """Refuse names that stand twice: tables of the result could not be read by name."""
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if not index.is_unique:
             twice = index[index.duplicated()].unique()
             msg = (
-                f"`adata.{axis}_names` must be unique, got {listed(twice)} more than once. "
-                f"Call `adata.{axis}_names_make_unique()`."
+                f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
+                f"Call `{argument}.{axis}_names_make_unique()`."
             )
             raise ValueError(msg)
 
 
+def check_finite(n_invalid: int, layer: str | None) -> str:
+    """Refuse NaN and infinity; return what the matrix is called."""
+    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
+    if n_invalid:
+        msg = f"{where} must be finite, got {n_invalid} values that are NaN or infinite. Drop or impute them first."
+        raise ValueError(msg)
+    return where
+
+
 def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer: str | None) -> None:
     """Refuse values that no likelihood can have; warn of values that counts do not have."""
-    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    if summary.n_invalid:
-        n = summary.n_invalid
-        msg = f"{where} must be finite, got {n} values that are NaN or infinite. Drop or impute them first."
-        raise ValueError(msg)
+    where = check_finite(summary.n_invalid, layer)
     if summary.smallest < 0:
         low = summary.smallest
         msg = f"{where} must be non-negative, got {low:g}. Scaled or centred data? Use counts or their logarithms."
@@ -255,7 +262,7 @@ def check_format(record: Mapping[str, Any], key: str) -> None:
 
 def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
-    if not isinstance(key, str) or key == "" or "/" in key:
+    if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
         raise ValueError(msg)
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from . import _anndata
+from ._mudata import in_memory
 from .engine import LIKELIHOODS
-from .engine.moments import log_normalized
+from .engine.moments import as_matrix, log_normalized
+from .engine.sources import to_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -159,6 +162,7 @@ def compare(
     n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
 
     work = _copy(adata, layer, options)
+    whole_number("n_topics", n_topics, 1, min(work.shape), "the smaller of cells and genes used")
     contrast = {"background_key": background_key, "background": background, "target": target}
     run = _Runs(work, contrast, options, n_topics, n_background_topics, alphas, scored, sample_key)
     rows = []
@@ -256,11 +260,17 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
     from anndata import AnnData
 
     genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
-    matrix = _anndata.read_matrix(adata, layer)
+    matrix = as_matrix(to_block(in_memory(_anndata.read_matrix(adata, layer)), None, np.float32))
+    values = matrix.data if sparse.issparse(matrix) else matrix
+    where = _anndata.check_finite(int(values.size - np.isfinite(values).sum()), layer)
     work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
     likelihood = options.get("likelihood", "poisson")
     model = LIKELIHOODS[likelihood] if isinstance(likelihood, str) and likelihood in LIKELIHOODS else likelihood
     if getattr(model, "counts", True):
+        if values.min(initial=0) < 0:
+            low = f"{values.min():g}"
+            msg = f"{where} must be non-negative, got {low}. Scaled or centred data? Name the `layer` of counts."
+            raise ValueError(msg)
         work.layers[LAYER] = log_normalized(matrix)[:, genes]
     return work
 

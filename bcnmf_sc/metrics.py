@@ -47,7 +47,7 @@ def proportions(usage: np.ndarray) -> np.ndarray:
     >>> bc.metrics.proportions([[1, 3], [0, 0]]).tolist()
     [[0.25, 0.75], [0.0, 0.0]]
     """
-    values = _points(usage)
+    values = _points("usage", usage)
     if (values < 0).any():
         msg = (
             "`usage` must not be negative to be turned into proportions. Pass `normalize=False` for scores with a sign."
@@ -107,7 +107,7 @@ def ari_bootstrap(
     from sklearn.metrics import adjusted_rand_score
     from threadpoolctl import threadpool_limits
 
-    points = proportions(usage) if normalize else _points(usage)
+    points = proportions(usage) if normalize else _points("usage", usage)
     truth = _codes("labels", labels, len(points))
     k = len(np.unique(truth)) if n_clusters is None else n_clusters
     if not 1 <= k <= len(points):
@@ -165,7 +165,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
     values = np.asarray(scores, np.float64)
     single = values.ndim == 1
-    values = _points(values[:, None] if single else values)
+    values = _points("scores", values[:, None] if single else values)
     truth = _codes("labels", labels, len(values))
     n_labels = truth.max() + 1
     if n_labels < 2:  # noqa: PLR2004
@@ -205,7 +205,7 @@ def matched_cosine(loadings: np.ndarray, reference: np.ndarray) -> float:
     >>> bc.metrics.matched_cosine(2 * np.eye(3)[:, [2, 0, 1]], np.eye(3))
     1.0
     """
-    one, other = _points(loadings), _points(reference)
+    one, other = _points("loadings", loadings), _points("reference", reference)
     if len(one) != len(other):
         msg = f"`loadings` and `reference` must have the same genes, got {len(one)} and {len(other)}."
         raise ValueError(msg)
@@ -241,7 +241,13 @@ def contrast_ratio(usage: np.ndarray, background: np.ndarray) -> float:
     >>> bool(3 < bc.metrics.contrast_ratio(2 * rng.normal(size=(500, 3)), rng.normal(size=(500, 3))) < 5)
     True
     """
-    varied = [float(_points(part).var(0, ddof=1).sum()) for part in (usage, background)]
+    varied = []
+    for name, part in (("usage", usage), ("background", background)):
+        points = _points(name, part)
+        if len(points) < 2:  # noqa: PLR2004
+            msg = f"`{name}` must have at least 2 cells for a variance, got {len(points)}."
+            raise ValueError(msg)
+        varied.append(float(points.var(0, ddof=1).sum()))
     return varied[0] / varied[1] if varied[1] > 0 else np.inf
 
 
@@ -294,7 +300,7 @@ def leakage(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    points = proportions(usage) if normalize else _points(usage)
+    points = proportions(usage) if normalize else _points("usage", usage)
     truth = _codes("nuisance", nuisance, len(points))
     group = None if groups is None else _codes("groups", groups, len(points))
     counts = np.bincount(truth)
@@ -315,10 +321,10 @@ def leakage(
     return float(np.mean([auc(probability[:, label], truth == label) for label in labels]))
 
 
-def _points(values: np.ndarray) -> np.ndarray:
+def _points(name: str, values: np.ndarray) -> np.ndarray:
     points = np.asarray(values, np.float64)
     if points.ndim != 2 or not points.size or not np.isfinite(points).all():  # noqa: PLR2004
-        msg = f"Values must be a table (two dimensions) of finite numbers, got shape {points.shape}."
+        msg = f"`{name}` must be a table (two dimensions) of finite numbers, got shape {points.shape}."
         raise ValueError(msg)
     return points
 

@@ -143,6 +143,16 @@ def test_links_in_an_archive_are_no_files(tmp_path):
         open_file("matrix.mtx")
 
 
+def test_a_link_in_a_zip_is_not_followed(tmp_path):
+    (tmp_path / "secret").write_text("s")
+    info = zipfile.ZipInfo("matrix.mtx")
+    info.create_system, info.external_attr = 3, 0o120777 << 16  # a symbolic link, as Unix packs it
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, str(tmp_path / "secret"))
+    with members(tmp_path / "a.zip") as open_file:
+        assert open_file("matrix.mtx").read().decode() == str(tmp_path / "secret")
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "gz"])
 def test_files_cut_short(tmp_path, kind):
     path = tmp_path / f"a.{kind}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from dataclasses import dataclass, field, fields
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -98,6 +97,13 @@ class Checkpoint:
         stored = self.read(content)
         if stored is None:
             return False
+        n_cells, n_topics = source.shape[0], state.W.shape[1]
+        shapes = {"W": state.W.shape, "W_prev": state.W.shape, "scale": (n_topics,), "H": (n_cells, n_topics)}
+        shapes["H_prev"] = (n_cells if len(stored["H_prev"]) else 0, n_topics)
+        for name, shape in shapes.items():
+            if stored[name].shape != shape:  # the kernels do not look
+                msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
+                raise ValueError(msg)
         for name, value in zip(_NUMBERS, stored["numbers"].tolist(), strict=True):
             setattr(state, name, type(getattr(state, name))(value))
         for name in _ARRAYS:
@@ -113,9 +119,13 @@ class Checkpoint:
             return None
         try:
             with self.path.open("rb") as file:
+                with zipfile.ZipFile(file) as archive:  # both kinds of state are
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(damaged)
+                file.seek(0)
                 stored = content(file)
             identity = str(stored["identity"])
-        except (OSError, KeyError, EOFError, ValueError, RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged or foreign file can end in anything
             if isinstance(error, OSError) and error.errno:  # the system's, not one of the content
                 msg = f"`checkpoint` {str(self.path)!r} cannot be read: {error.strerror}."
                 raise OSError(msg) from error

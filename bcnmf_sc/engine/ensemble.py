@@ -263,7 +263,7 @@ def profile(source: RowSource, cells: np.ndarray) -> np.ndarray:
     todo = Pass(W.astype(source.dtype), np.ones(1), cold=True)
     sums = source.reduce(partial(sweep, todo=todo, likelihood=Poisson()), rows)
     total = (W * sums.p_x)[:, 0]
-    return total / total.sum()
+    return total / total.sum() if total.any() else W[:, 0]  # flat where these cells are empty
 
 
 def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

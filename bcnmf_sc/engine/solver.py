@@ -242,7 +242,7 @@ def iterate(
     new = W.copy()
     new[:, n_frozen:], scale = normalise((up / np.maximum(down, TINY))[:, n_frozen:], expressed)
 
-    change = float(np.linalg.norm(new - state.W) / np.linalg.norm(state.W[:, n_frozen:]))
+    change = float(np.linalg.norm(new - state.W)) / max(float(np.linalg.norm(state.W[:, n_frozen:])), TINY)
     turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
     state.momentum = 1.0 if turned else momentum
     state.calmest = min(state.calmest, change)

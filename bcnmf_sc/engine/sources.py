@@ -257,6 +257,7 @@ def cut(block: Block, block_rows: int | None, block_values: int | None = None) -
 
 def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
     """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order."""
+    check_compressed(matrix, "The matrix")
     if genes is not None and not np.array_equal(genes, np.arange(matrix.shape[1])):
         matrix = matrix[:, genes]
     if not sparse.issparse(matrix):
@@ -265,16 +266,27 @@ def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> B
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < matrix.shape[1]:
-        bad = matrix.indices.max()
-        msg = f"Column numbers must lie between 0 and {matrix.shape[1] - 1}, got {bad}: the matrix is broken."
-        raise ValueError(msg)
     return CSR(
         matrix.indptr.astype(np.int64, copy=False),
         matrix.indices.astype(np.int32, copy=False),
         matrix.data.astype(dtype, copy=False),
         matrix.shape[1],
     )
+
+
+def check_compressed(matrix: Any, what: str) -> None:
+    """Refuse a CSR or CSC matrix whose numbers lead out of its arrays, as those of a damaged file do: SciPy follows."""
+    if getattr(matrix, "format", None) not in ("csr", "csc") or not sparse.issparse(matrix):
+        return
+    ends, numbers = matrix.indptr, matrix.indices[: matrix.indptr[-1]]
+    most = matrix.shape[1 if matrix.format == "csr" else 0]
+    if ends[0] != 0 or ends[-1] > min(len(numbers), len(matrix.data)) or (ends[1:] < ends[:-1]).any():
+        msg = f"{what} must have `indptr` that rises from 0 to the number of its values: it is broken. Read it again."
+        raise ValueError(msg)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < most:
+        bad = numbers.min() if numbers.min() < 0 else numbers.max()
+        msg = f"{what} must have `indices` from 0 to {most - 1}, got {bad}: it is broken. Read it again."
+        raise ValueError(msg)
 
 
 def row_source(
@@ -458,9 +470,11 @@ def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
     rows.total[:] = np.asarray(x.sum(1, dtype=np.float64)).ravel()
     member = rows.member.T.astype(np.float64)
     finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # infinite values are counted, and then refused
+        sums, masses = member @ x, member @ mass
     return Summary(
-        member @ x,
-        member @ mass,
+        sums,
+        masses,
         int(values.size - finite.sum()),
         int((values != np.floor(values)).sum()),
         float(values.min(initial=np.inf, where=finite)),

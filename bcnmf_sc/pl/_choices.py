@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 
 from .. import get
 from .._anndata import listed
-from ._topics import FONT, MISSING, PALETTE, PLAIN, _new_axes, _text_width
+from ._text import FONT, literal, new_axes, text_width
+from ._topics import MISSING, PALETTE, PLAIN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,9 +127,9 @@ def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **k
     if "n_members" in table:
         names = [f"{name} (found {int(n)} ×)" for name, n in zip(names, table["n_members"], strict=True)]
     if ax is None:
-        ax = _new_axes(2.4 + _text_width(names), max(1.4, 0.2 * len(names) + 0.7))
+        ax = new_axes(2.4 + text_width(names), max(1.4, 0.2 * len(names) + 0.7))
     ax.barh(range(len(names)), table["stability"], **{"height": 0.75, "color": MISSING, "edgecolor": PLAIN, **kwargs})
-    ax.set_yticks(range(len(names)), names, fontsize=FONT)
+    ax.set_yticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlim(0, 1)
     ax.set_xlabel("stability (cosine)", fontsize=FONT)

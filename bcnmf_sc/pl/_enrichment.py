@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from .. import get
 from .._anndata import listed, pick_topics
-from ._topics import FONT, LEVEL, PLAIN, _legend, _new_axes, _text_width
+from ._text import FONT, add_legend, literal, new_axes, text_width
+from ._topics import LEVEL, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,12 +91,12 @@ def enrichment(
     sure = -np.log10(np.maximum(adjusted, np.finfo(float).tiny))
     largest = max(sure.max(), -np.log10(LEVEL))
     if ax is None:
-        labels = _text_width(sets)
-        ax = _new_axes(0.3 * len(names) + labels + 1.6, 0.2 * len(sets) + _text_width(names) + 1.0, ["99.9"])
+        labels = text_width(sets)
+        ax = new_axes(0.3 * len(names) + labels + 1.6, 0.2 * len(sets) + text_width(names) + 1.0, ["99.9"])
     look: dict[str, Any] = {"cmap": "viridis_r", "edgecolors": np.where(adjusted <= LEVEL, "black", "none")}
     dots = ax.scatter(x, y, s=FULL * sure / largest, c=table["score"], **{"linewidths": 1.0, **look, **kwargs})
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=FONT)
-    ax.set_yticks(range(len(sets)), list(map(str, sets)), fontsize=FONT)
+    ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=90, fontsize=FONT)
+    ax.set_yticks(range(len(sets)), list(map(literal, sets)), fontsize=FONT)
     ax.set_xlim(-0.7, len(names) - 0.3)
     ax.set_ylim(len(sets) - 0.3, -0.7)
     ax.grid(visible=True, color="0.92", linewidth=0.5)
@@ -105,5 +106,5 @@ def enrichment(
     steps = [step for step in mpl.ticker.MaxNLocator(3).tick_values(0, largest) if 0 < step <= largest]
     dot: dict[str, Any] = {"ls": "", "marker": "o", "color": PLAIN, "mew": 0}
     handles = [Line2D([], [], ms=np.sqrt(FULL * step / largest), label=f"{step:g}", **dot) for step in steps]
-    _legend(ax, handles, title="$-$log10\nadjusted p")
+    add_legend(ax, handles, title="−log10\nadjusted p")
     return ax

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._anndata import listed
 from .._mudata import read_places, stored_fit
+from ._text import literal
 from ._topics import PALETTE
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def spatial_topics(
             ax.invert_yaxis()
             if i == 0:
                 moran = record["topics"].loc[name, "moran_i"]
-                ax.set_title(f"{name}\nMoran's I {moran:.2f}", fontsize=9)
+                ax.set_title(f"{literal(name)}\nMoran's I {moran:.2f}", fontsize=9)
     return fig
 
 
@@ -145,7 +146,7 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
     top = max(table["spatial_importance"].max(), 1e-12)
     for k, (name, row) in enumerate(table.iterrows()):
         width = 0.8 + 2 * row["spatial_importance"] / top
-        options = {"color": PALETTE[k % len(PALETTE)], "linewidth": width, "label": str(name)}
+        options = {"color": PALETTE[k % len(PALETTE)], "linewidth": width, "label": literal(name)}
         options["linestyle"] = ("-", "--", ":")[k // len(PALETTE) % 3]
         (line,) = ax.plot(distance, correlation(kernel, distance / row["lengthscale"]), **(options | kwargs))
         ax.plot(row["lengthscale"], correlation(kernel, np.ones(1))[0], marker="o", color=line.get_color())

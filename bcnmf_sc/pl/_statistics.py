@@ -12,20 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import gene_labels, listed, pick_topics
-from ._topics import (
-    FONT,
-    LEVEL,
-    MISSING,
-    PALETTE,
-    PLAIN,
-    _category_colors,
-    _label_topics,
-    _legend,
-    _new_axes,
-    _obs_column,
-    _text_width,
-)
+from .._anndata import check_names, gene_labels, listed, pick_topics
+from ._text import FONT, add_legend, label_topics, literal, new_axes, text_width
+from ._topics import LEVEL, MISSING, PALETTE, PLAIN, _category_colors, _obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +82,7 @@ def associations(
     reference = table["reference"].iloc[0]
     if ax is None:
         height = max(1.6, len(names) * max(ROW, 0.11 * len(groups)) + 0.7)
-        ax = _new_axes(3.6 + _text_width(names), height, [] if len(groups) == 1 else map(str, groups))
+        ax = new_axes(3.6 + text_width(names), height, [] if len(groups) == 1 else map(str, groups))
     space = 0.8 / len(groups)
     for i, group in enumerate(groups):
         rows = table[table["group"] == group].set_index("topic").reindex(names)
@@ -108,12 +97,13 @@ def associations(
     ax.axvline(0, color="black", linewidth=0.8, zorder=0)
     for edge in np.arange(1, len(names)) - 0.5:
         ax.axhline(edge, color=MISSING, linewidth=0.5, zorder=0)
-    ax.set_yticks(range(len(names)), names, fontsize=FONT)
+    ax.set_yticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
     ax.set_ylim(len(names) - 0.5, -0.5)
     low, high = ax.get_xlim()
     ax.set_xlim(max(low, -1.05), min(high, 1.05))  # no two shares differ by more
     ax.locator_params(axis="x", nbins=5)
-    who = f"{groups[0]} less {reference}" if len(groups) == 1 else f"group less {reference}"
+    reference = literal(reference)
+    who = f"{literal(groups[0])} less {reference}" if len(groups) == 1 else f"group less {reference}"
     unit = table["unit"].iloc[0]
     ax.set_xlabel(f"share of usage, {who}\n(95 % interval over {unit}s; full: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
     if len(groups) > 1:
@@ -122,7 +112,7 @@ def associations(
             Line2D([], [], ls="", marker="o", color=shade, label=str(group))
             for group, shade in zip(groups, shades, strict=True)
         ]
-        _legend(ax, handles, title=groupby)
+        add_legend(ax, handles, title=groupby)
     return ax
 
 
@@ -172,15 +162,16 @@ def gene_frequency(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> ax = bc.pl.gene_frequency(adata, n_genes=20)
     """
+    check_names(adata)
     top = get.top_genes(adata, n_genes, key=key, topics=topics)
     counted = top.groupby("gene", sort=False).agg(n=("topic", "size"), loading=("loading", "sum"))
     counted = counted.sort_values(["n", "loading"], ascending=False, kind="stable").iloc[:n_shown]
     labels = gene_labels(adata, gene_symbols)[adata.var_names.get_indexer(counted.index)].astype(str)
     marked = labels.isin(list(highlight))
     if ax is None:
-        ax = _new_axes(2.4 + _text_width(labels), max(1.6, 0.165 * len(labels) + 0.7))
+        ax = new_axes(2.4 + text_width(labels), max(1.6, 0.165 * len(labels) + 0.7))
     bars = ax.barh(range(len(labels)), counted["n"], **{"height": 0.75, "color": PLAIN, **kwargs})
-    ax.set_yticks(range(len(labels)), labels, fontsize=FONT)
+    ax.set_yticks(range(len(labels)), list(map(literal, labels)), fontsize=FONT)
     for bar, text, mark in zip(bars, ax.get_yticklabels(), marked, strict=True):
         if mark:
             bar.set_facecolor(PALETTE[3])
@@ -247,7 +238,7 @@ def compare(
         for (method, alpha), rows in drawn.groupby(["method", "alpha"], sort=False, dropna=False)
     ]
     if ax is None:
-        ax = _new_axes(max(2.4, 0.42 * len(runs) + 0.8), 2.5 + _text_width(name for name, _ in runs))
+        ax = new_axes(max(2.4, 0.42 * len(runs) + 0.8), 2.5 + text_width(name for name, _ in runs))
     middle = [rows[score].median() for _, rows in runs]
     ax.bar(range(len(runs)), middle, **{"width": 0.7, "color": MISSING, "edgecolor": PLAIN, **kwargs})
     if f"{score}_se" in table:
@@ -258,10 +249,10 @@ def compare(
         if len(values) > 1:
             at = i + 0.5 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
             ax.plot(at, values, marker="o", ms=3, ls="", color=PALETTE[0], mec="white", mew=0.3, zorder=3)
-    ax.set_xticks(range(len(runs)), [name for name, _ in runs], rotation=90, fontsize=FONT)
+    ax.set_xticks(range(len(runs)), [literal(name) for name, _ in runs], rotation=90, fontsize=FONT)
     ax.axhline(0, color="black", linewidth=0.8)
     written = {"ari": "adjusted Rand index", "auc": "AUC, best topic", "auc_share": "AUC, target share"}
-    ax.set_ylabel(label or written.get(score, score))
+    ax.set_ylabel(label or written.get(score, literal(score)))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -308,8 +299,8 @@ def composition(
     heights = counts.div(counts.sum(axis=1), axis=0) if normalize else counts
     colors = _category_colors(adata, columns["of"], of)
     if ax is None:
-        height = 3.1 + max(0.3, _text_width(counts.index))
-        ax = _new_axes(max(2.2, 0.32 * len(counts) + 0.8), height, map(str, counts.columns))
+        height = 3.1 + max(0.3, text_width(counts.index))
+        ax = new_axes(max(2.2, 0.32 * len(counts) + 0.8), height, map(str, counts.columns))
     base = np.zeros(len(counts))
     handles = []
     for i, name in enumerate(counts.columns):
@@ -319,12 +310,12 @@ def composition(
         ax.bar(range(len(counts)), heights[name], bottom=base, **{"width": 0.8, **look, **kwargs})
         base += heights[name].to_numpy()
         handles.append(Patch(facecolor=colors[name], edgecolor="white", hatch=hatch, label=str(name)))
-    _label_topics(ax, list(map(str, counts.index)))
+    label_topics(ax, list(map(str, counts.index)))
     ax.set_xlim(-0.5, len(counts) - 0.5)
-    ax.set_xlabel(groupby)
+    ax.set_xlabel(literal(groupby))
     ax.set_ylabel("share of cells" if normalize else "cells")
     ax.spines[["top", "right"]].set_visible(False)
-    _legend(ax, handles, title=of)
+    add_legend(ax, handles, title=of)
     return ax
 
 
@@ -373,21 +364,21 @@ def bubbles(
     n_groups, n_topics = values.shape
     sizes = 150.0
     if ax is None:
-        width = max(1.6, 0.27 * n_topics) + _text_width(shares.index)
-        height = max(1.4, 0.27 * n_groups) + _text_width(names) + 0.4
-        ax = _new_axes(width, height, ["100 %"])
+        width = max(1.6, 0.27 * n_topics) + text_width(shares.index)
+        height = max(1.4, 0.27 * n_groups) + text_width(names) + 0.4
+        ax = new_axes(width, height, ["100 %"])
     x, y = np.meshgrid(range(n_topics), range(n_groups))
     options: dict[str, Any] = {"color": PALETTE[0], "linewidths": 0, **kwargs}
     ax.scatter(x.ravel(), y.ravel(), s=sizes * values.ravel(), **options)
-    ax.set_xticks(range(n_topics), names, rotation=90, fontsize=FONT)
-    ax.set_yticks(range(n_groups), shares.index, fontsize=FONT)
+    ax.set_xticks(range(n_topics), list(map(literal, names)), rotation=90, fontsize=FONT)
+    ax.set_yticks(range(n_groups), list(map(literal, shares.index)), fontsize=FONT)
     ax.set_xlim(-0.6, n_topics - 0.4)
     ax.set_ylim(n_groups - 0.4, -0.6)
     ax.tick_params(length=0)
-    ax.set_ylabel(groupby)
+    ax.set_ylabel(literal(groupby))
     steps = (0.1, 0.5, 1.0)
     dot: dict[str, Any] = {"ls": "", "marker": "o", "color": options["color"], "mew": 0}
-    _legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{s:.0%}", **dot) for s in steps], title="share")
+    add_legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{s:.0%}", **dot) for s in steps], title="share")
     return ax
 
 
@@ -448,7 +439,7 @@ def images(
         pictures = {str(group): picture for group, picture in zip(groups, rebuilt, strict=True)}
     n_columns = min(n_columns, len(pictures))
     n_rows = -(-len(pictures) // n_columns)
-    side = max(1.1, _text_width(pictures) + 0.1)
+    side = max(1.1, text_width(pictures) + 0.1)
     fig, axes = plt.subplots(
         n_rows, n_columns, figsize=(side * n_columns, 1.35 * n_rows), layout="constrained", squeeze=False
     )
@@ -456,7 +447,7 @@ def images(
         ax.set_axis_off()
     for ax, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
         ax.imshow(picture.reshape(shape), **{"cmap": "Greys_r", "interpolation": "nearest", "vmin": 0, **kwargs})
-        ax.set_title(name, fontsize=FONT)
+        ax.set_title(literal(name), fontsize=FONT)
     return fig
 
 

@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import PowerNorm, to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import gene_labels, listed, pick_topics, stored, stored_slot
+from .._anndata import check_names, gene_labels, listed, pick_topics, stored, stored_slot
+from ._text import FONT, add_legend, label_topics, literal, new_axes, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#F0E442")
 MISSING = "#D3D3D3"
 PLAIN = "#555555"
-FONT = 8.0  # points, for labels that come in dozens
-LEGEND_ROWS = 18
 LEVEL = 0.05
 """Adjusted p up to which a bar or point is drawn dark."""
 
@@ -96,14 +94,14 @@ def umap(
         options["cmap"] = mpl.colormaps[options["cmap"]].with_extremes(bad=MISSING)
 
     if ax is None:
-        ax = _new_axes(5.0, 4.2, legend)
+        ax = new_axes(5.0, 4.2, legend)
     drawn = ax.scatter(points[order, 0], points[order, 1], **options)
     if legend:
         handles = [Line2D([], [], ls="", marker="o", color=shade, label=name) for name, shade in legend.items()]
-        _legend(ax, handles, title=str(color))
+        add_legend(ax, handles, title=str(color))
     elif values is not None:
         share = color not in adata.obs
-        ax.figure.colorbar(drawn, ax=ax, label=f"{color}, share of usage" if share else str(color))
+        ax.figure.colorbar(drawn, ax=ax, label=literal(color) + (", share of usage" if share else ""))
     ax.set(xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
     return ax
 
@@ -162,6 +160,7 @@ def loadings(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> fig = bc.pl.loadings(adata, n_genes=5)
     """
+    check_names(adata)
     genes = get.top_genes(adata, n_genes, key=key, by=by, topics=topics)
     names = genes["topic"].cat.categories.tolist()
     table = get.topics(adata, key=key).loc[names]
@@ -173,7 +172,7 @@ def loadings(
     labels = gene_labels(adata, gene_symbols)[rows].astype(str)
 
     n_rows, n_cols = heat.shape
-    labels_width, names_width = _text_width(labels), _text_width(names)
+    labels_width, names_width = text_width(labels), text_width(names)
     height = max(2.2, 0.165 * n_rows) + names_width + 0.3
     ratios = [max(1.2, 0.24 * n_cols), *([1.4] * (of_genes is not None)), *([1.4] * bool(tested))]
     width = labels_width + sum(ratios) + 1.1 + (names_width if tested else 0)
@@ -183,8 +182,8 @@ def loadings(
     ax = axes[0]
     shade = {} if "norm" in kwargs or "vmax" in kwargs or "vmin" in kwargs else {"norm": PowerNorm(0.5, 0, heat.max())}
     image = ax.imshow(heat, **{"cmap": "Greys", "aspect": "auto", "interpolation": "nearest", **shade, **kwargs})
-    ax.set_yticks(range(n_rows), labels, fontsize=FONT)
-    ax.set_xticks(range(n_cols), names, rotation=90, fontsize=FONT)
+    ax.set_yticks(range(n_rows), list(map(literal, labels)), fontsize=FONT)
+    ax.set_xticks(range(n_cols), list(map(literal, names)), rotation=90, fontsize=FONT)
     ax.tick_params(length=0)
     edges = genes["topic"].cat.codes.diff().ne(0).to_numpy().nonzero()[0]
     for edge in edges[1:]:
@@ -263,7 +262,7 @@ def usage(
     n_groups, n_topics = len(colors), len(names)
     if ax is None:
         inches = min(20.0, max(4.0, n_topics * (0.14 * n_groups + 0.12)) + 0.8)
-        ax = _new_axes(inches, 3.3 + max(0.3, _text_width(names)), map(str, colors))
+        ax = new_axes(inches, 3.3 + max(0.3, text_width(names)), map(str, colors))
     space = 0.8 / n_groups
     rng = np.random.default_rng(0)
     for i, (category, shade) in enumerate(colors.items()):
@@ -295,9 +294,9 @@ def usage(
     ax.set_xlim(-0.5, n_topics - 0.5)
     for edge in np.arange(1, n_topics) - 0.5:
         ax.axvline(edge, color=MISSING, linewidth=0.5, zorder=0)
-    _label_topics(ax, names)
+    label_topics(ax, names)
     ax.set_ylabel("share of usage")
-    _legend(ax, [Patch(facecolor=c, edgecolor="black", label=str(name)) for name, c in colors.items()], title=column)
+    add_legend(ax, [Patch(facecolor=c, edgecolor="black", label=str(name)) for name, c in colors.items()], title=column)
     return ax
 
 
@@ -351,7 +350,7 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
             ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
     if "converged" in record:
         ended = "converged" if record["converged"] else "not converged"
-        fig.suptitle(f"{key}: {ended} after {record.get('n_iter', table['iteration'].iloc[-1])} iterations")
+        fig.suptitle(f"{literal(key)}: {ended} after {record.get('n_iter', table['iteration'].iloc[-1])} iterations")
     return fig
 
 
@@ -430,7 +429,7 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_ylim(bounds[-1], bounds[0])
     ax.yaxis.tick_right()
-    ax.set_yticks(centres, table.index, fontsize=FONT)
+    ax.set_yticks(centres, list(map(literal, table.index)), fontsize=FONT)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=FONT)
     ax.set_xlabel(label, fontsize=FONT)
@@ -451,7 +450,7 @@ def _tests(adata: AnnData, groupby: str, names: pd.Series | pd.Index, *, key: st
 
 
 def _against(table: pd.DataFrame, what: str) -> str:
-    group, reference = (table[name].dropna().iloc[0] for name in ("group", "reference"))
+    group, reference = (literal(table[name].dropna().iloc[0]) for name in ("group", "reference"))
     return f"{what}, signed\n$-$log10 p,\n{group} against\n{reference}"
 
 
@@ -470,30 +469,3 @@ def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
     ax.set_xlabel(_against(table, "genes"), fontsize=FONT)
     ax.locator_params(axis="x", nbins=4)
     ax.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _label_topics(ax: Axes, names: list[str]) -> None:
-    """Name the topics under the axis: upright and smaller where they would meet."""
-    inches = ax.get_window_extent().width / ax.figure.dpi / len(names)
-    upright = _text_width(names) > 0.9 * inches
-    size = min(FONT, 72 * 0.7 * inches) if upright else FONT
-    ax.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
-
-
-def _text_width(labels: Iterable[object]) -> float:
-    """Inches that the widest of the labels takes, with a little to spare."""
-    return max((TextPath((0, 0), str(label) or " ", size=FONT).get_extents().width for label in labels), default=0) / 66
-
-
-def _new_axes(width: float, height: float, legend: Any = ()) -> Axes:
-    """Axes of about this size in inches, with room for a legend with these labels beside them."""
-    labels = list(legend)
-    columns = -(-len(labels) // LEGEND_ROWS)
-    room = columns * (0.5 + _text_width(labels))
-    return plt.subplots(figsize=(width + room, height), layout="constrained")[1]
-
-
-def _legend(ax: Axes, handles: list[Any], *, title: str) -> None:
-    columns = -(-len(handles) // LEGEND_ROWS)
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
-    ax.legend(handles=handles, title=title, ncols=columns, frameon=False, fontsize=FONT, **place)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from .. import _anndata
+from ..engine import LIKELIHOODS
 from ..engine.cpca import cpca as run_cpca
-from ..engine.sources import row_source
+from ..engine.sources import Groups, row_source, summarise
 from ._problem import whole_number
 
 if TYPE_CHECKING:
@@ -109,9 +111,12 @@ def cpca(
     whole_number("n_components", n_components, 1, min(len(genes), adata.n_obs), "the smaller of cells and genes used")
     for name, cells in (("target", design.target), ("background", design.background)):
         if cells.sum() < 2:  # noqa: PLR2004
-            msg = f"A covariance needs at least 2 cells, got {int(cells.sum())} of the {name}."
+            msg = f"`{name}` must have at least 2 cells for a covariance, got {int(cells.sum())}."
             raise ValueError(msg)
     source = row_source(_anndata.read_matrix(adata, layer), genes=genes, block_rows=batch_size, n_threads=n_threads)
+    groups = source.place(Groups, np.ones((adata.n_obs, 1), bool), np.zeros(adata.n_obs))
+    summary = source.reduce(partial(summarise, likelihood=LIKELIHOODS["gaussian"]()), groups)
+    _anndata.check_finite(summary.n_invalid, layer)
     found = run_cpca(source, design.target, design.background, alphas=weights, n_components=n_components)
 
     adata = adata.copy() if copy else adata

@@ -33,6 +33,14 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
     role = design.target + 2 * design.background.astype(int)
     fold = np.full(len(role), -1)
     if samples is None:
+        n_target, n_background, n_both = ((role == kind).sum() for kind in (1, 2, 3))
+        n_folds = min(n_folds, max(n_target, n_both), max(n_background, n_both))
+        if n_folds < 2:  # noqa: PLR2004
+            msg = (
+                "`background` and `target` must have at least 2 cells each, to learn from some and score others; got "
+                f"{design.background.sum()} and {design.target.sum()}."
+            )
+            raise ValueError(msg)
         for kind in np.unique(role[role > 0]):
             cells = rng.permutation(np.flatnonzero(role == kind))
             fold[cells] = np.arange(len(cells)) % n_folds

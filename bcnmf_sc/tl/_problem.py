@@ -36,6 +36,8 @@ VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
 PARAMETERS = {"nb": ("dispersion",), "zinb": ("dispersion", "dropout")}
 """Arguments that only some likelihoods have."""
+ROUNDING = 1e-6
+"""Share of the values' mass below which a deviance in single precision says nothing."""
 SAFE_ALPHA = 0.5
 """Effective alpha up to which a fit is accelerated by default."""
 
@@ -241,14 +243,15 @@ class Problem:
         """Share of the deviance from one topic, the mean profile of the part, that the topics explain."""
         explained = {}
         parts = {
-            "target": (self.design.target, self.sums[0]),
-            "background": (self.design.background, self.sums[1:].sum(0)),
+            "target": (self.design.target, self.sums[0], self.mass[0]),
+            "background": (self.design.background, self.sums[1:].sum(0), self.mass[1:]),
         }
-        for part, (cells, profile) in parts.items():
+        for part, (cells, profile, mass) in parts.items():
             if cells.any():
                 _, null = transform(self.source, factors.likelihood, (profile / profile.sum())[:, None])
                 loss, most = factors.cell_loss[cells].sum(), null[cells].sum()
-                explained[part] = float(1 - loss / most) if most > 0 else 0.0
+                # a single cell is its own profile: what is left is rounding
+                explained[part] = float(1 - loss / most) if most > ROUNDING * mass.sum() else 0.0
         return explained
 
     def model(

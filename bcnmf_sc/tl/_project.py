@@ -71,6 +71,8 @@ def project(
     name = key if key_added is None else key_added
     _anndata.check_key(name)
     _anndata.check_backed(adata, copy=copy)
+    _anndata.check_names(adata)
+    _anndata.check_names(reference, "reference")
     stored = _anndata.stored(reference, key)
     W = _anndata.aligned_loadings(adata, reference, key)
     used = np.asarray(W.any(axis=1))
@@ -142,6 +144,8 @@ def update(
     (500, 4)
     """
     _anndata.check_backed(adata, copy=copy)
+    _anndata.check_names(adata)
+    _anndata.check_names(reference, "reference")
     stored = _anndata.stored(reference, key)
     params = stored["params"]
     W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)

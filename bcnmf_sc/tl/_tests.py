@@ -197,6 +197,7 @@ class Units:
         for group, reference, side in self.contrasts:
             record: dict[str, Any] = {"feature": names, "groupby": self.groupby, "group": group, "reference": reference}
             if self.sample is None:
+                self._check(np.bincount(side[side >= 0], minlength=2).min(), group, reference)
                 if of_groups is None:
                     values = next(of_cells(side))[1]
                     summary = Summary.of(values, values, side[side >= 0])
@@ -318,8 +319,12 @@ class Units:
 
     def _check(self, n: int, group: str, reference: str, *, pairs: bool = False) -> None:
         if n < 2:  # noqa: PLR2004
-            what = "complete pairs" if pairs else f"of {self.sample_key!r} in each group"
-            msg = f"{group!r} against {reference!r} needs at least 2 {what}, got {n}."
+            what = (
+                "complete pairs"
+                if pairs
+                else f"{'cells' if self.sample is None else f'of {self.sample_key!r}'} in each group"
+            )
+            msg = f"{group!r} against {reference!r} of `groupby={self.groupby!r}` needs at least 2 {what}, got {n}."
             raise ValueError(msg)
 
 
