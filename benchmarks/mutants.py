@@ -55,7 +55,7 @@ MUTANTS = {
         ("return (x - mu) ** 2 / 2", "return (x - mu) ** 2"),
         ("return _x_log_ratio(x, mu) - x + mu", "return _x_log_ratio(x, mu) + mu"),
         ("return (x + self.theta) / (mu + self.theta)", "return self.theta / (mu + self.theta)"),
-        ("- (x + self.theta) * xp.log1p(", "- self.theta * xp.log1p("),
+        ("- (x + self.theta) * log_ratio", "- self.theta * log_ratio"),
         ("zero = -xp.log(self.pi + (1 - self.pi) * xp.exp(log_q))", "zero = -log_q"),
         ("dropout *= self._odds(x, mu)", "dropout *= 0"),
         ("return omega * slope, omega * curvature, 1 - omega", "return slope, curvature, 1 - omega"),
@@ -80,7 +80,7 @@ MUTANTS = {
         ("n[cells, x.indices] = here.n(x.data, mu_x)", "pass"),
         ("here.loss(x.data, mu_x) - here.loss(zero, mu_x)", "here.loss(x.data, mu_x)"),
         ("weight[cells] * (at_values - as_zeros)", "weight[cells] * at_values"),
-        ("terms.flush(total)", "total += terms.sums"),
+        ("terms.flush()", "pass"),
     ],
 }
 

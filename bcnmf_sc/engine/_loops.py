@@ -251,25 +251,25 @@ def ratio_sums(indptr, indices, values, W, cells, H, weight, p):
 
 
 @jit
-def overdispersed_n(base, over_q, indptr, indices, values, cells, theta, odds):
-    """Write a negative binomial's n over ``base = 1 + mu / theta``, in place.
+def overdispersed_n(ratio, over_q, indptr, indices, values, cells, theta, odds):
+    """Write a negative binomial's n over ``ratio = mu / theta``, in place.
 
     At zeros, it is divided by ``1 + odds over_q``: the odds of a dropout times ``1 / q``. ``over_q`` without rows
     stands for no dropouts.
     """
-    one, most = base.dtype.type(1), base.dtype.type(MOST)
-    for c in range(base.shape[0]):
-        row, begin, end = base[c], indptr[cells[c]], indptr[cells[c] + 1]
+    one, most = ratio.dtype.type(1), ratio.dtype.type(MOST)
+    for c in range(ratio.shape[0]):
+        row, begin, end = ratio[c], indptr[cells[c]], indptr[cells[c] + 1]
         if len(over_q) > 0:
             rise = over_q[c]
             for at in range(begin, end):
                 if values[at] > 0:
                     rise[indices[at]] = 0
             for j in range(len(row)):
-                row[j] = one / (row[j] * (one + odds[j] * min(rise[j], most)))
+                row[j] = one / ((one + row[j]) * (one + odds[j] * min(rise[j], most)))
         else:
             for j in range(len(row)):
-                row[j] = one / row[j]
+                row[j] = one / (one + row[j])
         for at in range(begin, end):
             j = indices[at]
             row[j] *= one + values[at] / theta[j]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_EVERY = 50
 """Passes after which what is kept for the death of a worker begins anew."""
-PART_VALUES = 2**24
+BLOCK_VALUES = 2**24
 """Values in a block: many, since one thread sweeps a part, and each block costs new pages for its sums."""
 FAN_IN = 8
 """Sums that are added in one task, and parts whose rows pass through this process at a time."""
@@ -157,7 +157,7 @@ def _large_messages() -> Any:
 def _prepare(chunk: Any, arguments: tuple[np.ndarray | None, type, int | None]) -> Blocks:
     genes, dtype, block_rows = arguments
     whole = to_block(chunk, genes, dtype)
-    cells = (slice(*ends) for ends in itertools.pairwise(cut(whole, block_rows, PART_VALUES)))
+    cells = (slice(*ends) for ends in itertools.pairwise(cut(whole, block_rows, BLOCK_VALUES)))
     return [(few, part_of(whole, few)) for few in cells]
 
 
@@ -203,7 +203,7 @@ def _step(blocks: Blocks, old: Held, message: Callable[[Block, Any], Any]) -> He
 def _add(parts: Sequence[T]) -> T:
     total = deepcopy(parts[0])
     for part in parts[1:]:
-        total += deepcopy(part)  # type: ignore[operator] # which it may take over
+        total += part  # type: ignore[operator]
     return total
 
 

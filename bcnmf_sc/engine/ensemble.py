@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from .kernels import Pass, Rows, sweep
 from .likelihoods import Poisson
 from .progress import progress_bar
-from .solver import Factors, Run, fit, transform
+from .solver import Factors, Run, fit, normalise, transform
 from .sources import ONE_THREAD_EACH
 
 if TYPE_CHECKING:
@@ -190,7 +190,9 @@ def held_out_gain(
         ("target", is_target, learn & (model.target > 0)),
         ("background", is_background, learn & model.background),
     ):
-        null = transform(source, factors.likelihood, profile(source, learned)[:, None], cells)[1][cells].sum()
+        # floored as loadings are: a gene without counts in the learned cells costs both sides the same
+        one_topic = normalise(profile(source, learned)[:, None], model.expressed)[0]
+        null = transform(source, factors.likelihood, one_topic, cells)[1][cells].sum()
         base = without[cells].sum() if background_only.shape[1] else null
         loss = factors.cell_loss[cells].sum()
         parts[name] = ((base - loss) / max(null, 1e-12), 1 - loss / max(null, 1e-12))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from ._loops import TINY, jit
 from .kernels import CSR, Sums
+from .moments import as_matrix
+from .sources import piecewise
 
 if TYPE_CHECKING:
     from typing import Self
@@ -113,17 +114,10 @@ class Moments:
         return np.asarray(np.sqrt(np.maximum(self.second[groups].sum(0) - n * mean**2, 0) / max(n - 1, 1)))
 
 
+@piecewise
 def moments(block: Block, rows: Groups, *, divide: bool) -> Moments:
     """Moments of a block's cells; ``divide`` by their totals, or take the values as they are."""
-    member = rows.member.T.astype(np.float64)
-    if isinstance(block, CSR):
-        here = slice(block.indptr[0], block.indptr[-1])
-        how = {"shape": (len(rows.total), block.n_genes)}
-        x = sparse.csr_array(
-            (block.values[here].astype(np.float64), block.indices[here], block.indptr - block.indptr[0]), **how
-        )
-    else:
-        x = block.astype(np.float64)
+    member, x = rows.member.T.astype(np.float64), as_matrix(block)
     rows.total[:] = np.asarray(x.sum(1)).ravel()
     factor = 1 / np.maximum(rows.total, TINY) if divide else np.ones(len(rows.total))
     scaled = member * factor

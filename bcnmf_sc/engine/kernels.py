@@ -8,6 +8,7 @@ counts under NB and ZINB the ratio's part comes from the same loops over non-zer
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -44,6 +45,15 @@ class CSR(NamedTuple):
     indices: np.ndarray
     values: Floats
     n_genes: int
+
+    def matrix(self, part: slice = slice(None), dtype: Any = None) -> sparse.csr_array:
+        """Return (some of) the rows as SciPy's."""
+        first, stop, _ = part.indices(len(self.indptr) - 1)
+        indptr = self.indptr[first : stop + 1]
+        here = slice(indptr[0], indptr[-1])
+        starts = (indptr - indptr[0]).astype(self.indices.dtype, copy=False)
+        values = self.values[here] if dtype is None else self.values[here].astype(dtype, copy=False)
+        return sparse.csr_array((values, self.indices[here], starts), shape=(stop - first, self.n_genes))
 
 
 Block: TypeAlias = CSR | np.ndarray
@@ -154,24 +164,25 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
     if isinstance(block, CSR) and likelihood.name in FUSED:
         _sweep_fused(block, rows, todo, likelihood, total)
         return total
-    overdispersed = isinstance(block, CSR) and likelihood.name in OVERDISPERSED
-    terms = (_Overdispersed if overdispersed else _Terms)(block, todo.W, likelihood)
     n_rows = len(rows.target)
+    counts_terms = isinstance(block, CSR) and likelihood.name in OVERDISPERSED
+    terms = (_Overdispersed if counts_terms else _Products)(block, todo.W, likelihood, total)
     for start in range(0, n_rows, SUB_BLOCK):
         part = slice(start, min(start + SUB_BLOCK, n_rows))
         used = np.flatnonzero((rows.target[part] > 0) | (rows.background[part] > 0))
         if used.size:
             terms.look_at(start + used)
-            _sweep_products(rows[part], used, todo, terms, total)
+            _sweep_products(rows[part], used, todo, terms)
         if part.stop % FLUSH == 0 or part.stop == n_rows:
-            terms.flush(total)
+            terms.flush()
     return total
 
 
 # -- sub-blocks of cells, any likelihood, sparse or dense --------------------------------------------------------------
 
 
-def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms, total: Sums) -> None:
+def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms) -> None:
+    total, likelihood = terms.total, terms.likelihood
     h = _start(terms, rows, used, todo)
     active, last, momentum = np.arange(len(h)), h.copy(), np.ones(len(h))
     for step in range(todo.steps):
@@ -195,61 +206,69 @@ def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms, tot
     if todo.loss or (todo.evidence and target.any()):
         x, mu = terms.matrix(), _expected(h, todo.W)
     if todo.loss:
-        cells = _loss(x, mu, terms.likelihood)
+        cells = _loss(x, mu, likelihood)
         total.loss += [target @ cells, (background > 0) @ cells, background @ cells]
         if len(rows.loss):
             rows.loss[used] = cells
     if todo.evidence and target.any():
-        total.add("evidence", _evidence(x, mu, target, terms.likelihood))
+        total.add("evidence", _evidence(x, mu, target, likelihood))
 
 
 class _Terms:
-    """What the updates need of p and n in a sub-block of cells, by matrix products alone."""
+    """What the updates need of p and n in a sub-block of cells after the other."""
 
-    def __init__(self, block: Block, W: Floats, likelihood: Likelihood) -> None:
-        self.block, self.W, self.likelihood = block, W, likelihood
-        self.linear = likelihood.n_kind == "mu"
-        self.gram = W.T @ W if self.linear else None
-        self.sums = Sums.zeros()
+    def __init__(self, block: Block, W: Floats, likelihood: Any, total: Sums) -> None:
+        self.block, self.W, self.likelihood, self.total = block, W, likelihood, total
 
     def look_at(self, cells: np.ndarray) -> None:
         """Go on to these cells of the block, in rising order."""
         self.cells = cells
-        self.x = self.matrix()
-        self.x_w: Any = self.x @ self.W if self.linear else None
 
     def matrix(self) -> Matrix:
         """Return the cells' values."""
         if not isinstance(self.block, CSR):
             return self.block[self.cells].astype(self.W.dtype, copy=False)
         first, stop = self.cells[0], self.cells[-1] + 1
-        indptr = self.block.indptr[first : stop + 1]
-        here = slice(indptr[0], indptr[-1])
-        x = sparse.csr_array(
-            (self.block.values[here], self.block.indices[here], (indptr - indptr[0]).astype(np.int32)),
-            shape=(stop - first, self.block.n_genes),
-        ).astype(self.W.dtype, copy=False)
+        x = self.block.matrix(slice(first, stop), self.W.dtype)
         return x if len(self.cells) == x.shape[0] else x[self.cells - first]
 
+    @abstractmethod
     def pulls(self, some: np.ndarray, h: Floats) -> tuple[Floats, Floats]:
         """``p W`` and ``n W`` of some of the cells at usage h."""
+
+    @abstractmethod
+    def gather(self, h: Floats, target: Floats, background: Floats) -> None:
+        """Gather ``p' diag(weight) h`` and ``n' diag(weight) h``."""
+
+    def flush(self) -> None:
+        """Add to the total what was gathered in single precision."""
+
+
+class _Products(_Terms):
+    """By matrix products alone, whatever the likelihood."""
+
+    def __init__(self, block: Block, W: Floats, likelihood: Likelihood, total: Sums) -> None:
+        super().__init__(block, W, likelihood, total)
+        self.linear = likelihood.n_kind == "mu"
+        self.gram = W.T @ W if self.linear else None
+
+    def look_at(self, cells: np.ndarray) -> None:
+        super().look_at(cells)
+        self.x = self.matrix()
+        self.x_w: Any = self.x @ self.W if self.linear else None
+
+    def pulls(self, some: np.ndarray, h: Floats) -> tuple[Floats, Floats]:
         if self.gram is not None:
             return self.x_w[some], h @ self.gram
         p, n = self._p_n(self.x if len(some) == self.x.shape[0] else self.x[some], h)
         return p @ self.W, (self.W.sum(0) if n is None else n @ self.W)
 
     def gather(self, h: Floats, target: Floats, background: Floats) -> None:
-        """Gather ``p' diag(weight) h`` and ``n' diag(weight) h``."""
         p, n = (self.x, None) if self.linear else self._p_n(self.x, h)
         for part, weight in (("x", target), ("y", background)):
             if weight.any():
-                self.sums.add("p_" + part, p.T @ (weight[:, None] * h))
-                self.sums.add("n_" + part, _n_sum(weight, h, n, self.likelihood))
-
-    def flush(self, total: Sums) -> None:
-        """Add what was gathered to the total."""
-        total += self.sums
-        self.sums = Sums.zeros()
+                self.total.add("p_" + part, p.T @ (weight[:, None] * h))
+                self.total.add("n_" + part, _n_sum(weight, h, n, self.likelihood))
 
     def _p_n(self, x: Matrix, h: Floats) -> tuple[Matrix, Floats | None]:
         """P and n (`None` where it is one); for sparse x, p is sparse and n is mended at the non-zeros."""
@@ -265,20 +284,16 @@ class _Terms:
 
 
 class _Overdispersed(_Terms):
-    """The same for sparse counts under NB and ZINB: p by the loops over non-zeros, n in a buffer that is used again.
+    """Of sparse counts under NB and ZINB: p by the loops over non-zeros, n in a buffer that is used again."""
 
-    One product makes ``1 + mu / theta``, from usage and loadings with one more column.
-    """
-
-    def __init__(self, block: Any, W: Floats, likelihood: Any) -> None:
-        super().__init__(block, W, likelihood)
+    def __init__(self, block: Any, W: Floats, likelihood: Any, total: Sums) -> None:
+        super().__init__(block, W, likelihood, total)
         n_genes = len(W)
         self.csr = block.indptr, block.indices, block.values
         self.theta = np.broadcast_to(likelihood.theta, n_genes).astype(W.dtype)
         pi = np.broadcast_to(getattr(likelihood, "pi", 0.0), n_genes).astype(np.float64)
         self.odds = (pi / (1 - pi)).astype(W.dtype)
-        self.padded = padded(W)
-        self.base = np.vstack([W.T / self.theta, np.ones((1, n_genes), W.dtype)])
+        self.padded, self.over_theta = padded(W), W.T / self.theta
         self.n = np.empty((SUB_BLOCK, n_genes), W.dtype)
         self.over_q = np.empty((SUB_BLOCK if self.odds.any() else 0, n_genes), W.dtype)
         self.usage = np.zeros((SUB_BLOCK, self.padded.shape[1]), W.dtype)
@@ -286,12 +301,9 @@ class _Overdispersed(_Terms):
         self.p_sums: dict[str, Floats] = {}
         self.n_sums: dict[str, Floats] = {}
 
-    def look_at(self, cells: np.ndarray) -> None:
-        self.cells = cells
-
     def pulls(self, some: np.ndarray, h: Floats) -> tuple[Floats, Floats]:
-        up, cells, usage = self.up[: len(h)], self.cells[some], self._with_padding(h)
-        ratio_pulls(*self.csr, self.padded, cells, usage, up)
+        up, cells = self.up[: len(h)], self.cells[some]
+        ratio_pulls(*self.csr, self.padded, cells, self._with_padding(h), up)
         return up[:, : h.shape[1]], self._n_at(cells, h) @ self.W
 
     def gather(self, h: Floats, target: Floats, background: Floats) -> None:
@@ -303,10 +315,10 @@ class _Overdispersed(_Terms):
                 ratio_sums(*self.csr, self.padded, self.cells, usage, weight, self.p_sums[part])
                 self.n_sums[part] += (weight[:, None] * h).T @ n
 
-    def flush(self, total: Sums) -> None:
+    def flush(self) -> None:
         for part, p in self.p_sums.items():
-            total.add("p_" + part, p[:, : self.W.shape[1]])
-            total.add("n_" + part, self.n_sums[part].T)
+            self.total.add("p_" + part, p[:, : self.W.shape[1]])
+            self.total.add("n_" + part, self.n_sums[part].T)
             p[:], self.n_sums[part][:] = 0, 0
 
     def _with_padding(self, h: Floats) -> Floats:
@@ -316,10 +328,12 @@ class _Overdispersed(_Terms):
 
     def _n_at(self, cells: np.ndarray, h: Floats) -> Floats:
         n, over_q = self.n[: len(h)], self.over_q[: len(h)]
-        np.matmul(np.hstack([h, np.ones((len(h), 1), h.dtype)]), self.base, out=n)
-        if len(over_q):
+        np.matmul(h, self.over_theta, out=n)
+        if len(over_q):  # (1 + mu / theta)^theta, right for any dispersion
+            np.log1p(n, out=over_q)
+            over_q *= self.theta
             with np.errstate(over="ignore"):
-                np.power(n, self.theta, out=over_q)
+                np.exp(over_q, out=over_q)
         overdispersed_n(n, over_q, *self.csr, cells, self.theta, self.odds)
         return n
 

@@ -152,7 +152,10 @@ class NegativeBinomial:
 
     def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
         xp = array_api_compat.array_namespace(mu)
-        return _x_log_ratio(x, mu) - (x + self.theta) * xp.log1p((x - mu) / (mu + self.theta))
+        base = mu + self.theta
+        ratio = (x - mu) / base  # near 0 where the terms nearly cancel, near -1 where single precision ends
+        log_ratio = xp.where(ratio < -0.5, xp.log((x + self.theta) / base), xp.log1p(xp.clip(ratio, -0.5, None)))  # noqa: PLR2004
+        return _x_log_ratio(x, mu) - (x + self.theta) * log_ratio
 
     def mass(self, x: Array) -> Array:  # noqa: D102
         return x
@@ -193,8 +196,8 @@ class ZeroInflatedNegativeBinomial:
 
     def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
         n = mu / self.theta  # step by step, in place: this is where the time of a fit goes
-        n += 1
         dropout = self._over_q(n)
+        n += 1
         dropout *= self._odds(x, mu)
         dropout += 1
         n *= dropout
@@ -226,17 +229,18 @@ class ZeroInflatedNegativeBinomial:
 
     def _omega(self, x: Array, mu: Array) -> Array:
         """Probability that a value is a count and no dropout."""
-        return 1 / (1 + self._odds(x, mu) * self._over_q(1 + mu / self.theta))
+        return 1 / (1 + self._odds(x, mu) * self._over_q(mu / self.theta))
 
     def _odds(self, x: Array, mu: Array) -> Array:
         """Return the odds of a dropout before the value is seen, zero where it is not zero."""
         xp = array_api_compat.array_namespace(mu)
         return xp.where(x > 0, 0.0, self.pi / (1 - self.pi))
 
-    def _over_q(self, base: Array) -> Array:
-        """Return ``1 / q`` from ``1 + mu / theta``, finite in single precision."""
+    def _over_q(self, ratio: Array) -> Array:
+        """Return ``1 / q`` from ``mu / theta``, finite in single precision, right for any dispersion."""
+        xp = array_api_compat.array_namespace(ratio)
         with np.errstate(over="ignore"):
-            return array_api_compat.array_namespace(base).clip(base**self.theta, None, 1e30)
+            return xp.clip(xp.exp(self.theta * xp.log1p(ratio)), None, 1e30)
 
 
 @dataclass(frozen=True)

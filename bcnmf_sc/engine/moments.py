@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from .kernels import CSR
+from .sources import piecewise
 
 if TYPE_CHECKING:
     from .kernels import Block
@@ -78,13 +79,7 @@ def log_normalized(x: Any) -> Any:
 
 def as_matrix(block: Block) -> Any:
     """Return a block as what SciPy or NumPy multiplies, in float64."""
-    if not isinstance(block, CSR):
-        return np.asarray(block, np.float64)
-    here = slice(block.indptr[0], block.indptr[-1])
-    return sparse.csr_array(
-        (block.values[here].astype(np.float64), block.indices[here], block.indptr - block.indptr[0]),
-        shape=(len(block.indptr) - 1, block.n_genes),
-    )
+    return block.matrix(dtype=np.float64) if isinstance(block, CSR) else np.asarray(block, np.float64)
 
 
 def member_matrix(code: np.ndarray, n_units: int) -> sparse.csr_array:
@@ -93,11 +88,12 @@ def member_matrix(code: np.ndarray, n_units: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(of_any)), (code[of_any], of_any)), shape=(n_units, len(code)))
 
 
+@piecewise
 def _moments(block: Block, rows: Units, *, n_units: int, log: bool) -> Moments:
     member = member_matrix(rows.code, n_units)
     x = as_matrix(block)
     linear = _scaled(x) if log else x
-    value = log_normalized(x) if log else x
+    value = linear.log1p() if log and sparse.issparse(linear) else np.log1p(linear) if log else x
     return Moments(*(_dense(member @ part) for part in (linear, value, value * value)))
 
 

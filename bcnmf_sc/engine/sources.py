@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import joblib
@@ -54,6 +54,7 @@ class PerCell(Protocol):
 
 
 T = TypeVar("T", bound="Additive")
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class RowSource(ABC):
@@ -429,6 +430,21 @@ class Groups:
         return Groups(self.member[part], self.total[part])
 
 
+def piecewise(function: F) -> F:
+    """Let a pass that makes copies of its block see a large one in pieces."""
+
+    @wraps(function)
+    def walk(block: Block, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        pieces = (slice(*ends) for ends in itertools.pairwise(cut(block, None)))
+        parts = (function(part_of(block, few), rows[few], *args, **kwargs) for few in pieces)
+        total = next(parts)
+        for part in parts:
+            total += part
+        return total
+
+    return walk  # type: ignore[return-value]
+
+
 @dataclass
 class Summary:
     """What there is to know of the data before a fit. Adds up over blocks."""
@@ -454,14 +470,11 @@ class Summary:
         return self
 
 
+@piecewise
 def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
     """Gene sums per group, totals per cell, and the checks of the values, for a block."""
     if isinstance(block, CSR):
-        here = slice(block.indptr[0], block.indptr[-1])
-        x = sparse.csr_array(
-            (block.values[here], block.indices[here], block.indptr - block.indptr[0]),
-            shape=(len(rows.total), block.n_genes),
-        )
+        x = block.matrix()
         values = x.data
         mass = sparse.csr_array((likelihood.at(x.indices).mass(values), x.indices, x.indptr), shape=x.shape)
     else:

@@ -138,6 +138,39 @@ def test_usage_steps_never_raise_the_loss(likelihood):
         before = rows.loss.copy()
 
 
+def test_evidence_is_the_slope_and_curvature_of_the_log_likelihood():
+    x, mu = np.meshgrid(np.arange(8.0), [0.1, 1.0, 7.5])
+    log_p = lambda log_theta: stats.nbinom.logpmf(x, n=np.exp(log_theta), p=1 / (1 + mu / np.exp(log_theta)))  # noqa: E731
+    at, step = np.log(1.7), 1e-3
+    slope, curvature = NegativeBinomial(1.7).evidence(x, mu)
+    below, here, above = (log_p(at + by) for by in (-step, 0, step))
+    np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(curvature, (above - 2 * here + below) / step**2, rtol=1e-3, atol=1e-4)
+
+
+def test_dispersion_goes_uphill_where_newton_would_not():
+    """A step of one in the logarithm, at most, towards the likelier side; downwards curved or not."""
+    evidence = np.array([[3.0, -3.0, 0.2, 50.0], [1.0, 1.0, -1.0, -1.0]])
+    found = NegativeBinomial(np.full(4, 2.0)).refined(evidence, 10).theta
+    np.testing.assert_allclose(found, 2 * np.exp([1, -1, 0.2, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [1e-2, 1e4, 1e8])
+def test_zinb_in_single_precision_at_any_dispersion(theta):
+    """At a large dispersion it is a zero-inflated Poisson; ``1 + mu / theta`` alone would round to 1."""
+    x, *_ = counts(0, 60, 30)
+    likelihood = ZeroInflatedNegativeBinomial(theta, 0.3)
+    everything = np.ones(60)
+    W = [
+        fit(
+            row_source(sparse.csr_matrix(x), dtype=dtype), likelihood, K,
+            target=everything, background=0 * everything, run=Run(max_iter=10, tol=0),
+        ).W
+        for dtype in (np.float32, np.float64)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*W, rtol=1e-2, atol=1e-5)
+
+
 def test_target_loss_falls_without_contrast():
     x, *_ = counts(1)
     everything = np.ones(len(x))

@@ -19,8 +19,8 @@ from scipy import sparse
 from threadpoolctl import threadpool_info
 
 import bcnmf_sc as bc
-from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, solver, sources
-from bcnmf_sc.engine.sources import MemorySource, ReadSource
+from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, hals, moments, row_source, solver, sources
+from bcnmf_sc.engine.sources import Groups, MemorySource, ReadSource, to_block
 
 K, N_CELLS, N_GENES = 3, 90, 24
 GENES = np.setdiff1d(np.arange(N_GENES), [0, 5, 6, 23])
@@ -145,6 +145,27 @@ def test_an_error_while_reading_ends_the_fit(x):
     source = ReadSource(read, [0, 30, 60, 90], N_GENES, genes=None, dtype=np.float32, block_rows=7, n_threads=2)
     with pytest.raises(OSError, match="no more"):
         go(source)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_passes_that_copy_see_large_blocks_in_pieces(x, dense, monkeypatch):
+    """Dask workers hold large blocks; the sums are those of small ones, and what is left in the rows too."""
+    block = to_block(x if dense else sparse.csr_matrix(x), None, np.float32)
+    member = np.arange(N_CELLS)[:, None] % 2 == np.arange(2)
+    code, found = np.arange(N_CELLS) % 3 - 1, []
+    for size in (2**20, 50):
+        monkeypatch.setattr(sources, "BLOCK_VALUES", size)
+        monkeypatch.setattr(sources, "cut", partial(sources.cut, block_values=size))
+        rows = [Groups(member, np.zeros(N_CELLS)) for _ in range(2)]
+        parts = [
+            sources.summarise(block, rows[0], likelihood=Poisson()),
+            hals.moments(block, rows[1], divide=True),
+            moments._moments(block, moments.Units(code), n_units=2, log=True),
+        ]
+        found.append([value for each in parts for value in vars(each).values()] + [each.total for each in rows])
+        monkeypatch.undo()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
