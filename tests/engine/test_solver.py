@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
 from bcnmf_sc.engine._loops import MAX_BETA, jit
 from bcnmf_sc.engine.kernels import Pass, Rows, sweep
-from bcnmf_sc.engine.solver import State, initial_loadings, iterate, loadings_terms, normalise
+from bcnmf_sc.engine.solver import State, extrapolation, initial_loadings, iterate, loadings_terms, normalise
 
 LIKELIHOODS = [Gaussian(), Poisson()]
 K = 4
@@ -401,3 +401,14 @@ def test_loadings_sum_to_one_over_expressed_genes():
     np.testing.assert_allclose(W.sum(0), 1)
     assert (W[~expressed] == 0).all()
     np.testing.assert_allclose(scale, loadings(0)[expressed].sum(0))
+
+
+@pytest.mark.parametrize("cap", [0.9, 0.2])
+def test_extrapolation_is_capped(cap):
+    momentum, betas = 1.0, []
+    for _ in range(100):
+        beta, momentum = extrapolation(momentum, cap)
+        betas.append(beta)
+    assert betas[0] == 0
+    assert np.diff(betas).min() >= 0
+    assert betas[-1] == cap
