@@ -111,6 +111,8 @@ def associate(
          topic group reference     test  n_group
     0  Topic 1  case      ctrl  Welch t        3
     """
+    if not hasattr(adata, "mod"):  # a MuData has a usage as well
+        _anndata.check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
     names = _anndata.pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
@@ -202,6 +204,7 @@ def associate_genes(
          gene     test  n_group  n_reference
     0  Gene 1  Welch t        3            3
     """
+    _anndata.check_backed(adata, copy=copy)
     W = get.loadings(adata, key=key)
     if genes is None:
         chosen = np.flatnonzero((W > 0).any(axis=1))

@@ -151,6 +151,7 @@ def deltanmf(
     True
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     asked = Asked.of(options)
     whole_number("n_topics_control", n_topics_control, 1)
     whole_number("n_topics_case", n_topics_case, 0)

@@ -125,16 +125,16 @@ def call_topics(
         p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
     else:
         sides = [side & (samples.codes >= 0) for side in sides]
-        tested, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
+        donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
         if left_out:
             warnings.warn(left_out, UserWarning, stacklevel=3)
         means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
-        means = [table[table.index.isin(tested)] for table in means]
+        means = [table[table.index.isin(donors)] for table in means]
         p = _separation_of_donors(*means, paired=paired)
-    tested = np.isfinite(p)
+    known = np.isfinite(p)
     called = np.zeros(n_topics, bool)
-    if tested.any():
-        called[tested] = stats.false_discovery_control(p[tested]) <= fdr_level
+    if known.any():
+        called[known] = stats.false_discovery_control(p[known]) <= fdr_level
     topics = topics.copy()
     background = len(topics) - n_topics
     topics["p_value"] = np.append(p, np.full(background, np.nan))
@@ -144,6 +144,8 @@ def call_topics(
 
 
 def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
+    if not (target.any() and background.any()):
+        return np.nan
     rank = np.full(len(usage), np.nan)
     for one in np.unique(fold[fold >= 0]):
         cells = fold == one

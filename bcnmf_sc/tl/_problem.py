@@ -60,9 +60,9 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     """Cells per block; chosen by default. The result does not depend on it (to about 1e-5)."""
     checkpoint: str | PathLike[str] | None
-    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds and
-    fits that choose a number are not written: they begin anew. Calls that make nothing but such fits refuse it:
-    `consensus`, `select_alpha`, `select_n_topics`, `background_check`."""
+    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds,
+    restarts and fits that choose a number are not written: they begin anew. Calls that make nothing but such fits
+    refuse it: `consensus`, `select_alpha`, `select_n_topics`, `background_check`."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
     client: Any

@@ -381,6 +381,8 @@ def enhance(
     """
     from ..engine.gpnsf_start import similarity
 
+    if isinstance(mdata, AnnData):
+        _anndata.check_backed(mdata, copy=copy)
     record = stored_fit(mdata, key)
     one_of("method", method, ("neighbours", "model"))
     whole_number("n_neighbors", n_neighbors, 1)
