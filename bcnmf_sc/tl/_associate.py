@@ -273,7 +273,7 @@ def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
                 "of them, so shares differ, also by donor, where nothing else does. For this contrast read `p_value` "
                 "and `called` of `bcnmf_sc.get.topics`, which come from cells that the topics have not seen."
             )
-            warnings.warn(msg, UserWarning, stacklevel=3)
+            warnings.warn(msg, UserWarning, stacklevel=_anndata.stack_level())
 
 
 def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize: bool) -> sparse.csc_array:

@@ -131,7 +131,7 @@ def consensus(
         "n_restarts": n_restarts,
         "density": density,
     }
-    record = problem.record(factors, contrast, params, n_topics)
+    record = problem.record(factors, contrast, params, n_topics, run=settings)
     record["topics"]["stability"], record["topics"]["n_members"] = stability, members
     del record["weight"]  # of one restart, and so no ground to go on from
     adata = adata.copy() if copy else adata

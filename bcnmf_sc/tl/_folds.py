@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .._anndata import stack_level
 from ..engine.ensemble import OutOfFold, shares_of
 from ._tests import pairing
 
@@ -73,7 +74,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
             f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
             "own variation is hardly known. Read calls and p-values with care."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
     if samples is not None:
         shared = set(samples[design.target].dropna()) & set(samples[design.background].dropna())
         if not shared:
@@ -81,7 +82,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
                 "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
                 "conditions apart. See the associations by donor before trusting single cells."
             )
-            warnings.warn(msg, UserWarning, stacklevel=4)
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def score_cells(
@@ -107,7 +108,7 @@ def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fd
             "topics, so hardly a cell can be called: something that target and background share has no background "
             "topic. Raise `n_background_topics` ('auto' chooses), or lower `n_topics`."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def call_topics(
@@ -127,7 +128,7 @@ def call_topics(
         sides = [side & (samples.codes >= 0) for side in sides]
         donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
         if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=3)
+            warnings.warn(left_out, UserWarning, stacklevel=stack_level())
         means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
         means = [table[table.index.isin(donors)] for table in means]
         p = _separation_of_donors(*means, paired=paired)
