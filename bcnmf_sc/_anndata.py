@@ -331,7 +331,7 @@ def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> s
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the record of a stored factorisation."""
     record = adata.uns.get(key)
-    if not hasattr(record, "keys") or "topics" not in record:
+    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
         present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
         msg = (
             f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
