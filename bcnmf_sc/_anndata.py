@@ -331,7 +331,7 @@ def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> s
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
     """Return the record of a stored factorisation."""
     record = adata.uns.get(key)
-    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
+    if not hasattr(record, "keys") or "topics" not in record:
         present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
         msg = (
             f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
@@ -382,7 +382,7 @@ def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
-    params = reference.uns[key]["params"]
+    params = reference.uns[key].get("params", {})
     if "likelihood" not in params:
         msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
         raise ValueError(msg)

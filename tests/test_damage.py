@@ -232,7 +232,7 @@ def test_a_broken_matrix_is_not_followed(part, value, message):
             call()
 
 
-@pytest.mark.parametrize("part", ["params", "params/background", "topics", "n_iter"])
+@pytest.mark.parametrize("part", ["params/background", "topics", "n_iter"])
 def test_a_name_that_has_changed_is_said_to_be_missing(tmp_path, part):
     """A bit is enough: HDF5 finds what it looks for by name."""
     adata = bc.datasets.simulated(n_target=30, n_background=20, n_genes=40)
@@ -246,10 +246,24 @@ def test_a_name_that_has_changed_is_said_to_be_missing(tmp_path, part):
     name = part.split("/")[-1]
     damaged = f"Error: {path} is damaged: what is stored in it lacks '{name}'"
     assert code == 1
-    assert text.startswith("Error: `key` 'bcnmf' is not a factorisation" if name in ("params", "topics") else damaged)
+    assert text.startswith("Error: `key` 'bcnmf' is not a factorisation" if name == "topics" else damaged)
     assert text.count("\n") == 1
     assert not (tmp_path / "out.html").exists()
     if name == "n_iter":
         code, text = command("info", path)
         assert (code, text.count("\n")) == (1, 1)
         assert text.startswith(damaged)
+
+
+@pytest.mark.parametrize("part", ["params", "params/likelihood", "topics"])
+def test_a_reference_that_lacks_a_part_is_refused(stored, tmp_path, part):
+    path = tmp_path / "in.h5ad"
+    path.write_bytes(stored)
+    damaged = tmp_path / "damaged.h5ad"
+    damaged.write_bytes(stored)
+    with h5py.File(damaged, "a") as file:
+        file["uns/nmf"].move(part, part[:-1] + "_")
+    code, text = command("project", path, "--reference", damaged, "--key", "nmf", "-o", tmp_path / "out.h5ad")
+    assert (code, text.count("\n")) == (1, 1)
+    assert text.startswith("Error: `key`")
+    assert "'nmf'" in text

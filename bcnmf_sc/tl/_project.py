@@ -147,7 +147,7 @@ def update(
     _anndata.check_names(adata)
     _anndata.check_names(reference, "reference")
     stored = _anndata.stored(reference, key)
-    params = stored["params"]
+    params = stored.get("params", {})
     W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
