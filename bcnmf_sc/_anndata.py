@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from .engine.likelihoods import Likelihood
     from .engine.sources import Summary
 
-CELL_FIELDS = ("role", "target_share", "enriched", "pvalue")
-GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation")
-"""What a factorisation may write to obs and var, after its key."""
+CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
+GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
+"""What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1
 """Of what is written. Raised when an earlier package would misread it; what has none is the first."""
 MaskVar = str | np.ndarray | Literal["auto"] | None
@@ -204,7 +205,7 @@ def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer
             f"`likelihood={likelihood.name!r}` models counts. Is it {looks}? Name the layer of counts with `layer=` "
             f"(present: {listed(adata.layers.keys())}), or use `likelihood='gaussian'`."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 @uninterrupted()
@@ -220,11 +221,7 @@ def write(
     record: dict[str, Any],
 ) -> None:
     """Write a factorisation into the slots that carry its key."""
-    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
-        table = getattr(adata, axis)
-        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
-        if stale:
-            setattr(adata, axis, table.drop(columns=stale))
+    forget(adata, key)
     loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
     loadings[used] = W
     adata.obsm["X_" + key] = np.asarray(H, np.float32)
@@ -238,6 +235,19 @@ def write(
         column[used] = values
         adata.var[f"{key}_{name}"] = column
     adata.uns[key] = record | {"params": recorded(record["params"])}
+
+
+def forget(data: Any, key: str) -> None:
+    """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
+
+    Usage, loadings and the record, which every fit writes, are left to be written over.
+    """
+    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
+        table = getattr(data, axis)
+        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
+        if stale:
+            setattr(data, axis, table.drop(columns=stale))
+    data.obsm.pop(f"X_{key}_sd", None)
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,7 +308,7 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
         warnings.warn(
             f"{len(W) - len(shared)} of the {len(W)} genes of the factorisation {key!r} are not in `adata`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stack_level(),
         )
     return W.reindex(adata.var_names, fill_value=0.0).to_numpy()
 
@@ -372,7 +382,7 @@ def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
 
 def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
-    params = reference.uns[key]["params"]
+    params = reference.uns[key].get("params", {})
     if "likelihood" not in params:
         msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
         raise ValueError(msg)
@@ -383,6 +393,14 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
         for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
     }
     return kind(**parameters)
+
+
+def stack_level() -> int:
+    """Return the ``stacklevel`` at which a warning names the line that called the package."""
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def listed(items: Any, most: int = 8) -> str:

@@ -1,4 +1,4 @@
-"""Everything that is read from a MuData, or an AnnData, of spots in space. No mathematics."""
+"""Everything that is read from a MuData of cells, or from a MuData or an AnnData of spots in space. No mathematics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_format, check_names, listed, read_genes, read_matrix
+from ._anndata import check_format, check_names, forget, listed, read_genes, read_matrix, stack_level
 
 logger = logging.getLogger(__name__)
 
@@ -59,25 +59,17 @@ def read_modalities(
         if not likelihood:
             msg = "`likelihood` must name at least one modality, got an empty mapping."
             raise ValueError(msg)
-        _known("likelihood", likelihood, parts)
+        check_modalities("likelihood", likelihood, parts)
         parts = {name: parts[name] for name in likelihood}
     for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
-        if isinstance(given, Mapping):
-            _known(argument, given, parts)
+        check_modalities(argument, given, parts)
     if not mdata.obs_names.is_unique:
         msg = "`mdata.obs_names` must be unique."
         raise ValueError(msg)
     read = []
     for name, adata in parts.items():
         check_names(adata)
-        order = adata.obs_names.get_indexer(mdata.obs_names)
-        if (order < 0).any():
-            n_missing = int((order < 0).sum())
-            msg = (
-                f"`mdata` must have the same spots in all modalities, got {n_missing} of {mdata.n_obs} without "
-                f"{name!r}. Call `muon.pp.intersect_obs(mdata)`, or name the modalities to use in `likelihood`."
-            )
-            raise ValueError(msg)
+        order = order_of(mdata, name, adata, argument="mdata", what="spots")
         read.append(
             _read_modality(
                 name,
@@ -134,14 +126,14 @@ def _read_modality(
     model = OBSERVATIONS[kind]
     if kind == "bernoulli" and (x != 1).any():
         msg = f"{where} holds values other than 0 and 1; all above 0 are made 1 for `likelihood='bernoulli'`."
-        warnings.warn(msg, stacklevel=4)
+        warnings.warn(msg, stacklevel=stack_level())
         matrix.data = np.ones_like(x)
     elif model.counts and not whole:
         msg = (
             f"{where} holds {int((x != np.round(x)).sum())} values that are not whole numbers, but "
             f"`likelihood={kind!r}` models counts. Name the layer of counts with `layer=`, or use 'gaussian'."
         )
-        warnings.warn(msg, stacklevel=4)
+        warnings.warn(msg, stacklevel=stack_level())
     factors = _size_factors(name, size, matrix, adata, order, obs)
     return SpotModality(
         name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
@@ -189,34 +181,52 @@ def check_weights(weights: object) -> None:
         raise TypeError(msg)
 
 
-def forget_dropped(
-    mdata: Spatial, key: str, modalities: Sequence[str], *, var: Sequence[str], obs: Sequence[str] = ()
-) -> None:
-    """Remove what an earlier joint fit of the same key wrote to modalities that are not among those of the new one."""
+def forget_joint(mdata: Spatial, key: str, modalities: Sequence[str]) -> None:
+    """Remove what an earlier fit of the same key wrote to the whole, and to modalities, those of the new fit or not."""
+    forget(mdata, key)
     for name, part in getattr(mdata, "mod", {}).items():
         record = part.uns.get(key)
-        # a fit of that modality alone, under the same name, is none of ours
-        if name in modalities or not hasattr(record, "keys") or "modalities" not in record.get("params", {}):
-            continue
-        del part.uns[key]
-        part.varm.pop(key, None)
-        part.var = part.var.drop(columns=[f"{key}_{field}" for field in var], errors="ignore")
-        part.obs = part.obs.drop(columns=[f"{key}_{field}" for field in obs], errors="ignore")
+        joint = hasattr(record, "keys") and "modalities" in record.get("params", {})
+        if name in modalities or joint:  # a fit of another modality alone, under the same name, is none of ours
+            forget(part, key)
+        if name not in modalities and joint:
+            del part.uns[key]
+            part.varm.pop(key, None)
 
 
-def _known(argument: str, given: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    unknown = [name for name in given if name not in parts]
+def check_modalities(argument: str, given: object, parts: Mapping[str, Any]) -> None:
+    """Refuse a mapping of what are no modalities."""
+    unknown = [name for name in given if name not in parts] if isinstance(given, Mapping) else []
     if unknown:
         msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(parts)}."
         raise ValueError(msg)
+
+
+def order_of(mdata: Spatial, name: str, part: AnnData, *, argument: str, what: str) -> np.ndarray:
+    """Return the row in a modality of each cell or spot of the whole."""
+    order = part.obs_names.get_indexer(mdata.obs_names)
+    if (order < 0).any():
+        msg = (
+            f"`{argument}` must have the same {what} in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} "
+            f"without {name!r}. Keep those that have all (`muon.pp.intersect_obs`), or name other modalities in "
+            "`likelihood`."
+        )
+        raise ValueError(msg)
+    return order
+
+
+def obs_column(mdata: Spatial, name: str | None) -> pd.Series | None:
+    """Return a column of ``obs``, of the whole or else of the first modality that has it; `None` where none has."""
+    tables = [mdata.obs, *(part.obs for part in getattr(mdata, "mod", {}).values())]
+    found = next((table[name] for table in tables if name is not None and name in table), None)
+    return None if found is None else found.reindex(mdata.obs_names)
 
 
 def read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, list[str]]:
     """Return the number of each spot's slice, and the names of the slices."""
     if sample_key is None:
         return np.zeros(mdata.n_obs, dtype=int), ["all"]
-    tables = [mdata.obs, *(part.obs.reindex(mdata.obs_names) for part in getattr(mdata, "mod", {}).values())]
-    column = next((table[sample_key] for table in tables if sample_key in table), None)
+    column = obs_column(mdata, sample_key)
     if column is None:
         msg = f"`sample_key` {sample_key!r} is not in `mdata.obs`. Present: {listed(mdata.obs.columns)}."
         raise ValueError(msg)
@@ -260,7 +270,7 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
             f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one "
             "place. If they are from several slices, name them with `sample_key`."
         )
-        warnings.warn(msg, stacklevel=3)
+        warnings.warn(msg, stacklevel=stack_level())
     return places
 
 

@@ -175,6 +175,15 @@ def describe(adata: AnnData, key: str | None = None) -> list[str]:
     return lines
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Refuse a file in which a part of what a fit stored is not there, as where a bit of its name has changed."""
+    try:
+        yield
+    except KeyError as error:
+        _refuse(f"{path} is damaged: what is stored in it lacks {error}. Take another copy of it, or fit anew.")
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, str) or not hasattr(value, "__len__"):
         return "none" if value is None else str(value)
@@ -243,7 +252,9 @@ def cli() -> None:
 def info(source: Path) -> None:
     """Show the factorisations that a file holds."""
     adata = read(source, backed="r", multimodal=True)
-    lines = describe(adata) or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
+    with whole(source):
+        lines = describe(adata)
+    lines = lines or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
     click.echo("\n".join([f"{source}: {adata.n_obs} cells x {adata.n_vars} genes", "", *lines]))
     adata.file.close()
 
@@ -262,7 +273,8 @@ def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     adata = read(source, backed="r")
     from . import report
 
-    write(output, partial(report, adata, **values))
+    with whole(source):
+        write(output, partial(report, adata, **values))
     adata.file.close()
     click.echo(f"Wrote {output}")
 

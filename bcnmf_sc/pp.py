@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from . import _biotypes as biotypes
-from ._anndata import check_anndata, check_names, listed, read_design, read_matrix
+from ._anndata import check_anndata, check_names, listed, read_design, read_matrix, stack_level
 from ._similarity import gene_similarity
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def _counts(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.cs
         raise ValueError(msg)
     if values.dtype.kind == "f" and np.any(values != np.rint(values)):
         msg = f"`{where}` holds values that are not whole numbers (log-normalised?). Name the counts by `layer`."
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
     return counts
 
 

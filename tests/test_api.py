@@ -23,7 +23,8 @@ PUBLIC |= {f"{part}.{name}": getattr(module, name) for part, module in PARTS.ite
 FUNCTIONS = {name: function for name, function in PUBLIC.items() if inspect.isfunction(function)}
 MULTIMODAL = ("tl.gpnsf", "tl.gpnsf_predict", "tl.enhance", "pl.spatial_topics", "pl.lengthscales")
 SPLIT = {"background_key": "condition", "background": "ctrl"}
-QUICK = {"n_topics": 3, "max_iter": 30, "tol": 0.05, "alpha": 0.1}
+FEW = {"n_topics": 3, "max_iter": 30, "tol": 0.05}
+QUICK = {**FEW, "alpha": 0.1}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -106,6 +107,7 @@ def calls(name):
         "pp.protein_coding": {},
         "pp.highly_variable_genes": {**SPLIT, "n_top_genes": 40},
         "tl.bcnmf": {**SPLIT, **QUICK, "likelihood": "zinb", "key_added": "x"},
+        "tl.nmf": {**FEW, "likelihood": "zinb", "key_added": "x"},
         "tl.umap": {"key": "bcnmf"},
     }
     return adata, reference, arguments[name]
@@ -118,6 +120,7 @@ def calls(name):
         ("pp.protein_coding", "", set()),
         ("pp.highly_variable_genes", "", set()),
         ("tl.umap", "bcnmf", set()),
+        ("tl.nmf", "x", set()),
         # with background topics, or with `alpha="auto"`, only
         ("tl.bcnmf", "x", {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]", ".uns[x_alpha]"}),
     ],
@@ -221,3 +224,16 @@ def test_random_halves_as_the_docs_have_them(capsys):
     assert now == pytest.approx(then, abs=1.5)  # of the called cells, percent
     assert 0.44 < now[0] < 0.56
     assert now[2] == then[2] == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of a fit that is cut short
+@pytest.mark.parametrize(("name", "more"), [("tl.nmf", {}), ("tl.bcnmf", {**SPLIT, "n_background_topics": "auto"})])
+def test_parts_of_the_record_are_those_promised(name, more):
+    adata = bc.datasets.simulated(n_target=80, n_background=60, n_genes=80)
+    PUBLIC[name](adata, key_added="x", **FEW, **more)
+    text = inspect.getdoc(PUBLIC[name]).split("``.uns[key_added]`` : dict\n")[1].split("\n``.uns")[0]
+    said = set(re.findall(r"``(\w+)``", text.split("\n\n")[0]))
+    assert set(adata.uns["x"]) <= said
+    if more:
+        assert set(adata.uns["x"]["selection"]) <= said
+        assert {"p_value", "called", "stability"} <= said & set(adata.uns["x"]["topics"])

@@ -308,3 +308,15 @@ def test_kang_quality(data_folder):
     assert adata.obs["bcnmf_enriched"][~stim].mean() <= 0.06
     leading = set(bc.get.top_genes(adata, 15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
     assert {"ISG15", "IFIT3"} <= leading
+
+
+@pytest.mark.parametrize("by_donor", [False, True])
+def test_topics_are_not_tested_where_all_cells_are_on_both_sides(by_donor):
+    everyone = np.ones(20, bool)
+    usage = np.random.default_rng(0).random((20, 2)).astype(np.float32)
+    scores = OutOfFold(usage.sum(1), usage, np.arange(20) % 2, np.ones(2))
+    topics = pd.DataFrame({"kind": ["target", "target"]})
+    donors = pd.Categorical(np.arange(20) % 4) if by_donor else None
+    table = call_topics(topics, scores, Design(everyone, {"ctrl": everyone}), donors, 0.05)
+    assert table["p_value"].isna().all()
+    assert not table["called"].any()

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -229,3 +230,40 @@ def test_a_broken_matrix_is_not_followed(part, value, message):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("part", ["params/background", "topics", "n_iter"])
+def test_a_name_that_has_changed_is_said_to_be_missing(tmp_path, part):
+    """A bit is enough: HDF5 finds what it looks for by name."""
+    adata = bc.datasets.simulated(n_target=30, n_background=20, n_genes=40)
+    how = {"background_key": "condition", "background": "ctrl", "max_iter": 200, "tol": 0.1}
+    bc.tl.bcnmf(adata, n_topics=2, **how)
+    path = tmp_path / "in.h5ad"
+    adata.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        file["uns/bcnmf"].move(part, part[:-1] + "_")
+    code, text = command("report", path, "-o", tmp_path / "out.html")
+    name = part.split("/")[-1]
+    damaged = f"Error: {path} is damaged: what is stored in it lacks '{name}'"
+    assert code == 1
+    assert text.startswith("Error: `key` 'bcnmf' is not a factorisation" if name == "topics" else damaged)
+    assert text.count("\n") == 1
+    assert not (tmp_path / "out.html").exists()
+    if name == "n_iter":
+        code, text = command("info", path)
+        assert (code, text.count("\n")) == (1, 1)
+        assert text.startswith(damaged)
+
+
+@pytest.mark.parametrize("part", ["params", "params/likelihood", "topics"])
+def test_a_reference_that_lacks_a_part_is_refused(stored, tmp_path, part):
+    path = tmp_path / "in.h5ad"
+    path.write_bytes(stored)
+    damaged = tmp_path / "damaged.h5ad"
+    damaged.write_bytes(stored)
+    with h5py.File(damaged, "a") as file:
+        file["uns/nmf"].move(part, part[:-1] + "_")
+    code, text = command("project", path, "--reference", damaged, "--key", "nmf", "-o", tmp_path / "out.h5ad")
+    assert (code, text.count("\n")) == (1, 1)
+    assert text.startswith("Error: `key`")
+    assert "'nmf'" in text

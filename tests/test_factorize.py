@@ -393,3 +393,16 @@ def test_overdispersed_counts(adata, likelihood, tmp_path):
     for wrong in ({"dispersion": 0}, {"dispersion": "guess"}, {"dropout": 1.5, "dispersion": 1.0}):
         with pytest.raises(ValueError, match=r"`(dispersion|dropout)` must"):
             bc.tl.bcnmf(adata, **QUICK, likelihood="zinb", **wrong)
+
+
+def test_without_a_tolerance_all_iterations_are_what_was_asked_for(adata):
+    """No warning, as of `gpnsf`; one if time ends the fit before."""
+    small = adata[::5].copy()
+    how = {"tol": 0, "max_iter": 4}
+    bc.tl.bcnmf(small, **QUICK | how)
+    bc.tl.nmf(small, n_topics=2, **how)
+    bc.tl.deltanmf(small, condition_key="condition", control="ctrl", n_topics_control=2, n_topics_case=1, **how)
+    for key, n_iter in (("bcnmf", 4), ("nmf", 4), ("deltanmf", 8)):
+        assert (small.uns[key]["n_iter"], small.uns[key]["converged"]) == (n_iter, False)
+    with pytest.warns(ConvergenceWarning, match="after 1 iterations"):
+        bc.tl.nmf(small, n_topics=2, **how, max_time=0)

@@ -146,3 +146,20 @@ def test_bad_input(adata, function, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(bc.tl, function)(adata, **ASK | arguments)
     assert not adata.uns.keys() - {"truth"}
+
+
+def test_default_numbers_are_those_that_small_data_can_hold():
+    small = bc.datasets.simulated(n_target=30, n_background=24, n_genes=40)[:, :30].copy()
+    how = ASK | {"tol": 0.1, "n_folds": 2}
+    bc.tl.select_n_topics(small, **how)
+    table = small.uns["bcnmf_n_topics"]["table"]
+    assert set(table["n_topics"]) == {2, 4, 8}
+    assert set(table["n_background_topics"]) == {5, 10}
+    few = small[:, :5].copy()
+    few.X = few.X.toarray() + 1  # no cell is empty
+    bc.tl.select_n_topics(few, **how)
+    assert set(few.uns["bcnmf_n_topics"]["table"]["n_topics"]) == {2, 4}
+    assert set(few.uns["bcnmf_n_topics"]["table"]["n_background_topics"]) == {5}
+    for name in ("n_topics", "n_background_topics"):  # what is asked for is refused
+        with pytest.raises(ValueError, match=f"`{name}` must be a whole number .*got 40"):
+            bc.tl.select_n_topics(small, **how | {name: (2, 40)})

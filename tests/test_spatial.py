@@ -497,3 +497,35 @@ def test_coordinates_of_a_modality_that_lacks_spots_are_missing_and_no_others():
     less["atac"].obsm["where"] = mdata.obsm["spatial"][:60]
     with pytest.raises(ValueError, match="got 4 spots without"):
         bc.tl.gpnsf(less, likelihood={"rna": "nb"}, spatial_key="where", n_topics=2, **QUICK)
+
+
+def test_a_fit_of_another_kind_leaves_nothing_under_its_key():
+    def left(*parts) -> set[str]:
+        slots = [slot for part in parts for slot in (part.obs, part.var, part.obsm, part.varm, part.uns)]
+        return {name for slot in slots for name in slot if "kept" in name}
+
+    mdata = simulated()
+    mdata.obs["side"] = np.where(np.arange(mdata.n_obs) % 2, "a", "b")
+    contrast = {
+        "background_key": "side",
+        "background": "b",
+        "n_topics": 2,
+        "alpha": 0.0,
+        "tol": 0.1,
+        "key_added": "kept",
+    }
+    bc.tl.bcnmf(mdata, **contrast)
+    assert "kept_suppressed" in mdata["rna"].var
+    how = {"n_topics": 2, "key_added": "kept"} | QUICK | {"max_iter": 2}
+    bc.tl.gpnsf(mdata, likelihood={"rna": "nb"}, **how)
+    assert left(mdata["atac"]) == set()
+    assert left(mdata["rna"]) == {"kept", "kept_dispersion", "kept_size_factor"}
+    assert left(mdata) == {"X_kept", "X_kept_sd", "kept"}
+    bc.tl.bcnmf(mdata, **contrast, likelihood={"rna": "poisson"})
+    assert left(mdata["rna"]) == {"kept", "kept_suppressed"}
+    assert left(mdata) == {"X_kept", "kept", "kept_role"}
+    alone = mdata["rna"].copy()
+    alone.obsm["spatial"] = mdata.obsm["spatial"]
+    bc.tl.gpnsf(alone, **how)
+    bc.tl.nmf(alone, n_topics=2, tol=0.1, key_added="kept")
+    assert left(alone) == {"X_kept", "kept", "kept_role"}

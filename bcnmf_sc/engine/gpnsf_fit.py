@@ -78,9 +78,6 @@ class SpatialFactors:
     """Posterior mean of ``exp(h)``, spots x topics, divided by its mean over the spots."""
     usage_sd: np.ndarray
     """Its posterior standard deviation."""
-    log_usage: np.ndarray
-    log_usage_variance: np.ndarray
-    """Posterior mean and variance of the logarithm of usage."""
     loadings: dict[str, np.ndarray]
     """Features x topics: size factor times usage times loadings is the rate."""
     parameters: dict[str, np.ndarray]
@@ -387,8 +384,6 @@ def _finish(model: Model, state: _State, places: Places, shape: Shape, tol: floa
     return SpatialFactors(
         usage=array(usage / scale)[back],
         usage_sd=array(sd / scale)[back],
-        log_usage=array(mean - scale.log())[back],
-        log_usage_variance=array(variance)[back],
         loadings={each.name: array(each.loadings(params).double() * scale) for each in model.modalities},
         parameters={
             each.name: array(each.parameter(params)) for each in model.modalities if each.observation.parameter

@@ -3,6 +3,7 @@
 from ._associate import associate, associate_genes
 from ._background import background_check
 from ._casecontrol import DeltaOptions
+from ._consensus import consensus
 from ._cpca import cpca
 from ._deltanmf import deltanmf
 from ._enrich import enrich
@@ -10,7 +11,7 @@ from ._factorize import bcnmf, nmf
 from ._interpret import umap
 from ._problem import RunOptions
 from ._project import project, update
-from ._select import consensus, select_alpha, select_n_topics
+from ._select import select_alpha, select_n_topics
 from ._spatial import SpatialRunOptions, enhance, gpnsf, gpnsf_predict
 
 __all__ = [

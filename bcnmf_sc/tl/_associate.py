@@ -111,6 +111,8 @@ def associate(
          topic group reference     test  n_group
     0  Topic 1  case      ctrl  Welch t        3
     """
+    if not hasattr(adata, "mod"):  # a MuData has a usage as well
+        _anndata.check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
     names = _anndata.pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
@@ -202,6 +204,7 @@ def associate_genes(
          gene     test  n_group  n_reference
     0  Gene 1  Welch t        3            3
     """
+    _anndata.check_backed(adata, copy=copy)
     W = get.loadings(adata, key=key)
     if genes is None:
         chosen = np.flatnonzero((W > 0).any(axis=1))
@@ -270,7 +273,7 @@ def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
                 "of them, so shares differ, also by donor, where nothing else does. For this contrast read `p_value` "
                 "and `called` of `bcnmf_sc.get.topics`, which come from cells that the topics have not seen."
             )
-            warnings.warn(msg, UserWarning, stacklevel=3)
+            warnings.warn(msg, UserWarning, stacklevel=_anndata.stack_level())
 
 
 def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize: bool) -> sparse.csc_array:

@@ -76,6 +76,7 @@ def background_check(
     'caution'
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
         whole_number(name, number, 1)
     one_alpha(background)
@@ -125,16 +126,14 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
             float(n_background),
             _verdict(n_background, 10 * FEW_BACKGROUND // 2, FEW_BACKGROUND),
             f"{n_background} cells ({n_background / n_target:.2g} for each target cell): background topics and the "
-            f"threshold for "
-            "calling cells are learned on them.",
+            "threshold for calling cells are learned on them.",
         ),
         (
             "depth",
             float(depth),
             _verdict(fold, 1.5, 3),
             f"A target cell holds {depth:.2g} times as many counts as a background cell. Usage is in counts; its "
-            f"proportions are "
-            "not touched by depth, unless so few counts are left that topics cannot be told apart.",
+            "proportions are not touched by depth, unless so few counts are left that topics cannot be told apart.",
         ),
     ]
     if samples is not None:
@@ -146,7 +145,7 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
                 float(len(in_background)),
                 _verdict(len(in_background), 5, 2),
                 f"{len(in_background)} donors in the background, {len(in_target)} in the target: tests by donor "
-                f"need several in each.",
+                "need several in each.",
             )
         )
         rows.append(
@@ -155,7 +154,7 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
                 float(shared),
                 "good" if shared else "caution",
                 f"{shared} donors are in both. Without shared donors, what sets donors apart looks like what sets "
-                f"conditions apart.",
+                "conditions apart.",
             )
         )
     return rows
@@ -172,8 +171,7 @@ def _check_suppressed(problem: Problem, alpha: float) -> Row:
         lost,
         _verdict(lost, MAX_SUPPRESSED / 2, MAX_SUPPRESSED),
         f"{lost:.1%} of the target's genes make up more than {1 / alpha if alpha else np.inf:.2g} times as large a "
-        f"share of the "
-        f"background: a contrast at alpha {alpha:g} takes them out.",
+        f"share of the background: a contrast at alpha {alpha:g} takes them out.",
     )
 
 
@@ -202,16 +200,14 @@ def _check_gain(
             by_background,
             _verdict(share, 0.7, 0.3),
             f"{n_background_topics} topics of the background explain {by_background:.1%} of the deviance of "
-            f"held-out target cells, "
-            f"and {own:.1%} of the background's own: this much is shared.",
+            f"held-out target cells, and {own:.1%} of the background's own: this much is shared.",
         ),
         (
             "held-out gain ratio",
             ratio,
             _verdict(ratio, 3, 1.2),
             f"Target topics give held-out target cells {ratio:.3g} times what they give held-out background cells. "
-            f"Near 1, there "
-            "is nothing in the target that the background does not have.",
+            "Near 1, there is nothing in the target that the background does not have.",
         ),
     ]
 

@@ -277,7 +277,7 @@ def shift_table(H: np.ndarray, data: CaseControl, donors: pd.Categorical | None)
     if donors is not None:
         tested, paired, left_out = pairing([case.index, control.index], ("case", "control"))
         if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=3)
+            warnings.warn(left_out, UserWarning, stacklevel=_anndata.stack_level())
         case, control = (unit[unit.index.isin(tested)] for unit in units)
     p = np.full(len(names), np.nan)
     if min(len(case), len(control)) > 1:

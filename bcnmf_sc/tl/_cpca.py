@@ -100,6 +100,7 @@ def cpca(
     (600, 2)
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
     several = not isinstance(alphas, int | float | np.number)
     weights = [float(alpha) for alpha in alphas] if isinstance(alphas, Sequence | np.ndarray) else [float(alphas)]

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .. import _anndata, _similarity
 from ..engine.deltanmf import Stage, fit_stage
 from ._casecontrol import Asked, CaseControl, emergence_table, shift_table
-from ._problem import whole_number
+from ._problem import all_gone_through, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,6 +151,7 @@ def deltanmf(
     True
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     asked = Asked.of(options)
     whole_number("n_topics_control", n_topics_control, 1)
     whole_number("n_topics_case", n_topics_case, 0)
@@ -239,13 +240,13 @@ def deltanmf(
         record=record,
     )
     for name, stage in stages.items():
-        if not stage.converged:
+        if not stage.converged and not all_gone_through(asked.run_of(name), stage.n_iter):
             msg = (
                 f"The {name} topics still moved by {stage.change:.1e} an iteration after {stage.n_iter} iterations. "
                 "Raise `max_iter`, or `tol` if that is close enough. With more topics than the data have programs "
                 "there may be little to settle on: try fewer."
             )
-            warnings.warn(msg, ConvergenceWarning, stacklevel=2)
+            warnings.warn(msg, ConvergenceWarning, stacklevel=_anndata.stack_level())
     return adata if copy else None
 
 

@@ -103,6 +103,7 @@ def enrich(
     >>> bc.get.enrichment(adata).columns.tolist()[:5]
     ['topic', 'gene_set', 'method', 'set_size', 'n_overlap']
     """
+    _anndata.check_backed(adata, copy=copy)
     one_of("method", method, ("ora", "gsea"))
     whole_number("n_genes", n_genes, 1)
     whole_number("min_size", min_size, 1)

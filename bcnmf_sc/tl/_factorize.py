@@ -153,9 +153,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
-        ratio); ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings);
-        ``n_iter``; ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales);
-        ``deviance_explained`` of target and background, against the one-topic model of their mean profile.
+        ratio; with background topics and ``cross_fit`` also ``p_value`` of target against background out of fold,
+        ``called`` at ``fdr_level``, and ``stability``, the mean cosine with the matched topics of the folds);
+        ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
+        ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
+        target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
+        topics: what the loadings rest on, from which `update` goes on); ``selection`` with
+        ``n_background_topics="auto"``: ``n_background_topics``, ``reason`` in words and ``table``, a row per number
+        tried.
     ``.uns[key_added + "_alpha"]`` : dict
         With ``alpha="auto"``: the choice, its table and its reason, as `select_alpha` has them.
 
@@ -180,7 +185,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
-    _check_ways(n_background_topics, basis, cross_fit, fdr_level, alpha_scale)
+    _check_ways(basis, cross_fit, fdr_level, alpha_scale)
     if alpha is None:
         alpha = default_alpha(n_background_topics, basis)
     if choose_alpha := alpha == "auto":
@@ -233,7 +238,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
     model = problem.model(contrast, n_topics, n_background_topics, basis)
     factors = fit_model(problem.source, model, start=start, random_state=random_state, run=settings)
-    record = problem.record(factors, contrast, params, n_topics) | selection
+    record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
     cells: dict[str, np.ndarray] = {}
     if fold is not None and cross_fit is not None:
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
@@ -285,8 +290,17 @@ def nmf(
 
     Returns
     -------
-    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``, ``.varm[key_added]``,
-    ``.obs[key_added + "_role"]`` and ``.uns[key_added]`` as `bcnmf` has them.
+    `None`, or a changed copy with ``copy=True``. Fields set, as `bcnmf` has them:
+
+    ``.obsm["X_" + key_added]``, ``.varm[key_added]``
+        Usage and loadings.
+    ``.obs[key_added + "_role"]`` : categorical
+        ``target`` or ``projected``.
+    ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
+        The likelihood's parameters, where it has them.
+    ``.uns[key_added]`` : dict
+        ``params``, ``topics`` (kind and mean share of usage), ``loss``, ``n_iter``, ``converged``,
+        ``deviance_explained`` (of the target) and ``weight``.
 
     Examples
     --------
@@ -316,6 +330,7 @@ def nmf(
         run=run,
     )
     contrast = problem.contrast({}, "sum", pooled=True, key=key_added)
+    settings = run_settings(run, accelerate=True)
     factors = fit(
         problem.source,
         problem.likelihood,
@@ -326,20 +341,19 @@ def nmf(
         start=problem.check_start(init, n_topics),
         refine=problem.refine,
         random_state=random_state,
-        run=run_settings(run, accelerate=True),
+        run=settings,
     )
-    record = problem.record(factors, contrast, {"init": "random" if init is None else "given"}, n_topics)
+    params = {"init": "random" if init is None else "given"}
+    record = problem.record(factors, contrast, params, n_topics, run=settings)
     adata = adata.copy() if copy else adata
     problem.write(adata, key_added, factors, contrast, record)
     return adata if copy else None
 
 
-def _check_ways(n_background_topics: Any, basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
+def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
     """Refuse what is no way to fit or to score."""
     one_of("alpha_scale", alpha_scale, ("effective", "sum"))
     one_of("basis", basis, ("split", "shared"))
-    if n_background_topics != "auto":
-        whole_number("n_background_topics", n_background_topics, 0)
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
     if not 0 < fdr_level < 1:

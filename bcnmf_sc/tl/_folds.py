@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .._anndata import stack_level
 from ..engine.ensemble import OutOfFold, shares_of
 from ._tests import pairing
 
@@ -73,7 +74,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
             f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
             "own variation is hardly known. Read calls and p-values with care."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
     if samples is not None:
         shared = set(samples[design.target].dropna()) & set(samples[design.background].dropna())
         if not shared:
@@ -81,7 +82,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
                 "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
                 "conditions apart. See the associations by donor before trusting single cells."
             )
-            warnings.warn(msg, UserWarning, stacklevel=4)
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def score_cells(
@@ -107,7 +108,7 @@ def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fd
             "topics, so hardly a cell can be called: something that target and background share has no background "
             "topic. Raise `n_background_topics` ('auto' chooses), or lower `n_topics`."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def call_topics(
@@ -125,16 +126,16 @@ def call_topics(
         p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
     else:
         sides = [side & (samples.codes >= 0) for side in sides]
-        tested, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
+        donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
         if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=3)
+            warnings.warn(left_out, UserWarning, stacklevel=stack_level())
         means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
-        means = [table[table.index.isin(tested)] for table in means]
+        means = [table[table.index.isin(donors)] for table in means]
         p = _separation_of_donors(*means, paired=paired)
-    tested = np.isfinite(p)
+    known = np.isfinite(p)
     called = np.zeros(n_topics, bool)
-    if tested.any():
-        called[tested] = stats.false_discovery_control(p[tested]) <= fdr_level
+    if known.any():
+        called[known] = stats.false_discovery_control(p[known]) <= fdr_level
     topics = topics.copy()
     background = len(topics) - n_topics
     topics["p_value"] = np.append(p, np.full(background, np.nan))
@@ -144,6 +145,8 @@ def call_topics(
 
 
 def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
+    if not (target.any() and background.any()):
+        return np.nan
     rank = np.full(len(usage), np.nan)
     for one in np.unique(fold[fold >= 0]):
         cells = fold == one

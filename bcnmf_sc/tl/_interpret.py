@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import get
+from .. import _anndata, get
 from ._problem import whole_number
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def umap(
     import scanpy as sc
     from anndata import AnnData
 
+    if not hasattr(adata, "mod"):  # a MuData has a usage as well
+        _anndata.check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True).to_numpy(np.float32)
     whole_number("n_neighbors", n_neighbors, 2, adata.n_obs - 1, "one less than there are cells")
     whole_number("random_state", random_state, 0)

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from .. import _anndata
 from .._anndata import listed
-from .._mudata import check_weights, forget_dropped
+from .._mudata import check_modalities, check_weights, forget_joint, in_memory, obs_column, order_of
 from ..engine import Joint
 from ..engine.files import uninterrupted
 from ._problem import PARAMETERS, Problem, check_parameters
@@ -72,10 +72,7 @@ class Modalities:
             raise ValueError(msg)
         asked = {"likelihood": likelihood, "weights": weights, "layer": layer, "mask_var": mask_var}
         for argument, given in asked.items():
-            unknown = [name for name in given if name not in mdata.mod] if isinstance(given, Mapping) else []
-            if unknown:
-                msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(mdata.mod)}."
-                raise ValueError(msg)
+            check_modalities(argument, given, mdata.mod)
         likelihoods = {name: likelihood[name] if isinstance(likelihood, Mapping) else likelihood for name in names}
         check_parameters(likelihoods.values(), dispersion, dropout)
         check_weights(weights)
@@ -85,7 +82,9 @@ class Modalities:
             raise ValueError(msg)
         problems, blocks = [], []
         for name in names:
-            part = _in_order(mdata, name)
+            part = mdata[name]
+            order = order_of(mdata, name, part, argument="adata", what="cells")
+            part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
             options = {
                 argument: given.get(name, "auto" if argument == "mask_var" else None)
                 if isinstance(given, Mapping)
@@ -109,12 +108,15 @@ class Modalities:
                 error.add_note(f"In the modality {name!r}.")
                 raise
             problems.append(problem)
-            blocks.append(_in_memory(_anndata.read_matrix(part, options["layer"]))[:, problem.genes])
+            blocks.append(in_memory(_anndata.read_matrix(part, options["layer"]))[:, problem.genes])
+        obs = {column: obs_column(mdata, column) for column in columns}
         is_sparse = any(sparse.issparse(block) for block in blocks)
         genes = [f"{name}:{g}" for name, p in zip(names, problems, strict=True) for g in mdata[name].var_names[p.genes]]
         adata = AnnData(
-            sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32) if is_sparse else np.hstack(blocks),
-            obs=_columns(mdata, columns),
+            sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
+            if is_sparse
+            else np.hstack(blocks, dtype=np.float32),
+            obs=pd.DataFrame({name: x for name, x in obs.items() if x is not None}, index=mdata.obs_names),
             var=pd.DataFrame(index=genes),
         )
         kinds = [problem.likelihood for problem in problems]
@@ -136,10 +138,8 @@ class Modalities:
     def write(self, key: str, *, copy: bool) -> MuData | None:
         """Take the stored result apart: usage and cells to the whole, loadings and genes to each modality."""
         mdata = self.mdata.copy() if copy else self.mdata
-        forget_dropped(mdata, key, list(self.used), var=_anndata.GENE_FIELDS)
+        forget_joint(mdata, key, list(self.used))
         mdata.obsm["X_" + key] = self.adata.obsm["X_" + key]
-        stale = [f"{key}_{name}" for name in _anndata.CELL_FIELDS if f"{key}_{name}" in mdata.obs]
-        mdata.obs = mdata.obs.drop(columns=stale)
         for name in _anndata.CELL_FIELDS:
             if f"{key}_{name}" in self.adata.obs:
                 mdata.obs[f"{key}_{name}"] = self.adata.obs[f"{key}_{name}"]
@@ -158,7 +158,6 @@ class Modalities:
             part.varm[key] = loadings
             for field in _anndata.GENE_FIELDS:
                 column = f"{key}_{field}"
-                part.var = part.var.drop(columns=column, errors="ignore")
                 values = self.adata.var[column].iloc[here] if column in self.adata.var else pd.Series(dtype=float)
                 if values.notna().any():
                     full = np.zeros(part.n_vars, bool) if values.dtype == bool else np.full(part.n_vars, np.nan, "f4")
@@ -168,34 +167,3 @@ class Modalities:
             params = record["params"] | {"likelihood": kind}
             mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
         return mdata if copy else None
-
-
-def _in_order(mdata: MuData, name: str) -> AnnData:
-    """Return a modality with its cells in the order of the whole."""
-    part = mdata[name]
-    order = part.obs_names.get_indexer(mdata.obs_names)
-    if (order < 0).any():
-        msg = (
-            f"`adata` must have the same cells in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} "
-            f"without {name!r}. Keep the cells that have all (`muon.pp.intersect_obs`), or name other modalities in "
-            "`likelihood`."
-        )
-        raise ValueError(msg)
-    return part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
-
-
-def _columns(mdata: MuData, columns: tuple[str | None, ...]) -> pd.DataFrame:
-    """Return columns of ``obs``, of the whole or else of the first modality that has them."""
-    tables = [mdata.obs, *(part.obs.reindex(mdata.obs_names) for part in mdata.mod.values())]
-    found = {}
-    for name in columns:
-        for table in tables:
-            if name is not None and name not in found and name in table:
-                found[name] = table[name]
-    return pd.DataFrame(found, index=mdata.obs_names)
-
-
-def _in_memory(matrix: Any) -> Any:
-    for method in ("to_memory", "compute"):
-        matrix = getattr(matrix, method)() if hasattr(matrix, method) else matrix
-    return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix, dtype=np.float32)

@@ -60,9 +60,9 @@ class RunOptions(TypedDict, total=False):
     batch_size: int | None
     """Cells per block; chosen by default. The result does not depend on it (to about 1e-5)."""
     checkpoint: str | PathLike[str] | None
-    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds and
-    fits that choose a number are not written: they begin anew. Calls that make nothing but such fits refuse it:
-    `consensus`, `select_alpha`, `select_n_topics`, `background_check`."""
+    """File to which the state of the fit is written, and from which an interrupted fit is taken up (none). Folds,
+    restarts and fits that choose a number are not written: they begin anew. Calls that make nothing but such fits
+    refuse it: `consensus`, `select_alpha`, `select_n_topics`, `background_check`."""
     checkpoint_every: int
     """Iterations between two writes (50)."""
     client: Any
@@ -82,6 +82,16 @@ class Contrast:
     on_sums: dict[str, float]
     suppressed: np.ndarray | None
     """Bool per gene used; known after the fit only where the likelihood is none of counts."""
+
+    @classmethod
+    def of(
+        cls, design: Design, effective: dict[str, float], on_sums: dict[str, float], suppressed: np.ndarray | None
+    ) -> Contrast:
+        """Give the cells of each background its weight."""
+        weight = np.zeros(len(design.target))
+        for name, cells in design.backgrounds.items():
+            weight[cells] = on_sums[name]
+        return cls(weight, effective, on_sums, suppressed)
 
     @property
     def total(self) -> float:
@@ -196,13 +206,9 @@ class Problem:
         on_sums = dict(alphas)
         if scale == "effective":
             on_sums = {name: alpha / (together if pooled else ratio[name]) for name, alpha in alphas.items()}
-        weight = np.zeros(len(self.design.target))
-        for name, cells in self.design.backgrounds.items():
-            weight[cells] = on_sums[name]
-
         effective = {name: alpha * ratio[name] for name, alpha in on_sums.items()}
         suppressed = self._suppressed(masses, on_sums, sum(effective.values()), pooled=pooled, key=key)
-        return Contrast(weight, effective, on_sums, suppressed)
+        return Contrast.of(self.design, effective, on_sums, suppressed)
 
     def _suppressed(
         self, masses: Mapping[str, np.ndarray], alphas: Mapping[str, float], total: float, *, pooled: bool, key: str
@@ -223,7 +229,7 @@ class Problem:
                 f"them, and their loadings vanish (`adata.var[{key + '_suppressed'!r}]`). At {less} or less, no "
                 f"more than {MAX_SUPPRESSED:.0%} would be."
             )
-            warnings.warn(msg, UserWarning, stacklevel=4)
+            warnings.warn(msg, UserWarning, stacklevel=_anndata.stack_level())
         return suppressed
 
     def check_start(self, init: np.ndarray | None, n_topics: int) -> np.ndarray | None:
@@ -270,7 +276,9 @@ class Problem:
             refine=self.refine,
         )
 
-    def record(self, factors: Factors, contrast: Contrast, params: dict[str, Any], n_topics: int) -> dict[str, Any]:
+    def record(
+        self, factors: Factors, contrast: Contrast, params: dict[str, Any], n_topics: int, *, run: Run
+    ) -> dict[str, Any]:
         """Return what goes into `uns`."""
         if not np.isfinite(factors.W).all():
             msg = "The fit ended in loadings that are not finite; nothing is written. Lower `alpha`, or check `init`."
@@ -288,7 +296,7 @@ class Problem:
         if self.design.backgrounds:
             record["alpha_effective"] = contrast.total
             record["alphas"] = pd.DataFrame({"effective": contrast.effective, "sum": contrast.on_sums})
-        _warn_of_fit(factors, explained)
+        _warn_of_fit(factors, explained, run)
         return record
 
     def write(
@@ -317,6 +325,11 @@ class Problem:
             genes=genes,
             record=record,
         )
+
+
+def all_gone_through(run: Run, n_iter: int) -> bool:
+    """Say whether a fit has done what it was asked: all iterations, with no rest to come to."""
+    return not run.tol and n_iter >= run.max_iter
 
 
 def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
@@ -460,17 +473,17 @@ def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple
     return LIKELIHOODS[likelihood](**given), bool(estimate)
 
 
-def _warn_of_fit(factors: Factors, explained: dict[str, float]) -> None:
-    if not factors.converged:
+def _warn_of_fit(factors: Factors, explained: dict[str, float], run: Run) -> None:
+    if not factors.converged and not all_gone_through(run, factors.n_iter):
         msg = (
             f"The loadings still moved by {factors.change:.1e} an iteration after {factors.n_iter} iterations. Raise "
             "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: "
             "lower `alpha`."
         )
-        warnings.warn(msg, ConvergenceWarning, stacklevel=4)
+        warnings.warn(msg, ConvergenceWarning, stacklevel=_anndata.stack_level())
     if explained.get("target", 0) < 0:
         msg = (
             f"The topics describe the target worse than its mean profile does (deviance explained: "
             f"{explained['target']:.2f}): the contrast took too much. Lower `alpha`."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=_anndata.stack_level())

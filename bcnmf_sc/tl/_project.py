@@ -147,7 +147,7 @@ def update(
     _anndata.check_names(adata)
     _anndata.check_names(reference, "reference")
     stored = _anndata.stored(reference, key)
-    params = stored["params"]
+    params = stored.get("params", {})
     W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
@@ -175,11 +175,9 @@ def update(
     effective, on_sums = (
         dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")
     )
-    weight = np.zeros(adata.n_obs)
-    for name, cells in design.backgrounds.items():
-        weight[cells] = on_sums[name]
     suppressed = reference.var[f"{key}_suppressed"].to_numpy()[used][order]
-    contrast = Contrast(weight, effective, on_sums, suppressed)
+    contrast = Contrast.of(design, effective, on_sums, suppressed)
+    settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
     factors = fit(
         problem.source,
         problem.likelihood,
@@ -188,9 +186,9 @@ def update(
         background=contrast.weight,
         start=W[used][order],
         prior=np.asarray(stored["weight"], np.float64)[order],
-        run=run_settings(run, accelerate=contrast.total <= SAFE_ALPHA),
+        run=settings,
     )
-    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1])
+    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1], run=settings)
     adata = adata.copy() if copy else adata
     problem.write(adata, key, factors, contrast, record)
     return adata if copy else None

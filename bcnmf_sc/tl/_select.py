@@ -7,20 +7,18 @@ held-out target cells closer, over the same for held-out background cells.
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
 
 from .. import _anndata
-from ..engine import ensemble, transform
+from ..engine import ensemble
 from ._folds import make_folds
 from ._problem import (
     MAX_SUPPRESSED,
     SAFE_ALPHA,
     Problem,
-    check_alpha,
     default_alpha,
     no_checkpoint,
     one_alpha,
@@ -44,8 +42,9 @@ LEAST_GAIN = 0.01
 """Share of the null deviance below which the background counts as not described."""
 COLLAPSED = 1e-3
 """Mean share of the target's usage below which a topic has collapsed."""
+TARGET_TOPICS = (2, 4, 8)
 BACKGROUND_TOPICS = (5, 10, 20, 40)
-"""Numbers of background topics that are tried."""
+"""Numbers of topics that are tried where none are named, as far as the data can hold them."""
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 """Effective alphas that are tried."""
 
@@ -57,13 +56,11 @@ def choose_background_topics(
     *,
     n_topics: int,
     basis: Literal["split", "shared"],
-    grid: Sequence[int] = BACKGROUND_TOPICS,
     random_state: int,
     run: Run,
 ) -> tuple[int, pd.DataFrame, str]:
     """Return the number with the best held-out gain ratio, the table, and the reason in words."""
-    most = min(int(problem.design.background.sum()) // 2, len(problem.genes))
-    grid = [n for n in grid if n <= most] or [max(1, most // 2)]
+    grid = _tried(BACKGROUND_TOPICS, int(problem.design.background.sum()) // 2, problem)
     models = [problem.model(contrast, n_topics, n, basis) for n in grid]
     gains = ensemble.select(problem.source, models, fold, random_state=random_state, run=run)
     table = pd.DataFrame([{"n_background_topics": n} | summary(g) for n, g in zip(grid, gains, strict=True)])
@@ -73,6 +70,12 @@ def choose_background_topics(
         f"of {', '.join(map(str, grid))}."
     )
     return grid[best], table, reason
+
+
+def _tried(grid: Sequence[int], n_cells: int, problem: Problem) -> list[int]:
+    """Those of a grid that so many cells, and the genes, can hold."""
+    most = min(n_cells, len(problem.genes))
+    return [n for n in grid if n <= most] or [max(1, most // 2)]
 
 
 def summary(gains: Sequence[Gain]) -> dict[str, float]:
@@ -123,7 +126,7 @@ def select_alpha(
     n_restarts
         Fits from other starts, per alpha, for the stability of the topics; 1 leaves it out.
     n_folds
-        Folds that are held out.
+        Folds the cells are dealt to; three at most are held out.
     sample_key
         Column with the donor of each cell; folds are then by donor.
     key_added
@@ -150,6 +153,7 @@ def select_alpha(
     ['alpha', 'reason', 'table']
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
         msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
         raise ValueError(msg)
@@ -271,8 +275,8 @@ def select_n_topics(
     background_key: str,
     background: str | Sequence[str],
     target: str | Sequence[str] | None = None,
-    n_topics: Sequence[int] = (2, 4, 8),
-    n_background_topics: Sequence[int] = BACKGROUND_TOPICS,
+    n_topics: Sequence[int] | None = None,
+    n_background_topics: Sequence[int] | None = None,
     basis: Literal["split", "shared"] = "split",
     n_folds: int = 3,
     sample_key: str | None = None,
@@ -297,11 +301,11 @@ def select_n_topics(
     adata, background_key, background, target, basis, likelihood, layer, mask_var, random_state, copy, **run
         As in `bcnmf`, without ``checkpoint``.
     n_topics
-        Numbers of target topics to try.
+        Numbers of target topics to try; by default those of 2, 4 and 8 that cells and genes suffice for.
     n_background_topics
-        Numbers of background topics to try, each at least 1.
+        Numbers of background topics to try, each at least 1; by default those of 5, 10, 20 and 40 likewise.
     n_folds
-        Folds that are held out, three at most.
+        Folds the cells are dealt to; three at most are held out.
     sample_key
         Column with the donor of each cell; folds are then by donor.
     key_added
@@ -327,11 +331,12 @@ def select_n_topics(
     4
     """
     _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
     for name, numbers in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
-        if not len(numbers):
+        if numbers is not None and not len(numbers):
             msg = f"`{name}` must name at least one number to try."
             raise ValueError(msg)
-        for number in numbers:
+        for number in () if numbers is None else numbers:
             whole_number(name, number, 1)
     whole_number("n_folds", n_folds, 2)
     one_of("basis", basis, ("split", "shared"))
@@ -343,17 +348,21 @@ def select_n_topics(
         adata,
         design,
         likelihood=likelihood,
-        n_topics=max(n_topics),
-        n_background_topics=max(n_background_topics),
+        n_topics=None if n_topics is None else max(n_topics),
+        n_background_topics="auto" if n_background_topics is None else max(n_background_topics),
         layer=layer,
         mask_var=mask_var,
         random_state=random_state,
         run=run,
     )
-    alpha = 0.5 if basis == "shared" else 0.0
+    alpha = default_alpha(1, basis)
     contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
     fold_seed, fit_seed = ensemble.spawn(random_state, 2)
     fold = make_folds(design, samples, n_folds, fold_seed)
+    if n_topics is None:
+        n_topics = _tried(TARGET_TOPICS, adata.n_obs, problem)
+    if n_background_topics is None:
+        n_background_topics = _tried(BACKGROUND_TOPICS, int(design.background.sum()) // 2, problem)
     pairs = [(k, b) for k in sorted(set(n_topics)) for b in sorted(set(n_background_topics))]
     models = [problem.model(contrast, k, b, basis) for k, b in pairs]
     settings = run_settings(run, accelerate=True)
@@ -385,112 +394,4 @@ def select_n_topics(
         "reason": reason,
         "table": table,
     }
-    return adata if copy else None
-
-
-def consensus(
-    adata: AnnData,
-    *,
-    background_key: str,
-    background: str | Sequence[str],
-    target: str | Sequence[str] | None = None,
-    n_topics: int = 10,
-    n_background_topics: int = 0,
-    basis: Literal["split", "shared"] = "split",
-    n_restarts: int = 10,
-    alpha: float | None = None,
-    density: float = 0.5,
-    likelihood: LikelihoodName = "poisson",
-    layer: str | None = None,
-    mask_var: MaskVar = "auto",
-    random_state: int = 0,
-    key_added: str = "bcnmf",
-    copy: bool = False,
-    **run: Unpack[RunOptions],
-) -> AnnData | None:
-    """Find topics that many starts agree on: consensus NMF :cite:p:`kotliar2019identifying` with a contrast.
-
-    The topics of all restarts are clustered by cosine, those without close neighbours dropped, the median of each
-    cluster taken as its topic, and the usage of every cell refitted. Background topics are learned anew in every
-    restart, and clustered by themselves.
-
-    Parameters
-    ----------
-    adata, background_key, background, target, n_topics, basis, likelihood, layer, mask_var, random_state
-        As in `bcnmf`.
-    n_background_topics
-        As in `bcnmf`, as a number: `select_n_topics` chooses one. Cells are not scored out of fold.
-    alpha
-        As in `bcnmf`, on the effective scale.
-    key_added, copy, **run
-        As in `bcnmf`, without ``checkpoint``.
-    n_restarts
-        Number of starts.
-    density
-        A topic is dropped if its mean distance (1 - cosine) to its nearest ``0.3 * n_restarts`` neighbours exceeds
-        this.
-
-    Returns
-    -------
-    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`; the ``topics`` table gains ``stability``
-    (mean cosine of a cluster's members to its median) and ``n_members`` (how many topics of the restarts are in it).
-
-    Examples
-    --------
-    >>> import bcnmf_sc as bc
-    >>> adata = bc.datasets.simulated()
-    >>> bc.tl.consensus(adata, background_key="condition", background="ctrl", n_topics=3, n_restarts=4, tol=1e-2)
-    >>> adata.varm["bcnmf"].shape
-    (500, 3)
-    """
-    _anndata.check_key(key_added)
-    whole_number("n_restarts", n_restarts, 2)
-    whole_number("n_background_topics", n_background_topics, 0)
-    one_of("basis", basis, ("split", "shared"))
-    alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
-    check_alpha(alpha)
-    if not density > 0:
-        msg = f"`density` must be above 0, got {density!r}."
-        raise ValueError(msg)
-    one_alpha(background)
-    no_checkpoint(run)
-    design = _anndata.read_design(adata, background_key, background, target)
-    problem = Problem.read(
-        adata,
-        design,
-        likelihood=likelihood,
-        n_topics=n_topics,
-        n_background_topics=n_background_topics,
-        layer=layer,
-        mask_var=mask_var,
-        random_state=random_state,
-        run=run,
-    )
-    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
-    settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
-    model = problem.model(contrast, n_topics, n_background_topics, basis)
-    fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
-    kinds = [slice(n_topics), slice(n_topics, None)][: 1 + bool(n_background_topics)]
-    found = [
-        ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=random_state) for kind in kinds
-    ]
-    W, stability, members = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
-    last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
-    H, cell_loss = transform(problem.source, last.likelihood, W)
-    factors = replace(last, W=W, H=H, cell_loss=cell_loss)
-    params = {
-        "background_key": background_key,
-        "background": list(design.backgrounds),
-        "alpha": [alpha] * len(design.backgrounds),
-        "alpha_scale": "effective",
-        "n_background_topics": n_background_topics,
-        "basis": basis,
-        "n_restarts": n_restarts,
-        "density": density,
-    }
-    record = problem.record(factors, contrast, params, n_topics)
-    record["topics"]["stability"], record["topics"]["n_members"] = stability, members
-    del record["weight"]  # of one restart, and so no ground to go on from
-    adata = adata.copy() if copy else adata
-    problem.write(adata, key_added, factors, contrast, record)
     return adata if copy else None

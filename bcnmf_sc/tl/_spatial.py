@@ -18,7 +18,7 @@ from .._mudata import (
     Spatial,
     SpotModality,
     check_weights,
-    forget_dropped,
+    forget_joint,
     in_memory,
     modality_of,
     read_coordinates,
@@ -224,7 +224,7 @@ def gpnsf(
             f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still {moved}: "
             f"{abs(factors.gain):.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
         )
-        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
+        warnings.warn(msg, ConvergenceWarning, stacklevel=_anndata.stack_level())
     mdata = mdata.copy() if copy else mdata
     params = {
         "modalities": [each.name for each in modalities],
@@ -381,6 +381,8 @@ def enhance(
     """
     from ..engine.gpnsf_start import similarity
 
+    if isinstance(mdata, AnnData):
+        _anndata.check_backed(mdata, copy=copy)
     record = stored_fit(mdata, key)
     one_of("method", method, ("neighbours", "model"))
     whole_number("n_neighbors", n_neighbors, 1)
@@ -464,8 +466,7 @@ def _write(
     topics: pd.DataFrame,
     params: dict[str, Any],
 ) -> None:
-    kept = [each.name for each in modalities]
-    forget_dropped(mdata, key, kept, var=("dispersion", "sd"), obs=("size_factor",))
+    forget_joint(mdata, key, [each.name for each in modalities])
     mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
     mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
     for each in modalities:
@@ -476,13 +477,10 @@ def _write(
         size = np.full(adata.n_obs, np.nan, np.float32)
         size[each.order] = each.size
         adata.obs[f"{key}_size_factor"] = size
-        for name in ("dispersion", "sd"):
-            if f"{key}_{name}" in adata.var:
-                del adata.var[f"{key}_{name}"]
-            if each.observation.parameter == name:
-                column = np.full(adata.n_vars, np.nan, np.float32)
-                column[each.features] = factors.parameters[each.name]
-                adata.var[f"{key}_{name}"] = column
+        if each.observation.parameter:
+            column = np.full(adata.n_vars, np.nan, np.float32)
+            column[each.features] = factors.parameters[each.name]
+            adata.var[f"{key}_{each.observation.parameter}"] = column
         adata.uns[key] = {"params": params, "topics": topics.copy()}  # for what reads loadings out of an AnnData
     mdata.uns[key] = {
         "params": params,

@@ -167,7 +167,7 @@ class Units:
                 "The cells are the units of these tests. Cells of one donor are no independent observations, so the "
                 "p-values overstate the evidence. Name the donors with `sample_key`.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=_anndata.stack_level(),
             )
         if pair_key is not None:
             pair = _categories(adata, "pair_key", pair_key).codes.astype(np.intp)
@@ -238,7 +238,7 @@ class Units:
             msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
             raise ValueError(msg)
         if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=5)
+            warnings.warn(left_out, UserWarning, stacklevel=_anndata.stack_level())
         self._check(min(len(np.intersect1d(part, tested)) for part in here), group, reference, pairs=paired)
         side = np.where(np.isin(pair, tested), side, -1)
         both = np.where(side >= 0, 2 * self.sample + side, -1)
