@@ -212,6 +212,17 @@ def test_compare_draws_medians_errors_and_seeds() -> None:
     check_layout(ax.figure)
 
 
+def test_compare_draws_no_errors_that_are_not_known() -> None:
+    """As with `n_boot=0`; warnings are errors here."""
+    ax = pl.compare(comparison().assign(ari_se=np.nan))
+    assert not ax.collections
+    assert len(ax.patches) == 4
+    table = comparison()
+    table.loc[table["method"] == "pca", "ari_se"] = np.nan
+    (errors,) = pl.compare(table).collections
+    assert [segment[0, 0] for segment in errors.get_segments()] == [1, 2, 3]
+
+
 def test_compare_leaves_out_methods_without_the_score() -> None:
     ax = pl.compare(comparison(), score="auc_share", label="found")
     assert texts(ax.xaxis) == ["bcNMF, split"]

@@ -226,7 +226,7 @@ def compare(
     ... )
     >>> ax = bc.pl.compare(table)
     """
-    if score not in table or score in ("method", "alpha", "n_topics", "seed"):
+    if score not in table or score in ("method", "alpha", "n_topics", "seed", "n_folds"):
         msg = f"`score` must be a column with a score, got {score!r}. Present: {listed(table.columns)}."
         raise ValueError(msg)
     drawn = table[table[score].notna()]
@@ -241,14 +241,16 @@ def compare(
         ax = new_axes(max(2.4, 0.42 * len(runs) + 0.8), 2.5 + text_width(name for name, _ in runs))
     middle = [rows[score].median() for _, rows in runs]
     ax.bar(range(len(runs)), middle, **{"width": 0.7, "color": MISSING, "edgecolor": PLAIN, **kwargs})
-    if f"{score}_se" in table:
-        error = np.nan_to_num([rows[f"{score}_se"].median() for _, rows in runs])
-        ax.errorbar(range(len(runs)), middle, yerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    known = [i for i, (_, rows) in enumerate(runs) if f"{score}_se" in rows and rows[f"{score}_se"].notna().any()]
+    if known:
+        error = [runs[i][1][f"{score}_se"].median() for i in known]
+        at = [middle[i] for i in known]
+        ax.errorbar(known, at, yerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     for i, (_, rows) in enumerate(runs):
         values = rows[score].to_numpy(dtype=float)
         if len(values) > 1:
-            at = i + 0.5 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
-            ax.plot(at, values, marker="o", ms=3, ls="", color=PALETTE[0], mec="white", mew=0.3, zorder=3)
+            across = i + 0.5 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
+            ax.plot(across, values, marker="o", ms=3, ls="", color=PALETTE[0], mec="white", mew=0.3, zorder=3)
     ax.set_xticks(range(len(runs)), [literal(name) for name, _ in runs], rotation=90, fontsize=FONT)
     ax.axhline(0, color="black", linewidth=0.8)
     written = {"ari": "adjusted Rand index", "auc": "AUC, best topic", "auc_share": "AUC, target share"}
