@@ -361,7 +361,7 @@ def points(adata: ad.AnnData) -> np.ndarray:
 class Row:
     call: Callable[[ad.AnnData, dict[str, Any]], Any]
     prepare: Callable[[ad.AnnData, dict[str, Any]], Any] = nothing
-    examples: int = 4
+    examples: int = 3
     memory: bool = False
     """Needs the matrix in memory, and says so."""
     subsets: bool = False
@@ -377,13 +377,13 @@ def control(how: dict[str, Any]) -> dict[str, Any]:
 
 
 ROWS: dict[str, Row] = {
-    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=14),
+    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=9),
     "tl.bcnmf split": Row(lambda a, how: split(a, how)),
-    "tl.bcnmf gaussian": Row(lambda a, how: fitted(a, how, likelihood="gaussian"), examples=5),
-    "tl.bcnmf nb": Row(lambda a, how: fitted(a, how, likelihood="nb"), examples=5),
-    "tl.bcnmf zinb": Row(lambda a, how: fitted(a, how, likelihood="zinb"), examples=5),
+    "tl.bcnmf gaussian": Row(lambda a, how: fitted(a, how, likelihood="gaussian"), examples=4),
+    "tl.bcnmf nb": Row(lambda a, how: fitted(a, how, likelihood="nb"), examples=4),
+    "tl.bcnmf zinb": Row(lambda a, how: fitted(a, how, likelihood="zinb"), examples=4),
     "tl.nmf": Row(lambda a, how: bc.tl.nmf(a, **layer(how), **FEW)),
-    "tl.project": Row(lambda a, how: bc.tl.project(a, reference(a), key_added="new", **layer(how)), fitted, examples=5),
+    "tl.project": Row(lambda a, how: bc.tl.project(a, reference(a), key_added="new", **layer(how)), fitted),
     "tl.update": Row(lambda a, how: bc.tl.update(a, reference(a), max_iter=3, progress=False, **layer(how)), fitted),
     "tl.associate": Row(lambda a, how: bc.tl.associate(a, groupby="condition", sample_key="donor"), fitted),
     "tl.associate_genes": Row(lambda a, how: bc.tl.associate_genes(a, groupby="condition", **layer(how)), fitted),
@@ -412,12 +412,12 @@ ROWS: dict[str, Row] = {
         lambda a, how: bc.pp.gene_similarity(pd.DataFrame(points(a)), n_neighbors=1).graph.toarray()
     ),
     "pp.highly_variable_genes": Row(
-        lambda a, how: bc.pp.highly_variable_genes(a, **how, n_top_genes=4), examples=7, memory=True
+        lambda a, how: bc.pp.highly_variable_genes(a, **how, n_top_genes=4), examples=5, memory=True
     ),
     "pp.protein_coding": Row(lambda a, how: bc.pp.protein_coding(a)),
     "pp.recipe": Row(
         lambda a, how: bc.pp.recipe(a, **how, n_top_genes=4, min_genes=1, min_cells=1),
-        examples=7,
+        examples=5,
         memory=True,
         subsets=True,
     ),
@@ -450,21 +450,21 @@ ROWS: dict[str, Row] = {
     ),
     "pl.alpha_path": Row(lambda a, how: bc.pl.alpha_path(a), chosen, examples=1),
     "pl.associations": Row(lambda a, how: bc.pl.associations(a, "kind"), then(associated), examples=1),
-    "pl.bubbles": Row(lambda a, how: bc.pl.bubbles(a, "condition"), fitted, examples=4),
+    "pl.bubbles": Row(lambda a, how: bc.pl.bubbles(a, "condition"), fitted),
     "pl.compare": Row(
         lambda a, how: bc.pl.compare(pd.DataFrame({"method": ["a/b"], "alpha": [np.nan], "ari": [0.5]})), examples=1
     ),
     "pl.composition": Row(lambda a, how: bc.pl.composition(a, "condition", "kind"), examples=4),
     "pl.enrichment": Row(lambda a, how: bc.pl.enrichment(a), then(enriched), examples=1),
-    "pl.gene_frequency": Row(lambda a, how: bc.pl.gene_frequency(a), fitted, examples=4),
+    "pl.gene_frequency": Row(lambda a, how: bc.pl.gene_frequency(a), fitted),
     "pl.images": Row(lambda a, how: bc.pl.images(a, shape=(3, a.n_vars // 3)), fitted, examples=1),
     "pl.lengthscales": Row(lambda a, how: bc.pl.lengthscales(a), spatial, examples=1),
-    "pl.loadings": Row(lambda a, how: bc.pl.loadings(a, n_genes=3), fitted, examples=4),
+    "pl.loadings": Row(lambda a, how: bc.pl.loadings(a, n_genes=3), fitted),
     "pl.loss": Row(lambda a, how: bc.pl.loss(a), fitted, examples=1),
     "pl.spatial_topics": Row(lambda a, how: bc.pl.spatial_topics(a), spatial, examples=1),
     "pl.stability": Row(lambda a, how: bc.pl.stability(a), again, examples=1),
     "pl.umap": Row(lambda a, how: bc.pl.umap(a, color="condition"), then(placed), examples=4),
-    "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted, examples=4),
+    "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted),
 }
 
 
