@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgba
 
 from bcnmf_sc import get, pl, tl
-from bcnmf_sc.pl._topics import MISSING, PALETTE, PLAIN
+from bcnmf_sc.pl._axes import MISSING, PALETTE, PLAIN
 
 
 def stored(n_obs: int = 120, n_vars: int = 36, n_topics: int = 4, *, letters: int = 0) -> ad.AnnData:

@@ -13,8 +13,20 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import get
 from .._anndata import check_names, gene_labels, listed, pick_topics
-from ._text import FONT, add_legend, label_topics, literal, new_axes, text_width
-from ._topics import LEVEL, MISSING, PALETTE, PLAIN, _category_colors, _obs_column
+from ._axes import (
+    FONT,
+    LEVEL,
+    MISSING,
+    PALETTE,
+    PLAIN,
+    add_legend,
+    category_colors,
+    label_topics,
+    literal,
+    new_axes,
+    obs_column,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -289,7 +301,7 @@ def composition(
     >>> adata = bc.datasets.simulated()
     >>> ax = bc.pl.composition(adata, "condition", "cell_type")
     """
-    columns = {argument: _obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
+    columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     for argument, column in columns.items():
         if not isinstance(column.dtype, pd.CategoricalDtype):
             msg = f"`{argument}` must be a column of categories, got {column.name!r} with numbers."
@@ -299,7 +311,7 @@ def composition(
         msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
         raise ValueError(msg)
     heights = counts.div(counts.sum(axis=1), axis=0) if normalize else counts
-    colors = _category_colors(adata, columns["of"], of)
+    colors = category_colors(adata, columns["of"], of)
     if ax is None:
         height = 3.1 + max(0.3, text_width(counts.index))
         ax = new_axes(max(2.2, 0.32 * len(counts) + 0.8), height, map(str, counts.columns))
@@ -455,7 +467,7 @@ def images(
 
 def _mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
     """Mean usage of each group's cells, rows summing to 1."""
-    groups = _obs_column(adata, groupby)
+    groups = obs_column(adata, groupby)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
         raise ValueError(msg)
