@@ -162,7 +162,7 @@ def test_a_killed_fit_is_taken_up(small, tmp_path, logs):
     bc.tl.bcnmf(adata, **how, checkpoint=path, checkpoint_every=1)
     """
     how, path = HOW | {"max_iter": 150, "n_threads": 1}, tmp_path / "state"
-    for _ in range(3):
+    for _ in range(2):
         before = stamp(path)
         child = Child(code, logs, path=str(path), how=how | {"max_iter": 100_000})
         child.until(lambda: stamp(path) != before)  # noqa: B023
