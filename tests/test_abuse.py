@@ -1,7 +1,7 @@
 """Every public function meets odd data, and gives the result of the plain twin, or an error of ours and no change.
 
-One list of functions, one strategy of oddities. `BCNMF_SC_ABUSE` sets the number of examples of each function, to look
-for new defects (``BCNMF_SC_ABUSE=300 pytest tests/test_abuse.py``).
+One list of functions, one strategy of oddities. `BCNMF_SC_ABUSE` sets the number of examples of each function, and of
+problems in `engine/test_soak.py`, to look for new defects (``BCNMF_SC_ABUSE=300 pytest tests/test_abuse.py``).
 """
 
 from __future__ import annotations
