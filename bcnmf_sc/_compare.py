@@ -13,6 +13,7 @@ from scipy import sparse
 
 from . import _anndata
 from ._mudata import in_memory
+from ._scores import ari_bootstrap, auc, leakage
 from .engine import LIKELIHOODS
 from .engine.moments import as_matrix, log_normalized
 from .engine.sources import to_block
@@ -27,6 +28,8 @@ KEY = "bcnmf_sc_compared"
 LAYER = "bcnmf_sc_log"
 N_FOLDS, FEWEST_DONORS = 5, 2
 """Folds on which leakage is measured, and donors of each label that it takes at least."""
+SET_HERE = ("basis", "checkpoint", "copy", "key_added", "random_state")
+"""Arguments of a fit that are not the user's: each method and seed has its own."""
 
 
 class Fit(NamedTuple):
@@ -90,11 +93,13 @@ def compare(
     n_boot
         Resamples for the standard error of the ARI.
     nuisance
-        Column of `adata.obs` whose leakage is scored as well, in five folds; of each label there must be five cells.
+        Column of `adata.obs` whose leakage is scored as well: in five folds of cells, for which each label must have
+        five cells, or with `sample_key` in folds of donors.
     sample_key
-        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors, and leakage is
-        measured on donors left out, two at least of each label (unless `nuisance` is the same column). It is handed to
-        the background-topic modes too.
+        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors (and unknown where
+        there is one), and leakage is measured on donors left out, in as many folds as the rarest label has donors, at
+        least two and at most five (unless `nuisance` is the same column). It is handed to the background-topic modes
+        too, which need two donors with target cells and two with background cells.
     cells
         `"target"` scores the target's cells, `"all"` those of target and background. Cells without a label are left
         out.
@@ -102,15 +107,17 @@ def compare(
         Layer to read instead of `adata.X`.
     **options
         Passed to :func:`bcnmf_sc.tl.bcnmf`, and those it has (likelihood, mask_var, how to run) to
-        :func:`bcnmf_sc.tl.nmf`.
+        :func:`bcnmf_sc.tl.nmf`. Not `basis`, `checkpoint`, `copy`, `key_added` and `random_state`, which are set for
+        each fit.
 
     Returns
     -------
     Table with a row per method, alpha and seed: `method`, `alpha` (of contrastive PCA), `n_topics`, `seed`, `ari`
     with its bootstrap standard error `ari_se`, `auc` (best single topic), `auc_share` (target cells against
-    background cells by the out-of-fold target share, where the method has one), `leakage` (with `nuisance`),
-    `seconds`, `converged` (whether the loadings came to rest within `max_iter`; always for components). What else a
-    single fit would warn of is left out.
+    background cells by the out-of-fold target share, where the method has one), `leakage` and its `n_folds` (with
+    `nuisance`; fewer folds learn from fewer cells, so leakage compares at equal numbers only), `seconds`, `converged`
+    (whether the loadings came to rest within `max_iter`; always for components). What else a single fit would warn of
+    is left out.
 
     Examples
     --------
@@ -130,6 +137,9 @@ def compare(
     """
     from .tl._problem import whole_number
 
+    if taken := [name for name in SET_HERE if name in options]:
+        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
+        raise TypeError(msg)
     whole_number("n_seeds", n_seeds, 1)
     whole_number("n_boot", n_boot, 0)
     methods = [methods] if isinstance(methods, str) else list(methods)
@@ -160,6 +170,8 @@ def compare(
         )
         raise ValueError(msg)
     n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
+    if n_background_topics != 0 and {"bcnmf_split", "bcnmf_shared"} & set(methods):
+        _check_folds(adata, design, sample_key, cross_fit=options.get("cross_fit", N_FOLDS))
 
     work = _copy(adata, layer, options)
     whole_number("n_topics", n_topics, 1, min(work.shape), "the smaller of cells and genes used")
@@ -169,7 +181,7 @@ def compare(
     for name in methods:
         for seed in range(n_seeds):
             for made in run.of(name, seed):
-                row = _scores(
+                row = _score(
                     made.values[labelled],
                     truth[labelled],
                     known,
@@ -179,13 +191,13 @@ def compare(
                     sample_key=sample_key,
                     n_folds=n_folds,
                 )
-                row |= {"seconds": made.seconds, "converged": made.converged, "auc_share": np.nan}
+                row |= {"seconds": made.seconds, "converged": made.converged, "auc_share": np.nan, "n_folds": n_folds}
                 if made.share is not None:
                     row["auc_share"] = _auc_share(made.share, design)
                 rows.append({"method": name, "alpha": made.alpha, "n_topics": n_topics, "seed": seed} | row)
-    columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share", "leakage", "seconds"]
-    columns.append("converged")
-    return pd.DataFrame(rows)[[c for c in columns if c != "leakage" or nuisance is not None]]
+    columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share"]
+    columns += ["leakage", "n_folds"] if nuisance is not None else []
+    return pd.DataFrame(rows)[[*columns, "seconds", "converged"]]
 
 
 @dataclass
@@ -237,7 +249,7 @@ class _Runs:
             # a table of many fits is no place for the advice of each; whether they converged is a column
             warnings.simplefilter("ignore", UserWarning)
             if name == "nmf":
-                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level", "basis"}
+                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level"}
                 tl.nmf(self.adata, cells=self.scored, **{k: v for k, v in how.items() if k not in only})
             elif name == "bcnmf":
                 tl.bcnmf(self.adata, **self.contrast, **how)
@@ -291,7 +303,18 @@ def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> 
     return int(min(N_FOLDS, counts.min()))
 
 
-def _scores(
+def _check_folds(adata: AnnData, design: _anndata.Design, sample_key: str | None, *, cross_fit: int | None) -> None:
+    """Refuse cells or donors that background topics could not be scored on, before the first fit is paid for."""
+    from .tl._folds import make_folds
+    from .tl._problem import whole_number
+
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    make_folds(design, samples, cross_fit or N_FOLDS, random_state=0)
+
+
+def _score(
     values: np.ndarray,
     truth: np.ndarray,
     obs: pd.DataFrame,
@@ -302,14 +325,12 @@ def _scores(
     sample_key: str | None,
     n_folds: int,
 ) -> dict[str, Any]:
-    from . import metrics
-
     donors = None if sample_key is None else obs[sample_key].to_numpy()
-    index = metrics.ari_bootstrap(values, truth, n_boot=n_boot, groups=donors, normalize=False, random_state=seed)
-    row: dict[str, Any] = {"ari": index.ari, "ari_se": index.se, "auc": metrics.auc(values, truth)}
+    index = ari_bootstrap(values, truth, n_boot=n_boot, groups=donors, normalize=False, random_state=seed)
+    row: dict[str, Any] = {"ari": index.ari, "ari_se": index.se, "auc": auc(values, truth)}
     if nuisance is not None:
         known = obs[nuisance].notna().to_numpy()
-        row["leakage"] = metrics.leakage(
+        row["leakage"] = leakage(
             values[known],
             obs[nuisance].to_numpy()[known],
             groups=None if donors is None or sample_key == nuisance else donors[known],
@@ -321,8 +342,6 @@ def _scores(
 
 
 def _auc_share(share: np.ndarray, design: _anndata.Design) -> float:
-    from . import metrics
-
     one = np.isfinite(share) & (design.target ^ design.background)  # a cell that is both is on no side
     side = design.target[one]
-    return metrics.auc(share[one], side) if 0 < side.sum() < len(side) else np.nan
+    return auc(share[one], side) if 0 < side.sum() < len(side) else np.nan

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 import bcnmf_sc as bc
-from bcnmf_sc.pl._topics import MISSING, PALETTE, PLAIN
+from bcnmf_sc.pl._axes import MISSING, PALETTE, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Every public function meets odd data, and gives the result of the plain twin, or an error of ours and no change.
 
-One list of functions, one strategy of oddities. `BCNMF_SC_ABUSE` sets the number of examples of each function, to look
-for new defects (``BCNMF_SC_ABUSE=300 pytest tests/test_abuse.py``).
+One list of functions, one strategy of oddities. `BCNMF_SC_ABUSE` sets the number of examples of each function, and of
+problems in `engine/test_soak.py`, to look for new defects (``BCNMF_SC_ABUSE=300 pytest tests/test_abuse.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import pickle
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from scipy import sparse
@@ -360,7 +361,7 @@ def points(adata: ad.AnnData) -> np.ndarray:
 class Row:
     call: Callable[[ad.AnnData, dict[str, Any]], Any]
     prepare: Callable[[ad.AnnData, dict[str, Any]], Any] = nothing
-    examples: int = 5
+    examples: int = 3
     memory: bool = False
     """Needs the matrix in memory, and says so."""
     subsets: bool = False
@@ -376,15 +377,13 @@ def control(how: dict[str, Any]) -> dict[str, Any]:
 
 
 ROWS: dict[str, Row] = {
-    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=30),
+    "tl.bcnmf": Row(lambda a, how: fitted(a, how), examples=9),
     "tl.bcnmf split": Row(lambda a, how: split(a, how)),
-    "tl.bcnmf gaussian": Row(lambda a, how: fitted(a, how, likelihood="gaussian"), examples=10),
-    "tl.bcnmf nb": Row(lambda a, how: fitted(a, how, likelihood="nb"), examples=10),
-    "tl.bcnmf zinb": Row(lambda a, how: fitted(a, how, likelihood="zinb"), examples=10),
+    "tl.bcnmf gaussian": Row(lambda a, how: fitted(a, how, likelihood="gaussian"), examples=4),
+    "tl.bcnmf nb": Row(lambda a, how: fitted(a, how, likelihood="nb"), examples=4),
+    "tl.bcnmf zinb": Row(lambda a, how: fitted(a, how, likelihood="zinb"), examples=4),
     "tl.nmf": Row(lambda a, how: bc.tl.nmf(a, **layer(how), **FEW)),
-    "tl.project": Row(
-        lambda a, how: bc.tl.project(a, reference(a), key_added="new", **layer(how)), fitted, examples=10
-    ),
+    "tl.project": Row(lambda a, how: bc.tl.project(a, reference(a), key_added="new", **layer(how)), fitted),
     "tl.update": Row(lambda a, how: bc.tl.update(a, reference(a), max_iter=3, progress=False, **layer(how)), fitted),
     "tl.associate": Row(lambda a, how: bc.tl.associate(a, groupby="condition", sample_key="donor"), fitted),
     "tl.associate_genes": Row(lambda a, how: bc.tl.associate_genes(a, groupby="condition", **layer(how)), fitted),
@@ -406,17 +405,19 @@ ROWS: dict[str, Row] = {
         )
     ),
     "tl.umap": Row(lambda a, how: bc.tl.umap(a, n_neighbors=5), fitted, examples=1),
-    "tl.gpnsf": Row(spatial, examples=2),
-    "tl.gpnsf_predict": Row(lambda a, how: bc.tl.gpnsf_predict(a, np.zeros((2, 2))).X, spatial, examples=2),
-    "tl.enhance": Row(lambda a, how: bc.tl.enhance(a), spatial, examples=3),
-    "pp.gene_similarity": Row(lambda a, how: bc.pp.gene_similarity(points(a).T[:, :4], n_neighbors=1).matrix.toarray()),
+    "tl.gpnsf": Row(spatial, examples=1),
+    "tl.gpnsf_predict": Row(lambda a, how: bc.tl.gpnsf_predict(a, np.zeros((2, 2))).X, spatial, examples=1),
+    "tl.enhance": Row(lambda a, how: bc.tl.enhance(a), spatial, examples=2),
+    "pp.gene_similarity": Row(
+        lambda a, how: bc.pp.gene_similarity(pd.DataFrame(points(a)), n_neighbors=1).graph.toarray()
+    ),
     "pp.highly_variable_genes": Row(
-        lambda a, how: bc.pp.highly_variable_genes(a, **how, n_top_genes=4), examples=15, memory=True
+        lambda a, how: bc.pp.highly_variable_genes(a, **how, n_top_genes=4), examples=5, memory=True
     ),
     "pp.protein_coding": Row(lambda a, how: bc.pp.protein_coding(a)),
     "pp.recipe": Row(
         lambda a, how: bc.pp.recipe(a, **how, n_top_genes=4, min_genes=1, min_cells=1),
-        examples=15,
+        examples=5,
         memory=True,
         subsets=True,
     ),
@@ -445,25 +446,25 @@ ROWS: dict[str, Row] = {
             n_boot=2,
             max_iter=3,
         ).drop(columns="seconds"),
-        examples=3,
+        examples=2,
     ),
-    "pl.alpha_path": Row(lambda a, how: bc.pl.alpha_path(a), chosen, examples=2),
-    "pl.associations": Row(lambda a, how: bc.pl.associations(a, "kind"), then(associated), examples=2),
-    "pl.bubbles": Row(lambda a, how: bc.pl.bubbles(a, "condition"), fitted, examples=4),
+    "pl.alpha_path": Row(lambda a, how: bc.pl.alpha_path(a), chosen, examples=1),
+    "pl.associations": Row(lambda a, how: bc.pl.associations(a, "kind"), then(associated), examples=1),
+    "pl.bubbles": Row(lambda a, how: bc.pl.bubbles(a, "condition"), fitted),
     "pl.compare": Row(
         lambda a, how: bc.pl.compare(pd.DataFrame({"method": ["a/b"], "alpha": [np.nan], "ari": [0.5]})), examples=1
     ),
     "pl.composition": Row(lambda a, how: bc.pl.composition(a, "condition", "kind"), examples=4),
-    "pl.enrichment": Row(lambda a, how: bc.pl.enrichment(a), then(enriched), examples=2),
-    "pl.gene_frequency": Row(lambda a, how: bc.pl.gene_frequency(a), fitted, examples=4),
-    "pl.images": Row(lambda a, how: bc.pl.images(a, shape=(3, a.n_vars // 3)), fitted, examples=2),
+    "pl.enrichment": Row(lambda a, how: bc.pl.enrichment(a), then(enriched), examples=1),
+    "pl.gene_frequency": Row(lambda a, how: bc.pl.gene_frequency(a), fitted),
+    "pl.images": Row(lambda a, how: bc.pl.images(a, shape=(3, a.n_vars // 3)), fitted, examples=1),
     "pl.lengthscales": Row(lambda a, how: bc.pl.lengthscales(a), spatial, examples=1),
-    "pl.loadings": Row(lambda a, how: bc.pl.loadings(a, n_genes=3), fitted, examples=4),
-    "pl.loss": Row(lambda a, how: bc.pl.loss(a), fitted, examples=2),
+    "pl.loadings": Row(lambda a, how: bc.pl.loadings(a, n_genes=3), fitted),
+    "pl.loss": Row(lambda a, how: bc.pl.loss(a), fitted, examples=1),
     "pl.spatial_topics": Row(lambda a, how: bc.pl.spatial_topics(a), spatial, examples=1),
-    "pl.stability": Row(lambda a, how: bc.pl.stability(a), again, examples=2),
+    "pl.stability": Row(lambda a, how: bc.pl.stability(a), again, examples=1),
     "pl.umap": Row(lambda a, how: bc.pl.umap(a, color="condition"), then(placed), examples=4),
-    "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted, examples=4),
+    "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted),
 }
 
 
@@ -538,14 +539,16 @@ def check_error(error: BaseException) -> None:
     assert "`" in str(error) or "sparse matrix on disk" in str(error), error
 
 
-def outcome(row: Row, adata: ad.AnnData, how: dict[str, Any]) -> tuple[Any, BaseException | None]:
+def outcome(
+    row: Row, adata: ad.AnnData, how: dict[str, Any], *, draw: bool = False
+) -> tuple[Any, BaseException | None]:
     """What a call returns, or the error it ends in; warnings are for the user, or none."""
     error, result = None, None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             result = row.call(adata, how)
-            if isinstance(result, plt.Axes | plt.Figure):
+            if draw and isinstance(result, plt.Axes | plt.Figure):
                 (result if isinstance(result, plt.Figure) else result.figure).canvas.draw()
         except Exception as e:  # noqa: BLE001 (any may come: which one is the question)
             error = e
@@ -557,8 +560,8 @@ def outcome(row: Row, adata: ad.AnnData, how: dict[str, Any]) -> tuple[Any, Base
     return result, error
 
 
-def meet(name: str, odd: Odd) -> None:
-    """Call the function on the odd data and on the plain twin, and compare."""
+def meet(name: str, odd: Odd) -> bool:
+    """Call the function on the odd data and on the plain twin, and compare; whether there were two results."""
     row = ROWS[name]
     try:
         with warnings.catch_warnings():
@@ -566,10 +569,10 @@ def meet(name: str, odd: Odd) -> None:
             adata, twin, how = dress(odd, row.prepare)
     except (ValueError, TypeError) as error:  # what comes before refuses these values
         check_error(error)
-        return
+        return False
     expected, refused = outcome(row, twin, how)
     before, matrices = {k: deepcopy(v) for k, v in slots(adata).items()}, data(adata)
-    result, error = outcome(row, adata, how)
+    result, error = outcome(row, adata, how, draw=True)
     now = slots(adata)
     if not ROWS[name].subsets or error is not None:
         for one, other in zip(data(adata), matrices, strict=True):
@@ -584,7 +587,7 @@ def meet(name: str, odd: Odd) -> None:
         may = "twice" in odd.names or odd.storage in ("backed csc",) or (row.memory and odd.storage in ON_DISK)
         may = may or (odd.groups == "int" and name.startswith("pl."))  # a column of numbers is a scale there
         assert refused is not None or may, f"refused: {error!r}"
-        return
+        return False
     assert refused is None, f"the plain twin alone is refused: {refused!r}"
     plain = slots(twin)
     assert set(now) == set(plain)
@@ -599,19 +602,27 @@ def meet(name: str, odd: Odd) -> None:
     if usage is not None:
         assert np.isfinite(usage).all()
         assert (usage >= 0).all()
+    return True
 
 
 INPUT = (".obs[condition]", ".obs[donor]", ".obs[kind]", ".obs[score]", ".var[gene_biotype]")
 
 
+def or_plain(kinds: Collection[str]) -> st.SearchStrategy[str]:
+    """Half of them plain (the first): of data that are odd in every way, most are refused, and nothing is compared."""
+    return st.one_of(st.just(next(iter(kinds))), st.sampled_from(list(kinds)))
+
+
 ODD = st.builds(
     Odd,
-    values=st.sampled_from(VALUES),
-    dtype=st.sampled_from(DTYPES),
+    values=or_plain(VALUES),
+    dtype=or_plain(DTYPES),
     storage=st.sampled_from(list(MATRICES)),
-    groups=st.sampled_from(GROUPS),
-    names=st.sampled_from(NAMES),
-)
+    groups=or_plain(GROUPS),
+    names=or_plain(NAMES),
+).filter(lambda odd: odd != Odd())  # the first example would be the twin itself
+ACCEPTED = Odd("empty rows", "int32", "unsorted", "unused levels", "hostile")
+"""What every function takes."""
 
 
 def test_every_public_function_is_listed():
@@ -622,10 +633,22 @@ def test_every_public_function_is_listed():
 @pytest.mark.parametrize("name", ROWS)
 def test_odd_data(name):
     n = int(os.environ.get("BCNMF_SC_ABUSE", ROWS[name].examples))
+    phases = [Phase.explicit] + [Phase.generate, Phase.shrink] * (n > 1)
+    checks = list(HealthCheck)
+    compared = []
 
-    @settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @seed(zlib.crc32(name.encode()))
+    @settings(
+        max_examples=max(n - 1, 1),
+        phases=phases,
+        deadline=None,
+        database=None,
+        suppress_health_check=checks,
+    )
+    @example(ACCEPTED)
     @given(ODD)
     def test(odd: Odd) -> None:
-        meet(name, odd)
+        compared.append(meet(name, odd))
 
     test()
+    assert compared[0], "refused what every function takes"

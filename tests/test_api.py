@@ -171,6 +171,17 @@ def test_layers_go_one_way():
         assert not imports(PACKAGE / name) & {f"bcnmf_sc.{part}" for part in parts}
     for path in (PACKAGE / "pl").glob("*.py"):
         assert not [name for name in imports(path) if name.startswith(("bcnmf_sc.tl", "bcnmf_sc.engine"))]
+    assert not [path for path in PACKAGE.rglob("_[a-z]*.py") if "bcnmf_sc.metrics" in imports(path)]
+
+
+def test_modules_share_what_has_a_public_name():
+    for path in PACKAGE.rglob("*.py"):
+        for name in imports(path):
+            place, _, last = name.rpartition(".")
+            folder = PACKAGE.parent.joinpath(*place.split("."))
+            private = last.startswith("_") and not last.startswith("__")
+            ours = name.startswith("bcnmf_sc") and not (folder / f"{last}.py").exists() and not (folder / last).exists()
+            assert not (private and ours), f"{path.name} imports {name}"
 
 
 def run(code: str) -> str:

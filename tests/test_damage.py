@@ -133,7 +133,7 @@ def test_changed_bits_of_a_checkpoint_are_seen(problem, tmp_path, spatial):
         inside = [
             whole.index(archive.read(i)) + i.file_size // 8 * 4 + 3 for i in archive.infolist() if i.file_size > 7
         ]
-    for at in [*inside, *np.random.default_rng(0).choice(len(whole), 3 if spatial else 60, replace=False)]:
+    for at in [*inside, *np.random.default_rng(0).choice(len(whole), 1 if spatial else 30, replace=False)]:
         content = bytearray(whole)
         content[at] ^= 1 << 5
         path.write_bytes(content)
@@ -197,7 +197,7 @@ def test_foreign_files_are_no_h5ad(tmp_path, kind):
 def test_changed_bits_of_an_h5ad(stored, tmp_path):
     """Ends in a result or in one line; HDF5 has no checksums here, so a changed value may be read."""
     codes = set()
-    for at in np.random.default_rng(1).integers(len(stored), size=25):
+    for at in np.random.default_rng(1).integers(len(stored), size=15):
         content = bytearray(stored)
         content[at] ^= 1 << int(at % 8)
         path = tmp_path / f"{at}.h5ad"

@@ -42,6 +42,9 @@ def test_ari_standard_error_is_that_of_resamples_and_repeats(rng) -> None:
     assert found.ari == metrics.ari_bootstrap(usage, labels, n_boot=0).ari
     np.testing.assert_array_equal(found.samples, metrics.ari_bootstrap(usage, labels, n_boot=15).samples)
     assert np.isnan(metrics.ari_bootstrap(usage, labels, n_boot=0).se)
+    one = metrics.ari_bootstrap(usage, labels, n_boot=3, groups=np.zeros(len(labels)))
+    assert np.isnan(one.se)  # every resample is the same cells
+    assert one.ari == metrics.ari_bootstrap(usage, labels, n_boot=0).ari
 
 
 def test_ari_clusters_on_one_thread(rng, monkeypatch) -> None:
@@ -184,11 +187,14 @@ def test_compare_measures_leakage_on_donors_left_out() -> None:
     adata.obs["batch"] = np.where(adata.obs["donor"].isin(donors[::2]), "x", "y")
     how = {"background_key": "condition", "background": "ctrl", "labels": "cell_type", "nuisance": "batch"}
     how |= {"methods": "pca", "n_topics": 8, "n_seeds": 1, "n_boot": 0}
-    by_cell, by_donor = (metrics.compare(adata, sample_key=key, **how)["leakage"].item() for key in (None, "donor"))
-    assert by_cell > 0.8
-    assert by_donor < 0.6
+    by_cell, by_donor = (metrics.compare(adata, sample_key=key, **how) for key in (None, "donor"))
+    assert by_cell["leakage"].item() > 0.8
+    assert by_donor["leakage"].item() < 0.6
+    assert [table["n_folds"].item() for table in (by_cell, by_donor)] == [5, 3]
+    assert "n_folds" not in metrics.compare(adata, **how | {"nuisance": None})
     same = metrics.compare(adata, **how | {"nuisance": "donor"}, sample_key="donor")
     assert same["leakage"].item() > 0.8
+    assert same["n_folds"].item() == 5
 
 
 def test_compare_says_which_fits_did_not_converge(adata) -> None:
@@ -231,7 +237,16 @@ def test_compare_errors(adata, monkeypatch) -> None:
         ({"labels": "subgroup", "nuisance": "site", "sample_key": "donor"}, "at least 2 donors each"),
         ({"labels": "subgroup", "sample_key": "vague"}, "must name a donor for every cell .* 'vague' with 3 without"),
         ({"labels": "donor", "n_seeds": 0}, "`n_seeds` must be a whole number of at least 1, got 0"),
+        ({"labels": "subgroup", "sample_key": "site"}, "at least 2 donors with target cells and 2 with .* 2 and 1"),
+        ({"labels": "subgroup", "sample_key": "site", "cross_fit": None}, "at least 2 donors with target cells"),
+        ({"labels": "subgroup", "cross_fit": 1}, "`cross_fit` must be a whole number of at least 2, got 1"),
         ({"labels": "donor", "n_boot": -1}, "`n_boot` must be a whole number of at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             metrics.compare(adata, **how, **wrong)
+    taken = {"checkpoint": "c.npz", "copy": True, "key_added": "mine", "random_state": 5, "basis": "split"}
+    for name, value in taken.items():
+        with pytest.raises(TypeError, match=f"`compare` sets '{name}' for each of its fits. Leave it out."):
+            metrics.compare(adata, **how, labels="donor", **{name: value})
+    with pytest.raises(pytest.fail.Exception, match="a method was run"):  # one donor is enough where none is left out
+        metrics.compare(adata, **how, labels="subgroup", sample_key="site", methods="nmf")

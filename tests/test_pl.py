@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb, to_rgba
 
 from bcnmf_sc import get, pl
+from bcnmf_sc.pl._axes import MISSING, PLAIN
 
 
 def stored(n_obs: int = 60, n_vars: int = 30, n_topics: int = 4, *, letters: int = 0) -> ad.AnnData:
@@ -110,8 +111,8 @@ def test_umap_by_number_with_missing_values(adata: ad.AnnData) -> None:
     ax.figure.canvas.draw()
     faces = ax.collections[0].get_facecolors()
     assert len(faces) == adata.n_obs
-    np.testing.assert_allclose(faces[:5], [to_rgba(pl.MISSING)] * 5)
-    assert not np.allclose(faces[5], to_rgba(pl.MISSING))
+    np.testing.assert_allclose(faces[:5], [to_rgba(MISSING)] * 5)
+    assert not np.allclose(faces[5], to_rgba(MISSING))
 
 
 def test_umap_by_category_with_missing_values_booleans_and_unused(adata: ad.AnnData) -> None:
@@ -192,8 +193,8 @@ def test_loadings_bars_show_enrichment_until_there_are_p_values(adata: ad.AnnDat
     np.testing.assert_allclose(widths[:3], [-3, 1, 0])
     assert 300 < widths[3] < np.inf
     faces = [bar.get_facecolor() for bar in ax.patches]
-    assert faces[0] == faces[3] == to_rgba(pl.PLAIN)
-    assert faces[1] == faces[2] == to_rgba(pl.MISSING)
+    assert faces[0] == faces[3] == to_rgba(PLAIN)
+    assert faces[1] == faces[2] == to_rgba(MISSING)
     assert ax.get_xlabel().startswith("signed")
 
 

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgba
 
 from bcnmf_sc import get, pl, tl
-from bcnmf_sc.pl._topics import MISSING, PALETTE, PLAIN
+from bcnmf_sc.pl._axes import MISSING, PALETTE, PLAIN
 
 
 def stored(n_obs: int = 120, n_vars: int = 36, n_topics: int = 4, *, letters: int = 0) -> ad.AnnData:
@@ -210,6 +210,17 @@ def test_compare_draws_medians_errors_and_seeds() -> None:
     np.testing.assert_allclose(points[3].get_ydata(), [0.5, 0.6, 0.7])
     assert ax.get_ylabel() == "adjusted Rand index"
     check_layout(ax.figure)
+
+
+def test_compare_draws_no_errors_that_are_not_known() -> None:
+    """As with `n_boot=0`; warnings are errors here."""
+    ax = pl.compare(comparison().assign(ari_se=np.nan))
+    assert not ax.collections
+    assert len(ax.patches) == 4
+    table = comparison()
+    table.loc[table["method"] == "pca", "ari_se"] = np.nan
+    (errors,) = pl.compare(table).collections
+    assert [segment[0, 0] for segment in errors.get_segments()] == [1, 2, 3]
 
 
 def test_compare_leaves_out_methods_without_the_score() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .. import get, pl
-from ..pl._topics import LEVEL
+from ..pl._axes import LEVEL
 from ._cautions import cautions
 from ._page import Code, Facts, Items, Missing, Part, Section, Text, picture, table, written
 

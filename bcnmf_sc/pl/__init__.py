@@ -6,9 +6,10 @@ where it fills several axes. Tall and wide tables make tall and wide figures, so
 
 from ._choices import alpha_path, stability
 from ._enrichment import enrichment
+from ._loadings import loadings
 from ._spatial import lengthscales, spatial_topics
 from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
-from ._topics import MISSING, PALETTE, PLAIN, loadings, loss, umap, usage
+from ._topics import loss, umap, usage
 
 __all__ = [
     "alpha_path",
@@ -27,6 +28,3 @@ __all__ = [
     "umap",
     "usage",
 ]
-
-# Colours that the tests know; not public.
-_COLOURS = (MISSING, PALETTE, PLAIN)

@@ -9,8 +9,7 @@ from matplotlib import pyplot as plt
 
 from .. import get
 from .._anndata import listed
-from ._text import FONT, literal, new_axes, text_width
-from ._topics import MISSING, PALETTE, PLAIN
+from ._axes import FONT, MISSING, PALETTE, PLAIN, literal, new_axes, text_width
 
 if TYPE_CHECKING:
     from anndata import AnnData

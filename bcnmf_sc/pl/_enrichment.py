@@ -10,8 +10,7 @@ from matplotlib.lines import Line2D
 
 from .. import get
 from .._anndata import listed, pick_topics
-from ._text import FONT, add_legend, literal, new_axes, text_width
-from ._topics import LEVEL, PLAIN
+from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

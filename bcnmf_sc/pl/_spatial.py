@@ -8,8 +8,7 @@ import numpy as np
 
 from .._anndata import listed
 from .._mudata import read_places, stored_fit
-from ._text import literal
-from ._topics import PALETTE
+from ._axes import PALETTE, literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

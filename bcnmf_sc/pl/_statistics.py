@@ -13,8 +13,20 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import get
 from .._anndata import check_names, gene_labels, listed, pick_topics
-from ._text import FONT, add_legend, label_topics, literal, new_axes, text_width
-from ._topics import LEVEL, MISSING, PALETTE, PLAIN, _category_colors, _obs_column
+from ._axes import (
+    FONT,
+    LEVEL,
+    MISSING,
+    PALETTE,
+    PLAIN,
+    add_legend,
+    category_colors,
+    label_topics,
+    literal,
+    new_axes,
+    obs_column,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,7 +238,7 @@ def compare(
     ... )
     >>> ax = bc.pl.compare(table)
     """
-    if score not in table or score in ("method", "alpha", "n_topics", "seed"):
+    if score not in table or score in ("method", "alpha", "n_topics", "seed", "n_folds"):
         msg = f"`score` must be a column with a score, got {score!r}. Present: {listed(table.columns)}."
         raise ValueError(msg)
     drawn = table[table[score].notna()]
@@ -241,14 +253,16 @@ def compare(
         ax = new_axes(max(2.4, 0.42 * len(runs) + 0.8), 2.5 + text_width(name for name, _ in runs))
     middle = [rows[score].median() for _, rows in runs]
     ax.bar(range(len(runs)), middle, **{"width": 0.7, "color": MISSING, "edgecolor": PLAIN, **kwargs})
-    if f"{score}_se" in table:
-        error = np.nan_to_num([rows[f"{score}_se"].median() for _, rows in runs])
-        ax.errorbar(range(len(runs)), middle, yerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    known = [i for i, (_, rows) in enumerate(runs) if f"{score}_se" in rows and rows[f"{score}_se"].notna().any()]
+    if known:
+        error = [runs[i][1][f"{score}_se"].median() for i in known]
+        at = [middle[i] for i in known]
+        ax.errorbar(known, at, yerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     for i, (_, rows) in enumerate(runs):
         values = rows[score].to_numpy(dtype=float)
         if len(values) > 1:
-            at = i + 0.5 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
-            ax.plot(at, values, marker="o", ms=3, ls="", color=PALETTE[0], mec="white", mew=0.3, zorder=3)
+            across = i + 0.5 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
+            ax.plot(across, values, marker="o", ms=3, ls="", color=PALETTE[0], mec="white", mew=0.3, zorder=3)
     ax.set_xticks(range(len(runs)), [literal(name) for name, _ in runs], rotation=90, fontsize=FONT)
     ax.axhline(0, color="black", linewidth=0.8)
     written = {"ari": "adjusted Rand index", "auc": "AUC, best topic", "auc_share": "AUC, target share"}
@@ -287,7 +301,7 @@ def composition(
     >>> adata = bc.datasets.simulated()
     >>> ax = bc.pl.composition(adata, "condition", "cell_type")
     """
-    columns = {argument: _obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
+    columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     for argument, column in columns.items():
         if not isinstance(column.dtype, pd.CategoricalDtype):
             msg = f"`{argument}` must be a column of categories, got {column.name!r} with numbers."
@@ -297,7 +311,7 @@ def composition(
         msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
         raise ValueError(msg)
     heights = counts.div(counts.sum(axis=1), axis=0) if normalize else counts
-    colors = _category_colors(adata, columns["of"], of)
+    colors = category_colors(adata, columns["of"], of)
     if ax is None:
         height = 3.1 + max(0.3, text_width(counts.index))
         ax = new_axes(max(2.2, 0.32 * len(counts) + 0.8), height, map(str, counts.columns))
@@ -453,7 +467,7 @@ def images(
 
 def _mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
     """Mean usage of each group's cells, rows summing to 1."""
-    groups = _obs_column(adata, groupby)
+    groups = obs_column(adata, groupby)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
         raise ValueError(msg)

@@ -1,21 +1,32 @@
-"""Topics: embedding, loadings, usage, how the fit went; and the style that all plots share."""
+"""Topics over the cells (embedding, usage by group), and how the fit went."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.colors import PowerNorm, to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import check_names, gene_labels, listed, pick_topics, stored, stored_slot
-from ._text import FONT, add_legend, label_topics, literal, new_axes, text_width
+from .._anndata import listed, pick_topics, stored, stored_slot
+from ._axes import (
+    FONT,
+    MISSING,
+    PALETTE,
+    PLAIN,
+    add_legend,
+    category_colors,
+    label_topics,
+    literal,
+    new_axes,
+    obs_column,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,13 +34,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colour-blind-safe colours; in grey the first four have 0.34, 0.64, 0 and 0.47 of white.
-PALETTE = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#F0E442")
-MISSING = "#D3D3D3"
-PLAIN = "#555555"
-LEVEL = 0.05
-"""Adjusted p up to which a bar or point is drawn dark."""
 
 
 def umap(
@@ -78,7 +82,7 @@ def umap(
         options["c"] = PLAIN
     elif isinstance(values.dtype, pd.CategoricalDtype):
         order = np.random.default_rng(0).permutation(len(points))
-        legend = _category_colors(adata, values, color)
+        legend = category_colors(adata, values, color)
         # Code -1, a missing value, takes the last entry.
         options["c"] = np.array([*map(to_rgb, legend.values()), to_rgb(MISSING)])[values.cat.codes.to_numpy()[order]]
         used = set(values.dropna())
@@ -104,99 +108,6 @@ def umap(
         ax.figure.colorbar(drawn, ax=ax, label=literal(color) + (", share of usage" if share else ""))
     ax.set(xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
     return ax
-
-
-def loadings(
-    adata: AnnData,
-    *,
-    key: str = "bcnmf",
-    n_genes: int = 5,
-    topics: str | Sequence[str] | None = None,
-    by: Literal["loading", "specificity"] = "loading",
-    test: str | None = "auto",
-    gene_test: str | None = None,
-    gene_symbols: str | None = None,
-    **kwargs: Any,
-) -> Figure:
-    """Draw each topic's leading genes as a heatmap of loadings, with the tests of genes and topic beside them.
-
-    One block of rows per topic, one column per topic: a gene that leads several topics comes once in each block.
-    The shade grows with the square root of the loading, since few genes carry most of a topic. The bars at the right
-    belong to the blocks.
-
-    Parameters
-    ----------
-    adata
-        Annotated data with a stored factorisation.
-    key
-        The `key_added` under which it was stored.
-    n_genes
-        Genes per topic.
-    topics
-        Names of the topics to draw, in this order; None for all.
-    by
-        What ranks the genes, see :func:`bcnmf_sc.get.top_genes`.
-    test
-        Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the log2 enrichment,
-        dark for topics that were called; `"log2_enrichment"` compares the usage in target and background. `"auto"`
-        takes the first of the two that has values; None draws no bars. Or a column of `adata.obs` against which
-        :func:`bcnmf_sc.tl.associate` tested the topics, drawn as `gene_test` is.
-    gene_test
-        Column of `adata.obs` against which :func:`bcnmf_sc.tl.associate_genes` tested the genes: a bar for each gene,
-        -log10 p with the sign of the difference, dark where the adjusted p is at most 0.05. None draws none.
-    gene_symbols
-        Column of `adata.var` that names the genes instead of `adata.var_names`.
-    **kwargs
-        Passed to `matplotlib.axes.Axes.imshow` of the heatmap.
-
-    Returns
-    -------
-    The figure.
-
-    Examples
-    --------
-    >>> import bcnmf_sc as bc
-    >>> adata = bc.datasets.simulated()
-    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> fig = bc.pl.loadings(adata, n_genes=5)
-    """
-    check_names(adata)
-    genes = get.top_genes(adata, n_genes, key=key, by=by, topics=topics)
-    names = genes["topic"].cat.categories.tolist()
-    table = get.topics(adata, key=key).loc[names]
-    tested, table = _pick_test(adata, table, test, key=key)
-    of_genes = None if gene_test is None else _tests(adata, gene_test, genes["gene"], key=key, of="gene")
-    w = get.loadings(adata, key=key)
-    rows = w.index.get_indexer(genes["gene"])
-    heat = w[names].to_numpy()[rows]
-    labels = gene_labels(adata, gene_symbols)[rows].astype(str)
-
-    n_rows, n_cols = heat.shape
-    labels_width, names_width = text_width(labels), text_width(names)
-    height = max(2.2, 0.165 * n_rows) + names_width + 0.3
-    ratios = [max(1.2, 0.24 * n_cols), *([1.4] * (of_genes is not None)), *([1.4] * bool(tested))]
-    width = labels_width + sum(ratios) + 1.1 + (names_width if tested else 0)
-    fig = plt.figure(figsize=(width, height), layout="constrained")
-    axes = fig.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
-
-    ax = axes[0]
-    shade = {} if "norm" in kwargs or "vmax" in kwargs or "vmin" in kwargs else {"norm": PowerNorm(0.5, 0, heat.max())}
-    image = ax.imshow(heat, **{"cmap": "Greys", "aspect": "auto", "interpolation": "nearest", **shade, **kwargs})
-    ax.set_yticks(range(n_rows), list(map(literal, labels)), fontsize=FONT)
-    ax.set_xticks(range(n_cols), list(map(literal, names)), rotation=90, fontsize=FONT)
-    ax.tick_params(length=0)
-    edges = genes["topic"].cat.codes.diff().ne(0).to_numpy().nonzero()[0]
-    for edge in edges[1:]:
-        ax.axhline(edge - 0.5, color=PLAIN, linewidth=0.5)
-    bar = fig.colorbar(image, ax=axes, label="loading", shrink=min(1.0, 2.5 / height), aspect=15, anchor=(0, 1))
-    bar.locator = MaxNLocator(5)
-    bar.ax.tick_params(labelsize=FONT)
-    if of_genes is not None:
-        _draw_gene_tests(axes[1], of_genes, edges)
-    if tested:
-        bounds = np.append(edges, n_rows) - 0.5
-        _draw_test(axes[-1], table, tested, bounds=bounds)
-    return fig
 
 
 def usage(
@@ -247,17 +158,17 @@ def usage(
     share = get.usage(adata, key=key, normalize=True)
     names = pick_topics(share.columns, topics)
     column = f"{key}_role" if groupby is None else groupby
-    groups = _obs_column(adata, column)
+    groups = obs_column(adata, column)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {column!r} with numbers. Use `.astype('category')` on it."
         raise ValueError(msg)
     used = set(groups.dropna())
-    colors = {category: c for category, c in _category_colors(adata, groups, column).items() if category in used}
+    colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}
     if not colors:
         msg = f"`groupby` must have a value for at least one cell, got {column!r} with none."
         raise ValueError(msg)
 
-    donors = None if sample_key is None else _obs_column(adata, sample_key, "sample_key").astype("category")
+    donors = None if sample_key is None else obs_column(adata, sample_key, "sample_key").astype("category")
 
     n_groups, n_topics = len(colors), len(names)
     if ax is None:
@@ -358,114 +269,10 @@ def _color_values(adata: AnnData, key: str, color: str | None) -> pd.Series | No
     if color is None:
         return None
     if color in adata.obs:
-        return _obs_column(adata, color)
+        return obs_column(adata, color)
     shares = get.usage(adata, key=key, normalize=True)
     if color not in shares:
         present = listed([*adata.obs, *shares], 20)
         msg = f"`color` must be a column of `adata.obs` or a topic, got {color!r}. Present: {present}."
         raise ValueError(msg)
     return shares[color]
-
-
-def _obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Series:
-    """Return a column of obs, as categories unless it holds numbers."""
-    if name not in adata.obs:
-        msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
-        raise ValueError(msg)
-    column = adata.obs[name]
-    numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    return column if numbers else column.astype("category")
-
-
-def _category_colors(adata: AnnData, column: pd.Series, name: str | None) -> dict[Any, str]:
-    """Colour of every category: scanpy's stored ones, else colour-blind-safe ones while they last."""
-    categories = column.cat.categories
-    palette = list(adata.uns.get(f"{name}_colors", ()))
-    if len(palette) < len(categories):
-        palette = list(PALETTE)
-    if len(palette) < len(categories):
-        from scanpy.pl.palettes import default_20, default_28, default_102
-
-        palette = next((p for p in (default_20, default_28) if len(p) >= len(categories)), default_102)
-    return {category: to_hex(palette[i % len(palette)]) for i, category in enumerate(categories)}
-
-
-def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: str) -> tuple[str | None, pd.DataFrame]:
-    """Name the column to draw, and return the table that has it."""
-    columns = ("p_value", "log2_enrichment")
-    if test is not None and test not in ("auto", *columns):
-        tested = set(adata.uns[key].get("associations", {"groupby": ()})["groupby"])
-        if test not in tested:
-            rule = "'auto', 'p_value', 'log2_enrichment', None or a column tested by `bcnmf_sc.tl.associate`"
-            msg = f"`test` must be {rule}, got {test!r}. Tested: {listed(tested)}."
-            raise ValueError(msg)
-        return "signed_log10_p", _tests(adata, test, table.index, key=key, of="topic")
-    filled = [name for name in columns if name in table and table[name].notna().any()]
-    if test == "auto":
-        return (filled[0] if filled else None), table
-    if test is not None and test not in filled:
-        msg = f"`test` must be a column with values in the topics table, got {test!r}. Present: {listed(filled)}."
-        raise ValueError(msg)
-    return test, table
-
-
-def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) -> None:
-    """One bar per topic, as high as its block of genes."""
-    value = table[test].to_numpy(dtype=float)
-    dark, label = np.ones(len(value), dtype=bool), "log2 enrichment"
-    if test == "p_value":
-        value = -np.log10(np.maximum(value, np.finfo(float).tiny))
-        label = "$-$log10 p"
-        if "log2_enrichment" in table:
-            value = value * np.where(table["log2_enrichment"].to_numpy(dtype=float) < 0, -1, 1)
-            label = "signed $-$log10 p"
-        if "called" in table:
-            dark = (table["called"] == 1).to_numpy(dtype=bool)  # False where not known
-            label += "\n(dark: called)"
-    elif test == "signed_log10_p":
-        dark, label = (table["p_adjusted"] <= LEVEL).to_numpy(), _against(table, "topics")
-    centres, heights = (bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)
-    ax.barh(centres, np.nan_to_num(value), 0.8 * heights, color=np.where(dark, PLAIN, MISSING), edgecolor=PLAIN)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_ylim(bounds[-1], bounds[0])
-    ax.yaxis.tick_right()
-    ax.set_yticks(centres, list(map(literal, table.index)), fontsize=FONT)
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelsize=FONT)
-    ax.set_xlabel(label, fontsize=FONT)
-    ax.locator_params(axis="x", nbins=4)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _tests(adata: AnnData, groupby: str, names: pd.Series | pd.Index, *, key: str, of: str) -> pd.DataFrame:
-    """Return the tests of topics or genes against a column, one row for each of `names`."""
-    table = get.associations(adata, groupby, key=key, table="genes" if of == "gene" else "topics")
-    if table["group"].nunique() > 1:
-        several = listed(table["group"].unique())
-        argument, call = ("gene_test", "associate_genes") if of == "gene" else ("test", "associate")
-        advice = f"Name one of its groups in `bcnmf_sc.tl.{call}`."
-        msg = f"`{argument}` must name a column with one comparison, got {groupby!r} with {several}. {advice}"
-        raise ValueError(msg)
-    return table.set_index(of).reindex(names)
-
-
-def _against(table: pd.DataFrame, what: str) -> str:
-    group, reference = (literal(table[name].dropna().iloc[0]) for name in ("group", "reference"))
-    return f"{what}, signed\n$-$log10 p,\n{group} against\n{reference}"
-
-
-def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
-    """One bar per gene, beside its row of the heatmap."""
-    value = table["signed_log10_p"].to_numpy(dtype=float)
-    dark = (table["p_adjusted"] <= LEVEL).to_numpy()
-    rows = np.arange(len(value))
-    ax.barh(rows, np.nan_to_num(value), 0.8, color=np.where(dark, PLAIN, MISSING), edgecolor=PLAIN, linewidth=0.5)
-    ax.axvline(0, color="black", linewidth=0.8)
-    for edge in edges[1:]:
-        ax.axhline(edge - 0.5, color=PLAIN, linewidth=0.5)
-    ax.set_ylim(len(value) - 0.5, -0.5)
-    ax.set_yticks([])
-    ax.tick_params(axis="x", labelsize=FONT)
-    ax.set_xlabel(_against(table, "genes"), fontsize=FONT)
-    ax.locator_params(axis="x", nbins=4)
-    ax.spines[["top", "right", "left"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from bcnmf_sc.engine import (
     row_source,
 )
 
-N_PROBLEMS = 50
+N_PROBLEMS = int(os.environ.get("BCNMF_SC_ABUSE", "20"))
 """Of each likelihood."""
 TINY = 1e-300
 
@@ -182,9 +183,10 @@ def test_extremes_stay_finite(likelihood, holder, alpha, accelerate):
         "background of nothing": plain * (np.arange(12) < 6)[:, None],
         "target of nothing": plain * (np.arange(12) >= 6)[:, None],
     }
-    for name, x in cases.items():
+    for i, (name, x) in enumerate(cases.items()):
         target = (np.arange(len(x)) < max(len(x) // 2, 1)).astype(float)
-        for n_topics in (1, 20):
+        # every case meets 1 and 20 topics, but not with every alpha
+        for n_topics in ((1, 20)[(i + accelerate) % 2],) if "BCNMF_SC_ABUSE" not in os.environ else (1, 20):
             found = fit(
                 row_source(holder(x), n_threads=1),
                 likelihood,
