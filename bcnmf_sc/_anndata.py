@@ -173,7 +173,7 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
 def check_names(adata: AnnData, argument: str = "adata") -> None:
     """Refuse names that stand twice: tables of the result could not be read by name."""
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
-        if not index.is_unique:
+        if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2
             twice = index[index.duplicated()].unique()
             msg = (
                 f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "

@@ -282,7 +282,7 @@ def dress(odd: Odd, prepare: Callable[[ad.AnnData, dict[str, Any]], Any]) -> tup
     elif odd.storage.startswith("backed"):
         path = FOLDER[0] / "backed.h5ad"
         path.unlink(missing_ok=True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ad.settings.override(allow_write_nullable_strings=True):
             warnings.simplefilter("ignore", UserWarning)
             adata.write_h5ad(path)
             adata = ad.read_h5ad(path, backed="r")
@@ -556,6 +556,8 @@ def outcome(
     if error is not None:
         check_error(error)
     for warning in caught:
+        if issubclass(warning.category, DeprecationWarning | FutureWarning) and "bcnmf_sc" not in warning.filename:
+            continue  # old versions of others, among themselves
         assert warning.category in (UserWarning, ConvergenceWarning, ad.ImplicitModificationWarning), str(warning)
     return result, error
 

@@ -10,6 +10,7 @@ import http.server
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -415,12 +416,15 @@ def test_full_disk(what, full, logs):
     folder, limit = full
     path = folder / "file"
     path.write_text("precious")
+    (folder / "filler").write_bytes(bytes(120_000))
     before = used(folder)
     code = limit + "import warnings; warnings.simplefilter('ignore')\ntry:\n"
     code += textwrap.indent(textwrap.dedent(LARGE[what]), "    ")
     code += "\nexcept OSError as error:\n    print(error)\nelse:\n    print('it was written')\n"
     exit_code, text = Child(code, logs, path=str(path)).end()
     assert exit_code == 0
+    # an archive that NumPy before 2.2 leaves open complains when it is deleted
+    text = re.sub(r"Exception ignored in: <function ZipFile.__del__.*?closed file\n", "", text, flags=re.DOTALL)
     lines = text.strip().splitlines()
     assert len(lines) == 1, text
     assert lines[0].startswith(f"{str(path)!r} could not be written: ")
@@ -428,7 +432,7 @@ def test_full_disk(what, full, logs):
     assert text.rstrip().endswith("What was there before is as it was.")
     assert path.read_text() == "precious"
     assert used(folder) == before
-    assert names(folder) == ["file"]
+    assert names(folder) == ["file", "filler"]
 
 
 def test_full_disk_ends_the_command_with_one_line(source, tmp_path):
