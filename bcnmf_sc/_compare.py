@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -137,9 +138,7 @@ def compare(
     """
     from .tl._problem import whole_number
 
-    if taken := [name for name in SET_HERE if name in options]:
-        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
-        raise TypeError(msg)
+    _check_options(options)
     whole_number("n_seeds", n_seeds, 1)
     whole_number("n_boot", n_boot, 0)
     methods = [methods] if isinstance(methods, str) else list(methods)
@@ -198,6 +197,20 @@ def compare(
     columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share"]
     columns += ["leakage", "n_folds"] if nuisance is not None else []
     return pd.DataFrame(rows)[[*columns, "seconds", "converged"]]
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what no fit takes, and what `compare` sets itself."""
+    from .tl import bcnmf
+    from .tl._problem import RunOptions
+
+    known = {*inspect.signature(bcnmf).parameters, *RunOptions.__annotations__} - {"adata", "run"}
+    if unknown := sorted(set(options) - known):
+        msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of `bcnmf_sc.tl.bcnmf`."
+        raise TypeError(msg)
+    if taken := [name for name in SET_HERE if name in options]:
+        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
+        raise TypeError(msg)
 
 
 @dataclass

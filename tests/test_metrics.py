@@ -244,6 +244,8 @@ def test_compare_errors(adata, monkeypatch) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             metrics.compare(adata, **how, **wrong)
+    with pytest.raises(TypeError, match="Unknown argument 'bogus': neither of `compare`"):
+        metrics.compare(adata, **how, labels="donor", methods=["pca"], bogus=3)
     taken = {"checkpoint": "c.npz", "copy": True, "key_added": "mine", "random_state": 5, "basis": "split"}
     for name, value in taken.items():
         with pytest.raises(TypeError, match=f"`compare` sets '{name}' for each of its fits. Leave it out."):
