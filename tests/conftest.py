@@ -11,12 +11,16 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import settings
 from matplotlib import pyplot as plt
 from scipy import sparse
 
 import bcnmf_sc as bc
 
 mpl.use("Agg")
+# how long an example takes is the machine's affair: the first one pays for what is compiled and set up
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture

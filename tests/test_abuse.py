@@ -643,7 +643,6 @@ def test_odd_data(name):
     @settings(
         max_examples=max(n - 1, 1),
         phases=phases,
-        deadline=None,
         database=None,
         suppress_health_check=checks,
     )

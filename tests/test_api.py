@@ -47,6 +47,14 @@ def test_signature(name):
         assert parameters["random_state"].default == 0
 
 
+def test_public_api_is_the_one_on_record():
+    """Names, signatures and fields: a change shows in the diff of the record (``python tests/public_api.py``)."""
+    spec = importlib.util.spec_from_file_location("public_api", ROOT / "tests" / "public_api.py")
+    public_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(public_api)
+    assert public_api.described().splitlines() == (ROOT / "tests" / "public_api.txt").read_text("utf-8").splitlines()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstring_names_every_parameter_once(name):
     text = inspect.getdoc(FUNCTIONS[name])
@@ -149,7 +157,16 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "engine").glob("*.py")), ids=lambda path: path.name)
+ENGINE = sorted((PACKAGE / "engine").rglob("*.py"))
+
+
+def test_engine_is_looked_at_whole():
+    """The files that the next test sees are those that the package has, however deep they lie."""
+    assert {"solver.py", "likelihoods.py", "hals.py"} <= {path.name for path in ENGINE}
+    assert len(ENGINE) == len([path for path in PACKAGE.rglob("*.py") if "engine" in path.parts])
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_engine_knows_no_anndata(path):
     named = imports(path)
     assert not {name.split(".")[0] for name in named} & {

@@ -97,7 +97,7 @@ def in_chunks(x, cuts, *, dense, columns=None):
     return array if dense else array.map_blocks(sparse.csr_matrix, dtype=x.dtype, meta=sparse.csr_matrix((0, 0)))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.integers(0, N_CELLS), max_size=6),
     block_rows=st.none() | st.integers(1, 40),
