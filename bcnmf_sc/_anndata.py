@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .engine.files import uninterrupted
+from ._utils.checks import listed, stack_level
+from ._utils.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
-from .engine.sources import check_compressed
+from .engine.rows.sources import check_compressed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from .engine.likelihoods import Likelihood
-    from .engine.sources import Summary
+    from .engine.rows.summary import Summary
 
 CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
 GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
@@ -393,18 +393,3 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
         for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
     }
     return kind(**parameters)
-
-
-def stack_level() -> int:
-    """Return the ``stacklevel`` at which a warning names the line that called the package."""
-    frame, level = sys._getframe(1).f_back, 2
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def listed(items: Any, most: int = 8) -> str:
-    """Name the first few of what there is, for a message; "none" if nothing."""
-    items = list(items)
-    shown = ", ".join(repr(str(x)) for x in items[:most])
-    return (shown or "none") + (f" and {len(items) - most} more" if len(items) > most else "")

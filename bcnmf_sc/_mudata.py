@@ -13,7 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_format, check_names, forget, listed, read_genes, read_matrix, stack_level
+from ._anndata import check_format, check_names, forget, read_genes, read_matrix
+from ._utils.checks import listed, stack_level
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _read_modality(
     weight: float,
     obs: pd.DataFrame,
 ) -> SpotModality:
-    from .engine.gpnsf import OBSERVATIONS
+    from .engine.gpnsf.observations import OBSERVATIONS
 
     where = f"`mdata[{name!r}]`" if name != ALONE else "`adata`"
     features = read_genes(adata, mask_var)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from ._anndata import gene_labels, listed, pick_topics, stored, stored_slot
+from ._anndata import gene_labels, pick_topics, stored, stored_slot
+from ._utils.checks import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

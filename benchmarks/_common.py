@@ -20,8 +20,8 @@ import numpy as np
 from scipy import sparse
 
 from bcnmf_sc.engine import Poisson, Run
-from bcnmf_sc.engine.kernels import Rows
-from bcnmf_sc.engine.solver import State, iterate, normalise
+from bcnmf_sc.engine.bcnmf.solver import State, iterate, normalise
+from bcnmf_sc.engine.kernels.block import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

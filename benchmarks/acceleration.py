@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine import row_source
-from bcnmf_sc.engine.solver import initial_loadings
+from bcnmf_sc.engine.bcnmf.solver import initial_loadings
 
 CLOSE = 1 - 1e-3
 AT_REST = 1e-6

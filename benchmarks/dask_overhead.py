@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from scipy import sparse
 
 from bcnmf_sc.engine import Poisson, row_source
-from bcnmf_sc.engine.solver import initial_loadings, transform
+from bcnmf_sc.engine.bcnmf.solver import initial_loadings, transform
 
 N_GENES, N_TOPICS, ALPHA, N_ITER, ROUNDS = 3000, 20, 0.3, 5, 3
 

@@ -18,7 +18,7 @@ from deltanmf_recovery import HOW, N_SHARED, matched
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine import row_source
-from bcnmf_sc.engine.deltanmf import Scaled, one_by_one, restarts, usage
+from bcnmf_sc.engine.deltanmf.stages import Scaled, one_by_one, restarts, usage
 
 N_NEW = 3
 RATES = (0.003, 0.01, 0.03)

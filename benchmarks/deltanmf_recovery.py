@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine import row_source
-from bcnmf_sc.engine.deltanmf import Scaled, unit, usage
+from bcnmf_sc.engine.deltanmf.stages import Scaled, unit, usage
 
 HOW = {"condition_key": "condition", "control": "ctrl", "n_topics_control": 8, "sample_key": "donor"}
 SEEDS = range(3)

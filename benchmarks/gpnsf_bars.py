@@ -24,9 +24,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
-from bcnmf_sc.engine.gpnsf import OBSERVATIONS
-from bcnmf_sc.engine.gpnsf_fit import Climb, fit
-from bcnmf_sc.engine.gpnsf_start import Shape, Values
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
+from bcnmf_sc.engine.gpnsf.start import Shape, Values
 
 THETA = 5.0
 SIZE = {"n_side": 24, "n_genes": 200, "n_peaks": 300, "theta": THETA}

@@ -22,9 +22,9 @@ from scipy import sparse
 import bcnmf_sc as bc
 from bcnmf_sc.engine import Run, likelihoods, row_source
 from bcnmf_sc.engine import fit as fit_nmf
-from bcnmf_sc.engine.gpnsf import OBSERVATIONS
-from bcnmf_sc.engine.gpnsf_fit import Climb, fit
-from bcnmf_sc.engine.gpnsf_start import Shape, Values
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
+from bcnmf_sc.engine.gpnsf.start import Shape, Values
 
 N_COMMON, THETA = 4, 5.0
 

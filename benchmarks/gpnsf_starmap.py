@@ -32,9 +32,10 @@ from sklearn.metrics import adjusted_rand_score
 import bcnmf_sc as bc
 from bcnmf_sc.engine import Run, likelihoods, row_source, transform
 from bcnmf_sc.engine import fit as fit_nmf
-from bcnmf_sc.engine.gpnsf import OBSERVATIONS
-from bcnmf_sc.engine.gpnsf_fit import Climb, fit
-from bcnmf_sc.engine.gpnsf_start import Shape, Values, neighbours
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
+from bcnmf_sc.engine.gpnsf.space import neighbours
+from bcnmf_sc.engine.gpnsf.start import Shape, Values
 
 MIXES = (0.0, 0.1, 0.3, 0.5, 0.8)
 

@@ -16,8 +16,8 @@ from _common import Stepper, simulate, table, verdict
 from scipy import sparse
 
 from bcnmf_sc.engine import LIKELIHOODS, row_source
-from bcnmf_sc.engine.solver import initial_loadings
-from bcnmf_sc.engine.torch_source import TorchSource
+from bcnmf_sc.engine.bcnmf.solver import initial_loadings
+from bcnmf_sc.engine.rows.torch_source import TorchSource
 
 N_TOPICS, ALPHA, TILES = 20, 0.3, 10
 BYTES_PER_VALUE = 100

@@ -15,7 +15,7 @@ import numpy as np
 from _common import Clock, Stepper, alone, load, memory, simulate_to, table, verdict
 
 from bcnmf_sc.engine import Gaussian, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, row_source
-from bcnmf_sc.engine.solver import initial_loadings
+from bcnmf_sc.engine.bcnmf.solver import initial_loadings
 
 N_GENES, N_TOPICS, ALPHA, N_ITER = 3000, 20, 0.3, 3
 RNG = np.random.default_rng(0)

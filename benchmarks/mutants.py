@@ -18,9 +18,12 @@ from pathlib import Path
 from _common import table, verdict
 
 ROOT = Path(__file__).parent.parent
-TESTS = [f"tests/engine/test_{name}.py" for name in ("likelihoods", "overdispersed", "solver", "checkpoint")]
+TESTS = [
+    f"tests/engine/{name}.py"
+    for name in ("test_likelihoods", "kernels/test_overdispersed", "bcnmf/test_solver", "test_checkpoint")
+]
 MUTANTS = {
-    "solver.py": [
+    "bcnmf/solver.py": [
         ("(sums.p_x + n_y), np.broadcast_to(n_x + sums.p_y", "(sums.p_x + sums.p_y), np.broadcast_to(n_x + n_y"),
         ("return W * (sums.p_x + n_y)", "return W * sums.p_x"),
         ("np.broadcast_to(n_x + sums.p_y, W.shape)", "np.broadcast_to(n_x, W.shape)"),
@@ -68,7 +71,7 @@ MUTANTS = {
         ("1 / theta) * (1 - q)", "1 / theta) * q"),
         ("return x * x", "return x"),
     ],
-    "kernels.py": [
+    "kernels/cpu.py": [
         ("np.maximum(new, USAGE_FLOOR * new.mean(1, keepdims=True), out=new)", "pass"),
         ("momentum[active[turned]] = 1.0", "pass"),
         ("rows.H[used] = h\n", "rows.H[:] = h\n"),

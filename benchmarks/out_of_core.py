@@ -28,8 +28,9 @@ import zarr
 from _common import memory, simulate, table, verdict
 from scipy import sparse
 
-from bcnmf_sc.engine import Poisson, Run, fit, row_source, solver
-from bcnmf_sc.engine.sources import Groups, summarise
+from bcnmf_sc.engine import Poisson, Run, fit, row_source
+from bcnmf_sc.engine.bcnmf import solver
+from bcnmf_sc.engine.rows.summary import Groups, summarise
 
 N_GENES, N_TOPICS, ALPHA, ZEROS, N_PASSES = 3000, 20, 0.3, 0.95, 3
 CHUNK = 20_000

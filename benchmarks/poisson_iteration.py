@@ -16,8 +16,8 @@ from _common import Clock, Stepper, alone, load, memory, simulate_to, table, ver
 from scipy import sparse
 
 from bcnmf_sc.engine import Poisson, row_source
-from bcnmf_sc.engine._loops import TINY, USAGE_FLOOR
-from bcnmf_sc.engine.solver import LOADINGS_FLOOR, initial_loadings, transform
+from bcnmf_sc.engine.bcnmf.solver import LOADINGS_FLOOR, initial_loadings, transform
+from bcnmf_sc.engine.kernels._loops import TINY, USAGE_FLOOR
 
 N_GENES, N_TOPICS, ALPHA, N_ITER = 3000, 20, 0.5, 5
 

@@ -16,7 +16,7 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from bcnmf_sc.engine import row_source
-from bcnmf_sc.engine.solver import initial_loadings
+from bcnmf_sc.engine.bcnmf.solver import initial_loadings
 
 N_GENES, N_TOPICS = 3000, 20
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._anndata import gene_labels, stored, stored_slot
-from ..engine.files import check_place, replacing
+from .._utils.files import check_place, replacing
 
 if TYPE_CHECKING:
     import os

@@ -1,5 +1,6 @@
 """The engine: arrays in, arrays out. It knows nothing of AnnData."""
 
+from .bcnmf.solver import Factors, Run, fit, transform
 from .likelihoods import (
     LIKELIHOODS,
     Gaussian,
@@ -9,8 +10,8 @@ from .likelihoods import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
-from .solver import Factors, Run, fit, transform
-from .sources import RowSource, row_source
+from .rows.open import row_source
+from .rows.sources import RowSource
 
 __all__ = [
     "LIKELIHOODS",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .files import Held, Stopped, check_place, replacing
-from .kernels import Rows
+from .._utils.files import Held, Stopped, check_place, replacing
+from .kernels.block import Rows
 
 if TYPE_CHECKING:
     import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from .bcnmf.solver import State
     from .likelihoods import Likelihood
-    from .solver import State
-    from .sources import RowSource
+    from .rows.sources import RowSource
 
 _NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
 _ARRAYS = ("W", "W_prev", "scale", "weight")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from scipy import linalg, sparse
 
-from .moments import as_matrix
+from .rows.moments import as_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .kernels import Block
-    from .sources import RowSource
+    from .kernels.block import Block
+    from .rows.sources import RowSource
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,21 @@ Each function draws and computes nothing new, shows nothing and saves nothing. I
 where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
 """
 
-from ._choices import alpha_path, stability
+from ._alpha_path import alpha_path
+from ._associations import associations
+from ._bubbles import bubbles
+from ._compare import compare
+from ._composition import composition
 from ._enrichment import enrichment
+from ._gene_frequency import gene_frequency
+from ._images import images
+from ._lengthscales import lengthscales
 from ._loadings import loadings
-from ._spatial import lengthscales, spatial_topics
-from ._statistics import associations, bubbles, compare, composition, gene_frequency, images
-from ._topics import loss, umap, usage
+from ._loss import loss
+from ._spatial_topics import spatial_topics
+from ._stability import stability
+from ._umap import umap
+from ._usage import usage
 
 __all__ = [
     "alpha_path",

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.textpath import TextPath
 
-from .._anndata import listed
+from .._utils.checks import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import listed, pick_topics
+from .._anndata import pick_topics
+from .._utils.checks import listed
 from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width
 
 if TYPE_CHECKING:

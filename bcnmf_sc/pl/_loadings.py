@@ -10,7 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import check_names, gene_labels, listed
+from .._anndata import check_names, gene_labels
+from .._utils.checks import listed
 from ._axes import FONT, LEVEL, MISSING, PLAIN, literal, text_width
 
 if TYPE_CHECKING:

@@ -1,18 +1,19 @@
 """Tools: factorise, project, choose, interpret."""
 
 from ._associate import associate, associate_genes
-from ._background import background_check
-from ._casecontrol import DeltaOptions
-from ._consensus import consensus
+from ._bcnmf.background import background_check
+from ._bcnmf.consensus import consensus
+from ._bcnmf.fit import bcnmf, nmf
+from ._bcnmf.project import project, update
+from ._bcnmf.select import select_alpha, select_n_topics
 from ._cpca import cpca
-from ._deltanmf import deltanmf
+from ._deltanmf.fit import deltanmf
 from ._enrich import enrich
-from ._factorize import bcnmf, nmf
-from ._interpret import umap
-from ._problem import RunOptions
-from ._project import project, update
-from ._select import select_alpha, select_n_topics
-from ._spatial import SpatialRunOptions, enhance, gpnsf, gpnsf_predict
+from ._gpnsf.enhance import enhance
+from ._gpnsf.fit import gpnsf
+from ._gpnsf.predict import gpnsf_predict
+from ._run import DeltaOptions, RunOptions, SpatialRunOptions
+from ._umap import umap
 
 __all__ = [
     "DeltaOptions",

@@ -10,17 +10,19 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _anndata, get
+from .._utils.checks import listed, stack_level
 from ..engine.likelihoods import LIKELIHOODS
-from ..engine.moments import PER_CELL, as_matrix, log_normalized, member_matrix, moments
-from ..engine.sources import LocalSource, row_source
-from ._tests import Summary, Units
+from ..engine.rows.moments import PER_CELL, as_matrix, log_normalized, member_matrix, moments
+from ..engine.rows.open import row_source
+from ..engine.rows.sources import LocalSource
+from ._design import Summary, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
 
-    from ._tests import Method
+    from ._design import Method
 
 FLOOR = 1e-6
 """Added to both sides of the ratio of two mean shares, as in the topics table."""
@@ -212,7 +214,7 @@ def associate_genes(
         chosen = adata.var_names.get_indexer(list(genes))
         unknown = [gene for gene, at in zip(genes, chosen, strict=True) if at < 0]
         if unknown or not len(chosen):
-            msg = f"`genes` must be names in `adata.var_names`, got {_anndata.listed(unknown)}."
+            msg = f"`genes` must be names in `adata.var_names`, got {listed(unknown)}."
             raise ValueError(msg)
     names = adata.var_names[chosen].tolist()
     if log_normalize is None:
@@ -273,7 +275,7 @@ def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
                 "of them, so shares differ, also by donor, where nothing else does. For this contrast read `p_value` "
                 "and `called` of `bcnmf_sc.get.topics`, which come from cells that the topics have not seen."
             )
-            warnings.warn(msg, UserWarning, stacklevel=_anndata.stack_level())
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize: bool) -> sparse.csc_array:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from .. import _anndata
+from .._utils.checks import whole_number
 from ..engine import LIKELIHOODS
 from ..engine.cpca import cpca as run_cpca
-from ..engine.sources import Groups, row_source, summarise
-from ._problem import whole_number
+from ..engine.rows.open import row_source
+from ..engine.rows.summary import Groups, summarise
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from .. import _anndata, get
-from ._problem import one_of, whole_number
+from .._utils.checks import listed, one_of, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -123,7 +123,7 @@ def enrich(
         largest = max(map(len, sets.values()), default=0)
         msg = (
             f"`gene_sets` must hold sets with at least `min_size={min_size}` of the {len(universe)} genes used, got "
-            f"{len(sets)} sets, the largest with {largest} of them. Genes here: {_anndata.listed(universe[:3])}. "
+            f"{len(sets)} sets, the largest with {largest} of them. Genes here: {listed(universe[:3])}. "
             "Symbols or Ensembl ids? See `gene_symbols`."
         )
         raise ValueError(msg)
@@ -237,7 +237,7 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
     """Gene sets by name, from any of the forms they come in."""
     if isinstance(gene_sets, pd.DataFrame):
         if not {"source", "target"} <= set(gene_sets.columns):
-            got = _anndata.listed(gene_sets.columns)
+            got = listed(gene_sets.columns)
             msg = f"`gene_sets` as a table must have the columns 'source' and 'target', got {got}."
             raise ValueError(msg)
         return {

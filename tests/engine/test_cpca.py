@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse
 
 from bcnmf_sc.engine.cpca import covariances, cpca
-from bcnmf_sc.engine.moments import log_normalized, moments
-from bcnmf_sc.engine.sources import row_source
+from bcnmf_sc.engine.rows.moments import log_normalized, moments
+from bcnmf_sc.engine.rows.open import row_source
 
 N_CELLS, N_GENES = 150, 20
 

@@ -1,0 +1,230 @@
+"""Files of others: where they lie, how they come, and how they are read without unpacking."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import warnings
+import zipfile
+import zlib
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Opener = Callable[[str], Any]
+
+CHUNK = 4_000_000
+"""Entries of a matrix that are text at a time."""
+BLOCK = 1 << 16
+"""Bytes of a download that are written at a time."""
+_DAMAGE = (
+    EOFError,
+    OSError,
+    UnicodeDecodeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    pd.errors.EmptyDataError,
+    pd.errors.ParserError,
+)
+_SUFFIXES = (".tar.gz", ".tar", ".zip")
+
+
+class Remote(NamedTuple):
+    """A publisher's file."""
+
+    name: str
+    url: str
+    sha256: str | None = None
+    """Known only where it is stated here."""
+
+
+def data_folder() -> Path:
+    """Return the folder of downloads: what `BCNMF_SC_DATA` names, else pooch's cache."""
+    return Path(os.environ.get("BCNMF_SC_DATA") or _pooch().os_cache("bcnmf_sc"))
+
+
+def _pooch() -> Any:
+    """Import pooch, and with it requests, which only a download needs."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets
+        import pooch
+    return pooch
+
+
+def download(url: str, file_name: str, sha256: str | None = None) -> Path:
+    """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there.
+
+    A connection that breaks is taken up where it broke, as long as it brings anything. A download that ends short of
+    the announced size, or whose checksum is another, leaves no file. What lies there already is taken as it is.
+    """
+    folder = data_folder()
+    path = folder / file_name
+    if path.is_file():
+        return path
+    by_hand = f"Fetch it by hand and put it at {path}, or set the environment variable `BCNMF_SC_DATA` to the folder"
+    try:
+        return Path(_pooch().retrieve(url, sha256, fname=file_name, path=folder, downloader=_persistent))
+    except OSError as error:  # requests' exceptions are OSErrors too
+        reason = " ".join(str(error).split())
+        msg = f"{file_name} could not be downloaded from {url}: {reason}. {by_hand} that holds it."
+        raise OSError(msg) from error
+    except ValueError as error:  # pooch's, of a checksum
+        msg = f"{file_name} from {url} is not the published file: {error} Nothing was kept. {by_hand} that holds it."
+        raise ValueError(msg) from error
+
+
+def _persistent(url: str, output_file: str, _: Any) -> None:
+    """Download as pooch does, with a progress bar, and go on after a broken connection for as long as bytes come."""
+    from .progress import progress_bar
+
+    def from_the_start(response: Any, *_: Any, **__: Any) -> None:
+        if response.status_code == 200:  # noqa: PLR2004 (the whole file, though a part was asked for)
+            handle.seek(0)
+            handle.truncate()
+
+    with Path(output_file).open("w+b") as handle:
+        while True:
+            before = handle.seek(0, os.SEEK_END)
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={before}-"} if before else {})
+            bar = progress_bar(show=True, total=1, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1])
+            get = _pooch().HTTPDownloader(
+                progressbar=bar, chunk_size=BLOCK, headers=headers, hooks={"response": from_the_start}
+            )
+            try:
+                return get(url, handle, None)
+            except OSError:
+                if handle.tell() <= before:
+                    raise
+
+
+def find(files: Sequence[Remote], folder: str | os.PathLike[str] | None) -> list[Path]:
+    """Give the paths of a publisher's files: in a folder that the caller names, else cached or downloaded.
+
+    An archive may also lie there unpacked, as a folder of its name without the ending.
+    """
+    if folder is None:
+        cache = data_folder()
+        return [_present(cache, file) or download(file.url, file.name, file.sha256) for file in files]
+    found = [_present(Path(folder), file) for file in files]
+    if missing := [file for file, path in zip(files, found, strict=True) if path is None]:
+        wanted = ", ".join(f"{file.name} (from {file.url})" for file in missing)
+        msg = f"`folder` must hold the publisher's files, got {str(folder)!r} without {wanted}."
+        raise ValueError(msg)
+    return [path for path in found if path is not None]
+
+
+def _present(folder: Path, file: Remote) -> Path | None:
+    stem = next((file.name.removesuffix(end) for end in _SUFFIXES if file.name.endswith(end)), file.name)
+    for path in (folder / file.name, folder / stem):
+        if path.exists():
+            return path
+    return None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        what = str(error).partition("\n")[0]
+        msg = f"{path.name} must be readable, got {str(path)!r}: {what}. Was the download cut short? Fetch it again."
+        raise ValueError(msg) from error
+
+
+def _decompressed(stream: Any, name: str) -> Any:
+    return gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed where it ends in ``.gz``."""
+    with _readable(path), path.open("rb") as raw:
+        yield _decompressed(raw, path.name)
+
+
+@contextmanager
+def members(path: Path) -> Iterator[Opener]:
+    """Give a function that opens the file of a name in an archive, or in a folder, wherever it lies in there.
+
+    Nothing is unpacked, so no member can be written anywhere; an archive with a member that points out of its folder
+    is refused as a whole. Names are given without ``.gz``; compressed files are decompressed.
+    """
+    open_member: Opener
+    with _readable(path), ExitStack() as stack:
+        if path.is_dir():
+            files = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
+            names, open_member = list(files), lambda name: files[name].open("rb")
+        elif zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            names, open_member = [info.filename for info in archive.infolist() if not info.is_dir()], archive.open
+        else:
+            tar = stack.enter_context(tarfile.open(path))
+            regular = {member.name: member for member in tar.getmembers() if member.isreg()}
+            names, open_member = list(regular), lambda name: cast("IO[bytes]", tar.extractfile(regular[name]))
+        yield _opener(path, names, lambda name: stack.enter_context(open_member(name)))
+
+
+def _opener(path: Path, names: list[str], open_member: Opener) -> Opener:
+    outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        msg = f"{path.name} must hold files of its own folder only, got the member {outside[0]!r}. It is not read."
+        raise ValueError(msg)
+
+    def open_file(name: str) -> Any:
+        found = [full for full in names if PurePosixPath(full).name.removesuffix(".gz") == name]
+        if len(found) != 1:
+            got = f"{len(found)} in {str(path)!r}"
+            msg = f"{path.name} must hold one file {name!r}, got {got}. Present: {', '.join(names[:8]) or 'nothing'}."
+            raise ValueError(msg)
+        stream = open_member(found[0])
+        return _decompressed(stream, found[0])
+
+    return open_file
+
+
+def read_matrix_market(
+    stream: IO[bytes], name: str, shape: tuple[int, int], *, keep: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """Read a Matrix Market file of genes x cells as cells x genes, in parts; its size must agree with `shape`.
+
+    `keep` says which cells to keep, so that the rest of a large file never lies in memory.
+    """
+    header = stream.readline()
+    if not header.startswith(b"%%MatrixMarket matrix coordinate"):
+        msg = f"{name} must be a sparse Matrix Market file, got one that begins with {header[:40]!r}."
+        raise ValueError(msg)
+    while (line := stream.readline()).startswith(b"%"):
+        pass
+    n_genes, n_cells, n_entries = (int(word) for word in line.split())
+    if (n_genes, n_cells) != shape:
+        got = f"{n_genes} x {n_cells}"
+        msg = f"{name} must have as many genes and cells as the tables beside it, {shape[0]} x {shape[1]}, got {got}."
+        raise ValueError(msg)
+    keep = np.ones(n_cells, bool) if keep is None else keep
+    row_of = np.cumsum(keep, dtype=np.int32) - 1
+    rows, columns, values = [], [], []
+    n_read = 0
+    dtypes = {0: np.int32, 1: np.int32, 2: np.float32}
+    for chunk in pd.read_csv(stream, sep=r"\s+", header=None, dtype=dtypes, chunksize=CHUNK):
+        n_read += len(chunk)
+        cell = chunk[1].to_numpy() - 1
+        chosen = keep[cell]
+        rows.append(row_of[cell[chosen]])
+        columns.append(chunk[0].to_numpy()[chosen] - 1)
+        values.append(chunk[2].to_numpy()[chosen])
+    if n_read != n_entries:
+        msg = f"{name} must hold the {n_entries} entries that it announces, got {n_read}. Was the download cut short?"
+        raise ValueError(msg)
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.coo_matrix(entries, (int(keep.sum()), n_genes)).tocsr()

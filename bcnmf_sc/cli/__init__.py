@@ -1,0 +1,192 @@
+"""The command line: read an h5ad, call a function of the package, write an h5ad.
+
+A subcommand for a function of `tl` is made from its signature and docstring, so a new argument turns up here by itself;
+a new function takes one line in `GENERATED`. Heavy imports wait until a subcommand is run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import threading
+import traceback
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from .demo import demo
+from .files import check_output, describe, one_line, read, refuse, whole, write, write_data
+from .options import PATH, options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+SIGNALLED = 128
+"""Exit code of a process that a signal ended, less the signal's number."""
+GENERATED = {
+    "fit": ("bcnmf", "Find topics of the target cells that the background cells do not have."),
+    "deltanmf": ("deltanmf", "Find topics of the controls, then those that the cases have beside them."),
+    "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
+    "gpnsf": ("gpnsf", "Find topics whose usage varies smoothly over space (h5mu or h5ad)."),
+}
+"""Subcommand: function of `tl`, and what it does (said here so that `--help` need not import it)."""
+
+
+# From a signature to a subcommand -----------------------------------------------------------------------------------
+
+
+def command(name: str, function: Callable[..., Any], summary: str) -> click.Command:
+    """Make the subcommand of a function of `tl` that changes its AnnData: IN.h5ad, function, OUT.h5ad."""
+    made = options(function)
+    files = {str(option.name) for option in made if option.type is PATH}
+    arguments = inspect.signature(function).parameters
+    multimodal = "mdata" in arguments
+
+    def run(source: Path, output: Path, *, force: bool, **values: Any) -> None:
+        check_output(output, [source, *(values[file] for file in files)], force=force)
+        adata = read(source, multimodal=multimodal)
+        values |= {file: read(values[file]) for file in files}
+        # how to run: what was not said is left to the function
+        function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
+        write(output, partial(write_data, data=adata))
+        key = values.get("key_added") or values.get("key")
+        click.echo("\n".join([f"Wrote {output}", "", *describe(adata, key)]))
+
+    metavar = "IN.h5mu|IN.h5ad" if multimodal else "IN.h5ad"
+    first = click.Argument(["source"], type=PATH, metavar=metavar)
+    out = click.Option(
+        ["-o", "--output"], type=PATH, required=True, metavar=metavar.replace("IN", "OUT"), help="File to write."
+    )
+    force = click.Option(["--force"], is_flag=True, help="Overwrite the output where it exists.")
+    return click.Command(name, params=[first, *made, out, force], callback=run, help=summary)
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+class Group(click.Group):
+    """Subcommands that are made when asked for, and errors of ours in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands, in the order of the help."""
+        return [*GENERATED, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Make or look up a subcommand."""
+        if cmd_name not in GENERATED:
+            return super().get_command(ctx, cmd_name)
+        from .. import tl
+
+        function, summary = GENERATED[cmd_name]
+        return command(cmd_name, getattr(tl, function), summary)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without making them."""
+        with formatter.section("Commands"):
+            written = [(name, made.get_short_help_str(100)) for name, made in sorted(self.commands.items())]
+            formatter.write_dl([(name, summary) for name, (_, summary) in GENERATED.items()] + written)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; bad input ends with one line, a bug with its traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            click.echo(f"Interrupted; no incomplete file is left. {error}".rstrip(), err=True)
+            ctx.exit(SIGNALLED + getattr(error, "number", signal.SIGINT))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            if not (
+                Path(last.filename).is_relative_to(Path(__file__).parents[1]) and str(last.line).startswith("raise")
+            ):
+                raise  # not from a `raise` of this package, so it is not about the input
+            refuse(one_line(error))
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bcnmf-sc", prog_name="bcnmf-sc")
+def cli() -> None:
+    """Background-contrastive non-negative matrix factorisation of single-cell data: h5ad in, h5ad out.
+
+    Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
+    """
+
+
+@cli.command()
+@click.argument("source", type=PATH, metavar="FILE.h5ad")
+def info(source: Path) -> None:
+    """Show the factorisations that a file holds."""
+    adata = read(source, backed="r", multimodal=True)
+    with whole(source):
+        lines = describe(adata)
+    lines = lines or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
+    click.echo("\n".join([f"{source}: {adata.n_obs} cells x {adata.n_vars} genes", "", *lines]))
+    adata.file.close()
+
+
+@cli.command("report")
+@click.argument("source", type=PATH, metavar="IN.h5ad")
+@click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="File to write.")
+@click.option("--key", default="bcnmf", show_default=True, help="Name of the factorisation.")
+@click.option("--title", help="Heading of the page.")
+@click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes named of a topic.")
+@click.option("--gene-symbols", help="Column of `adata.var` that names the genes.")
+@click.option("--force", is_flag=True, help="Overwrite the output where it exists.")
+def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
+    """Write what a fitted file holds to one self-contained HTML page."""
+    check_output(output, [source], force=force)
+    adata = read(source, backed="r")
+    from .. import report
+
+    with whole(source):
+        write(output, partial(report, adata, **values))
+    adata.file.close()
+    click.echo(f"Wrote {output}")
+
+
+cli.add_command(demo)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; ends with `SystemExit`, whose code is as `bcnmf-sc --help` says."""
+    seen = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = " ".join(str(message).split())
+        if line not in seen:  # a loop over fits says it once
+            click.echo(f"Warning: {line}", err=True)
+        seen.add(line)
+
+    with _heeding_sigterm(), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for developers
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = show
+        raise SystemExit(cli.main(args=None if argv is None else list(argv), prog_name="bcnmf-sc"))
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Stop at a SIGTERM, which schedulers of a cluster send before they kill, as at Ctrl-C."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        from .._utils.files import Stopped
+
+        raise Stopped(number=number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Files of the command line: read, check, write, describe."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, *, backed: Literal["r"] | None = None, multimodal: bool = False) -> Any:
+    """Read an h5ad, or an h5mu where it may be `multimodal`, or say in one line why it is none."""
+    import anndata
+    import h5py
+
+    if not path.is_file():
+        refuse(f"{path} is a folder, no file." if path.is_dir() else f"{path} does not exist.")
+    if not os.access(path, os.R_OK):
+        refuse(f"{path} may not be read: no permission.")
+    if not h5py.is_hdf5(path):
+        refuse(f"{path} is no h5ad file (it is no HDF5).")
+    try:
+        with h5py.File(path, "r") as file:
+            kind, slots = str(file.attrs.get("encoding-type", "anndata")), sorted(file)
+    except OSError as error:
+        refuse(f"{path} cannot be read: {'it is truncated' if 'truncated' in str(error) else one_line(error)}.")
+    if multimodal and kind.lower() == "mudata" and {"mod", "obs"} <= set(slots):
+        return _read_h5mu(path, backed=backed)
+    if kind != "anndata" or not {"obs", "var"} <= set(slots):
+        holds = kind if kind != "anndata" else ", ".join(slots[:8]) or "nothing"
+        refuse(f"{path} is HDF5, but no AnnData. It holds: {holds}.")
+    try:
+        return anndata.read_h5ad(path, backed=backed)
+    except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
+        refuse(f"{path} cannot be read as AnnData: {one_line(error)}")
+
+
+def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
+    try:
+        import mudata
+    except ImportError:
+        refuse(f"{path} is an h5mu file. Install mudata to read it: pip install 'bcnmf-sc[multimodal]'.")
+    try:
+        with mudata.set_options(pull_on_update=False):
+            return mudata.read_h5mu(path, backed=backed)
+    except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
+        refuse(f"{path} cannot be read as MuData: {one_line(error)}")
+
+
+def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output that could not or should not be written, before any work."""
+    if not path.parent.is_dir():
+        refuse(f"{path} cannot be written: {path.parent} is no folder. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        refuse(f"{path} cannot be written: no permission in {path.parent}.")
+    if path.exists() and not path.is_file():
+        refuse(f"The output {path} is a {'folder' if path.is_dir() else 'device'}. Name a file.")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+        refuse(f"The output {path} is an input. Name another file.")
+    if path.exists() and not force:
+        refuse(f"{path} exists. Use --force to overwrite it.")
+
+
+def write(path: Path, save: Callable[[Path], Any]) -> None:
+    """Save under a temporary name beside it, then rename: `path` is either whole or as it was."""
+    from .._utils.files import replacing
+
+    with replacing(path) as temporary:
+        save(temporary)
+
+
+def write_data(path: Path, data: Any) -> None:
+    """Write an AnnData to an h5ad, or a MuData to an h5mu, as their own methods do."""
+    import anndata
+    import h5py
+
+    from .._utils.files import for_hdf5
+
+    if isinstance(data, anndata.AnnData):
+        data.strings_to_categoricals()
+    with for_hdf5(path) as file:
+        if hasattr(data, "write_h5mu"):
+            data.write_h5mu(file)
+            return
+        with h5py.File(file, "w") as group:
+            anndata.io.write_elem(group, "/", data)
+            for slot in ("X", "raw"):  # where there is none, `write_h5ad` writes nothing
+                if getattr(data, slot) is None and slot in group:
+                    del group[slot]
+
+
+def describe(adata: AnnData, key: str | None = None) -> list[str]:
+    """Say what a stored factorisation holds, or each of them: lines of text."""
+    lines = []
+    for name, stored in adata.uns.items():
+        if not isinstance(stored, Mapping) or not {"params", "topics"} <= set(stored) or key not in (None, name):
+            continue
+        facts = dict(stored["params"])
+        if "converged" in stored:
+            facts["converged"] = f"{'yes' if stored['converged'] else 'no'}, {int(stored['n_iter'])} iterations"
+        if "alpha_effective" in stored:
+            facts["alpha_effective"] = f"{stored['alpha_effective']:.4g}"
+        if explained := stored.get("deviance_explained"):
+            facts["deviance explained"] = ", ".join(f"{part} {share:.3f}" for part, share in explained.items())
+        lines += [name, *(f"  {fact:<20}{_shown(value)}" for fact, value in facts.items())]
+        table = stored["topics"].to_string(float_format="{:.4g}".format, index_names=False)
+        lines += [textwrap.indent(table, "  "), ""]
+    return lines
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Refuse a file in which a part of what a fit stored is not there, as where a bit of its name has changed."""
+    try:
+        yield
+    except KeyError as error:
+        refuse(f"{path} is damaged: what is stored in it lacks {error}. Take another copy of it, or fit anew.")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str) or not hasattr(value, "__len__"):
+        return "none" if value is None else str(value)
+    return ", ".join(map(str, value))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    # str() of a KeyError is the repr of its message
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+
+
+def refuse(message: str) -> NoReturn:
+    """End with a message and exit code 1."""
+    raise click.ClickException(message)

@@ -1,0 +1,152 @@
+"""From a signature to the options of a command line: one for each argument that a command line can hold."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+SHORT = {"n_topics": "-k"}
+SKIPPED = {"copy", "init"}
+PATH = click.Path(path_type=Path)
+
+
+def options(function: Callable[..., Any]) -> list[click.Option]:
+    """Make an option of every argument that a command line can hold; an AnnData is the name of a file.
+
+    Left out are the first argument (the file that is read), `copy`, `init` and arguments that can only be arrays.
+    """
+    from anndata import AnnData
+
+    from .. import _anndata, _mudata
+    from ..pp import _similarity
+    from ..tl import _run
+
+    # what the modules of `tl` import for their hints alone
+    names = {
+        **vars(_anndata),
+        **vars(_mudata),
+        **vars(_run),
+        "_similarity": _similarity,
+        "AnnData": AnnData,
+        "MuData": AnnData,
+        "Mapping": Mapping,
+        "Sequence": Sequence,
+        "PathLike": PathLike,
+    }
+    hints, texts = typing.get_type_hints(function, localns=names), _parameter_texts(function)
+    made = []
+    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (group,) = typing.get_args(hints[name])
+            fields, helps = typing.get_type_hints(group, localns=names), _field_texts(group)
+            made += [_option(field, hint, text=helps[field]) for field, hint in fields.items()]
+        elif name not in SKIPPED:
+            made.append(_option(name, hints[name], default=parameter.default, text=texts[name]))
+    return [option for option in made if option is not None]
+
+
+def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Option | None:
+    members, flag = _members(hint), "--" + name.replace("_", "-")
+    more: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
+    if required := default is inspect.Parameter.empty:
+        more = {"help": text, "required": True}
+    if any(getattr(member, "__name__", "") == "AnnData" for member in members):
+        return click.Option([flag], type=PATH, metavar="FILE.h5ad", **more)
+    if bool in members:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **more)
+    several = [x for m in members if typing.get_origin(m) is Sequence for x in _members(typing.get_args(m)[0])]
+    inner = members + several
+    kinds: list[type] = [kind for kind in (int, float, str) if kind in inner]
+    words = [] if str in kinds else [w for m in inner if typing.get_origin(m) is Literal for w in typing.get_args(m)]
+    if not kinds and not words:
+        if required:
+            msg = f"No option can hold the argument {name!r} of type {hint}."
+            raise TypeError(msg)
+        return None
+    none = ["none"] if types.NoneType in members and default is not None and not required else []
+    metavar = "|".join([*words, *none, *dict.fromkeys("TEXT" if kind is str else "NUMBER" for kind in kinds)])
+    if several:
+        mapping = any(typing.get_origin(member) is Mapping for member in members)
+        scalar = not set(kinds).isdisjoint(members)
+        metavar += "[=NUMBER]" if mapping else ""
+        more |= {"multiple": True, "callback": lambda _, __, given: collect(given, mapping=mapping, scalar=scalar)}
+        more["help"] += " Repeat the option for several."
+    names = [flag, SHORT[name]] if name in SHORT else [flag]
+    return click.Option(names, type=_reader(kinds, words, none=bool(none)), metavar=metavar, **more)
+
+
+def _reader(kinds: Sequence[type], words: Sequence[str], *, none: bool) -> Callable[[Any], Any]:
+    def value(text: Any) -> Any:
+        """Return the first thing that the text can be read as: a word, `None`, or one of the kinds."""
+        if text in words:
+            return text
+        if none and str(text).lower() == "none":
+            return None
+        for kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        rule = ["a whole number" if kinds == [int] else "a number"] if kinds else []
+        msg = f"must be {' or '.join([*map(repr, words), *rule])}, got {text!r}."
+        raise click.BadParameter(msg)
+
+    return value
+
+
+def collect(given: Sequence[Any], *, mapping: bool, scalar: bool) -> Any:
+    """Return what a repeated option stands for: `None`, one value, a list, or with ``NAME=NUMBER`` a mapping."""
+    pairs = [re.fullmatch(r"(.+)=([-+]?[\d.]+(?:[eE][-+]?\d+)?)", value) for value in given] if mapping else []
+    numbers = {pair[1]: float(pair[2]) for pair in pairs if pair}
+    if numbers and len(numbers) < len(given):
+        msg = f"All or none must be NAME=NUMBER, each name once, got {', '.join(map(repr, given))}."
+        raise click.BadParameter(msg)
+    return numbers or (given[0] if scalar and len(given) == 1 else list(given) or None)
+
+
+def _members(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [member for part in typing.get_args(hint) for member in _members(part)]
+    return [hint]
+
+
+def _parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the paragraph of each parameter in a numpydoc docstring."""
+    section = inspect.cleandoc(function.__doc__ or "").partition("Parameters\n----------\n")[2]
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in re.split(r"\n\S.*\n-{3,}\n", section)[0].splitlines():
+        if line[:1].strip():
+            names = [name.strip(" *") for name in line.partition(":")[0].split(",")]
+        else:
+            texts |= {name: f"{texts.get(name, '')} {line.strip()}".strip() for name in names}
+    return {name: _plain(text) for name, text in texts.items()}
+
+
+def _field_texts(group: type) -> dict[str, str]:
+    """Return the text below each field of a TypedDict and of those that it extends."""
+    (definition,) = typing.cast("list[ast.ClassDef]", ast.parse(textwrap.dedent(inspect.getsource(group))).body)
+    bases = [base.id for base in definition.bases if isinstance(base, ast.Name) and base.id != "TypedDict"]
+    inherited = [_field_texts(vars(sys.modules[group.__module__])[base]) for base in bases]
+    return {name: text for texts in inherited for name, text in texts.items()} | {
+        field.target.id: _plain(" ".join(str(text.value.value).split()))
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?::\w+:)?`+([^`]*)`+", r"\1", re.sub(r" ?:cite:\w+:`\w+`", "", text))

@@ -1,0 +1,1 @@
+"""Background-contrastive NMF."""

@@ -1,0 +1,319 @@
+"""Many fits: background topics and target topics, folds, restarts, paths. Plain functions around `solver.fit`.
+
+Everything here is told which cells to learn from by weights alone: a fold that is held out has weight zero, on the same
+source.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from ..._utils.progress import progress_bar
+from ..kernels.block import Pass, Rows
+from ..kernels.cpu import sweep
+from ..likelihoods import Poisson
+from ..rows.sources import ONE_THREAD_EACH
+from .solver import Factors, Run, fit, normalise, transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..likelihoods import Likelihood
+    from ..rows.sources import RowSource
+
+T = TypeVar("T")
+N_SELECT_FOLDS = 3
+"""Folds on which models are compared, at most."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be fitted, apart from the seed and from which cells."""
+
+    likelihood: Likelihood
+    n_topics: int
+    target: np.ndarray
+    """Target weight per cell, 1 or 0."""
+    background: np.ndarray
+    """Bool per cell."""
+    contrast: np.ndarray
+    """Background weight per cell: alpha on the paper's scale, or 0."""
+    expressed: np.ndarray
+    n_background_topics: int = 0
+    basis: Literal["split", "shared"] = "split"
+    """Target topics beside frozen background topics, or contrast topics first and all usage after."""
+    refine: bool = False
+
+
+def fit_model(
+    source: RowSource,
+    model: Model,
+    *,
+    learn: np.ndarray | None = None,
+    project: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    random_state: int = 0,
+    run: Run,
+) -> Factors:
+    """Fit target topics, then (in W and H) background topics if there are any.
+
+    Parameters
+    ----------
+    learn
+        Bool per cell: those to learn from; all by default.
+    project
+        Bool per cell: those whose usage is wanted; all by default.
+    """
+    use = np.ones(source.shape[0]) if learn is None else learn.astype(float)
+    weights = {"target": model.target * use, "background": model.contrast * use}
+    common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run}
+    if not model.n_background_topics:
+        return fit(
+            source,
+            model.likelihood,
+            model.n_topics,
+            **weights,
+            start=start,
+            project=project,
+            random_state=random_state,
+            **common,
+        )
+    nobody = np.zeros(source.shape[0], bool)
+    own, seed = spawn(random_state, 2)
+    # A checkpoint is of the fit that takes longest and ends the call.
+    early = common | {"run": replace(run, checkpoint=None)}
+    shared = fit(
+        source,
+        model.likelihood,
+        model.n_background_topics,
+        target=model.background * use,
+        background=np.zeros_like(use),
+        project=nobody,
+        random_state=own,
+        **early,
+    )
+    n = model.n_topics
+    if model.basis == "split":
+        both = fit(
+            source,
+            shared.likelihood,
+            n,
+            **weights,
+            frozen=shared.W,
+            start=start,
+            project=project,
+            random_state=seed,
+            **common,
+        )
+        order = np.roll(np.arange(both.W.shape[1]), n)
+        return replace(both, W=both.W[:, order], H=both.H[:, order])
+    contrast = fit(source, model.likelihood, n, **weights, start=start, project=nobody, random_state=seed, **common)
+    W = np.hstack([contrast.W, shared.W])
+    H, cell_loss = transform(source, contrast.likelihood, W, project, tol=run.usage_tol)
+    return replace(contrast, W=W, H=H, cell_loss=cell_loss)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Usage of every cell under a model that has not seen it."""
+
+    share: np.ndarray
+    """Share of a cell's usage on target topics."""
+    usage: np.ndarray
+    """Share of a cell's usage on each target topic, matched to those of the full fit; cells x topics."""
+    fold: np.ndarray
+    """Number of the fold of each cell; -1 for cells in no condition."""
+    stability: np.ndarray
+    """Mean cosine of each target topic to its match over the folds."""
+
+
+def cross_fit(
+    source: RowSource, model: Model, full: Factors, fold: np.ndarray, *, random_state: int = 0, run: Run
+) -> OutOfFold:
+    """Score every cell with topics learned without its fold, each time from a start of its own.
+
+    A warm start from the full fit would leak the cells that are held out. Background topics are learned anew as well: a
+    model fits cells that it has seen better, so background cells would score lower than cells it has not seen.
+    """
+    n = model.n_topics
+    share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], n), np.nan)
+    folds = np.unique(fold[fold >= 0])
+    seeds = spawn(random_state, len(folds))
+    rough = _rough(run)
+
+    def score(own: RowSource, job: tuple[int, int]) -> Factors:
+        held_out, seed = job
+        learn, out = (fold >= 0) & (fold != held_out), fold == held_out
+        return fit_model(own, model, learn=learn, project=out, random_state=seed, run=rough)
+
+    cosines = []
+    jobs = list(zip(folds.tolist(), seeds, strict=True))
+    for held_out, factors in zip(folds, run_all(score, jobs, source, "folds", run), strict=True):
+        out = fold == held_out
+        proportions = shares_of(factors.H[out])
+        share[out] = proportions[:, :n].sum(1)
+        order, cosine = match(full.W[:, :n], factors.W[:, :n])
+        usage[out] = proportions[:, order]
+        cosines.append(cosine)
+    return OutOfFold(share, usage, fold, np.mean(cosines, axis=0))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What target topics are worth to cells that no part of the model has seen, over their null deviance."""
+
+    target: float
+    background: float
+    explained_target: float
+    """Share of the null deviance explained by all topics, in held-out target cells."""
+    explained_background: float
+
+
+def held_out_gain(
+    source: RowSource, model: Model, fold: np.ndarray, held_out: int, *, random_state: int, run: Run
+) -> Gain:
+    """Gain in deviance by target topics, in held-out target and background cells."""
+    learn, out = (fold >= 0) & (fold != held_out), fold == held_out
+    factors = fit_model(source, model, learn=learn, project=out, random_state=random_state, run=run)
+    background_only = factors.W[:, model.n_topics :]
+    is_target, is_background = out & (model.target > 0), out & model.background
+    if background_only.shape[1]:
+        _, without = transform(source, factors.likelihood, background_only, out, tol=run.usage_tol)
+    parts = {}
+    for name, cells, learned in (
+        ("target", is_target, learn & (model.target > 0)),
+        ("background", is_background, learn & model.background),
+    ):
+        # floored as loadings are: a gene without counts in the learned cells costs both sides the same
+        one_topic = normalise(profile(source, learned)[:, None], model.expressed)[0]
+        null = transform(source, factors.likelihood, one_topic, cells)[1][cells].sum()
+        base = without[cells].sum() if background_only.shape[1] else null
+        loss = factors.cell_loss[cells].sum()
+        parts[name] = ((base - loss) / max(null, 1e-12), 1 - loss / max(null, 1e-12))
+    return Gain(parts["target"][0], parts["background"][0], parts["target"][1], parts["background"][1])
+
+
+def select(
+    source: RowSource, models: Sequence[Model], fold: np.ndarray, *, random_state: int = 0, run: Run
+) -> list[list[Gain]]:
+    """Held-out gain of several models on the same folds, with the same seeds: a list per model, a gain per fold."""
+    folds = np.unique(fold[fold >= 0]).tolist()[:N_SELECT_FOLDS]
+    seeds = spawn(random_state, len(folds))
+    rough = _rough(run)
+
+    def score(own: RowSource, job: tuple[Model, int, int]) -> Gain:
+        model, held_out, seed = job
+        return held_out_gain(own, model, fold, held_out, random_state=seed, run=rough)
+
+    jobs = [(model, held_out, seed) for model in models for held_out, seed in zip(folds, seeds, strict=True)]
+    gains = run_all(score, jobs, source, "select", run)
+    return [gains[i : i + len(folds)] for i in range(0, len(gains), len(folds))]
+
+
+def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: int = 0, run: Run) -> list[Factors]:
+    """Fits of the same model from different starts."""
+    quiet = replace(run, checkpoint=None, progress=False)
+
+    def one(own: RowSource, seed: int) -> Factors:
+        return fit_model(own, model, random_state=seed, run=quiet)
+
+    return run_all(one, spawn(random_state, n_restarts), source, "restarts", run)
+
+
+def consensus(
+    loadings: Sequence[np.ndarray], *, density: float, random_state: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median topics of clusters over restarts, the mean cosine of each cluster to its median, and its size."""
+    n_topics = loadings[0].shape[1]
+    stacked = np.hstack(list(loadings)).T
+    unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+    distance = 1 - np.sort(unit @ unit.T, axis=1)[:, ::-1]
+    near = distance[:, 1 : 1 + max(1, int(0.3 * len(loadings)))].mean(1)
+    kept = np.flatnonzero(near <= density)
+    if len(kept) < n_topics:
+        msg = f"`density` {density} leaves {len(kept)} of {len(near)} topics for {n_topics} clusters. Raise it."
+        raise ValueError(msg)
+    # k-means on unit vectors clusters by cosine
+    from sklearn.cluster import KMeans  # slow to import
+
+    labels = KMeans(n_topics, n_init=10, random_state=random_state).fit_predict(unit[kept])
+    W = np.column_stack([np.median(stacked[kept[labels == k]], axis=0) for k in range(n_topics)])
+    W /= W.sum(0)
+    direction = W / np.linalg.norm(W, axis=0)
+    cosine = np.array([(unit[kept[labels == k]] @ direction[:, k]).mean() for k in range(n_topics)])
+    return W, cosine, np.bincount(labels, minlength=n_topics)
+
+
+def stability(fits: Sequence[Factors], n_topics: int) -> float:
+    """Mean cosine of matched target topics over all pairs of fits."""
+    cosines = [match(a.W[:, :n_topics], b.W[:, :n_topics])[1].mean() for i, a in enumerate(fits) for b in fits[:i]]
+    return float(np.mean(cosines)) if cosines else float("nan")
+
+
+def profile(source: RowSource, cells: np.ndarray) -> np.ndarray:
+    """Mean profile of some cells: the best single topic under a count likelihood."""
+    n_genes = source.shape[1]
+    W = np.full((n_genes, 1), 1 / n_genes)
+    make = partial(Rows.of, n_topics=1, dtype=source.dtype, prev=False, loss=False)
+    rows = source.place(make, cells.astype(float), np.zeros(len(cells)))
+    todo = Pass(W.astype(source.dtype), np.ones(1), cold=True)
+    sums = source.reduce(partial(sweep, todo=todo, likelihood=Poisson()), rows)
+    total = (W * sums.p_x)[:, 0]
+    return total / total.sum() if total.any() else W[:, 0]  # flat where these cells are empty
+
+
+def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Match topics one to one by cosine: for each of the reference's, the number of the other's and the cosine."""
+    a, b = (W / np.maximum(np.linalg.norm(W, axis=0), 1e-30) for W in (reference, other))
+    cosine = a.T @ b
+    rows, columns = linear_sum_assignment(-cosine)
+    order = columns[np.argsort(rows)]
+    return order, cosine[np.arange(len(order)), order]
+
+
+def shares_of(H: np.ndarray) -> np.ndarray:
+    """Usage as proportions; zero for cells without any."""
+    total = H.sum(1, keepdims=True, dtype=np.float64)
+    return np.divide(H, total, out=np.zeros(H.shape), where=total > 0)
+
+
+def _rough(run: Run) -> Run:
+    """How far the fits go that only lead to a choice, or to a score out of fold."""
+    return replace(
+        run, checkpoint=None, progress=False, tol=max(run.tol, 1e-3), max_iter=min(run.max_iter, 300), usage_tol=1e-3
+    )
+
+
+def spawn(random_state: int, n: int) -> list[int]:
+    """Seeds for parts of a computation, that do not depend on who computes them."""
+    return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(random_state).spawn(n)]
+
+
+def run_all(
+    work: Callable[[RowSource, Any], T], jobs: Sequence[Any], source: RowSource, what: str, run: Run
+) -> list[T]:
+    """Do many jobs on one source, side by side where it can be shared; results in the order of the jobs."""
+    shares = source.shares()
+    free: queue.SimpleQueue[RowSource] = queue.SimpleQueue()
+    for share in shares:
+        free.put(share)
+
+    def one(job: Any) -> T:
+        own = free.get()
+        try:
+            return work(own, job)
+        finally:
+            free.put(own)
+
+    # held throughout: between two fits, BLAS threads that wait for each other would take the time of the fits
+    with ONE_THREAD_EACH, ThreadPoolExecutor(len(shares)) as pool:
+        done = pool.map(one, jobs)
+        bar = progress_bar(done, show=run.progress, total=len(jobs), desc=what)
+        return list(bar)

@@ -1,0 +1,318 @@
+"""The algorithm: multiplicative updates of usage and loadings under a target and a background weight per cell.
+
+Solved is the nested problem (Li et al. 2026, with the inner minimum that their updates imply)
+
+    min_{W >= 0}  f_X(W) - alpha f_Y(W),    f_X(W) = min_{H >= 0} L(X, H W'),    f_Y(W) = min_{H >= 0} L(Y, H W').
+
+One iteration: every cell's usage takes a step towards fitting that cell, whichever condition it is from; then W takes
+one step in which the background's two terms are swapped. ``alpha = 0`` is plain NMF; W frozen is projection; some
+topics frozen are background topics. The solver knows no array type and no likelihood by name.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..._utils.progress import progress_bar
+from ..checkpoint import Checkpoint
+from ..kernels._loops import MAX_BETA, TINY
+from ..kernels.block import Pass, Rows, Sums
+from ..kernels.cpu import sweep
+from ..rows.summary import Groups, summarise
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from ..likelihoods import Likelihood
+    from ..rows.sources import RowSource
+
+LOADINGS_FLOOR = 1e-10
+"""Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
+UNREST = 4.0
+"""Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
+USAGE_STEPS = 1000
+"""Steps per cell, at most, in a projection on given loadings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run. None of it changes what is sought."""
+
+    max_iter: int = 1000
+    tol: float = 1e-4
+    """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
+    accelerate: bool = True
+    """Extrapolate usage and loadings along their last move."""
+    usage_tol: float = 1e-4
+    """The same for the usage of each cell, at the end."""
+    check_every: int = 10
+    """Iterations between two looks at the loss."""
+    max_time: float = np.inf
+    """Seconds after which to stop."""
+    checkpoint: str | PathLike[str] | None = None
+    """File that the state is written to, and that an interrupted fit is taken up from."""
+    checkpoint_every: int = 50
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a fit ends with."""
+
+    W: np.ndarray
+    """Loadings, genes x topics, columns sum to 1."""
+    H: np.ndarray
+    """Usage, cells x topics, of all cells: the best fit of each at W."""
+    cell_loss: np.ndarray
+    """Loss of each cell at W and H."""
+    weight: np.ndarray
+    """What each loading rests on, genes x topics: the last step's ``N_X + alpha P_Y`` (and the prior's)."""
+    loss: np.ndarray
+    """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
+    n_iter: int
+    converged: bool
+    change: float
+    """Change of W in the last iteration."""
+    likelihood: Likelihood
+    """As given, or with its parameters as estimated."""
+
+
+@dataclass
+class State:
+    """All that an iteration hands to the next."""
+
+    W: np.ndarray
+    W_prev: np.ndarray
+    scale: np.ndarray
+    rows: Any
+    """The cells' `Rows`, as `RowSource.place` left them."""
+    likelihood: Likelihood
+    sums: Sums = field(default_factory=Sums.zeros)
+    weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    momentum: float = 1.0
+    max_beta: float = MAX_BETA
+    """Cap of the extrapolation."""
+    calmest: float = np.inf
+    """Smallest change so far."""
+    change: float = np.inf
+    n_iter: int = 0
+    loss: list[list[float]] = field(default_factory=list)
+
+
+def fit(
+    source: RowSource,
+    likelihood: Likelihood,
+    n_topics: int,
+    *,
+    target: np.ndarray,
+    background: np.ndarray,
+    start: np.ndarray | None = None,
+    frozen: np.ndarray | None = None,
+    expressed: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
+    project: np.ndarray | None = None,
+    refine: bool = False,
+    random_state: int = 0,
+    run: Run = Run(),
+) -> Factors:
+    """Find the loadings that the target needs and the background does not.
+
+    Parameters
+    ----------
+    source
+        The data, cells x genes.
+    likelihood
+        What they are thought to be.
+    n_topics
+        Number of free topics.
+    target, background
+        Weights per cell: 1 for the target's cells; alpha, on the paper's scale (sums over cells), for the background's.
+        Cells with neither take no part in the fit and are projected on its result.
+    start
+        Loadings to start from, genes x ``n_topics``; drawn from (0, 1) with ``random_state`` by default. The usage
+        starts from the cell's total, spread evenly over the topics.
+    frozen
+        Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
+    expressed
+        Bool per gene: those with a value in any cell; all by default. The others get no loadings.
+    prior
+        `Factors.weight` of a fit to earlier cells that ended in ``start``: the loadings then go on from both.
+    project
+        Bool per cell: those whose usage is wanted at the end; all by default. The others' is zero.
+    refine
+        Whether to estimate the likelihood's own parameters, one for each gene, on the target's cells along the way.
+    random_state
+        Seed of the start.
+    run
+        How to run.
+    """
+    n_cells, n_genes = source.shape
+    expressed = np.ones(n_genes, bool) if expressed is None else expressed
+    free = initial_loadings(n_genes, n_topics, random_state) if start is None else start
+    frozen = np.zeros((n_genes, 0)) if frozen is None else frozen
+    for name, array, shape in (
+        ("target", target, (n_cells,)),
+        ("background", background, (n_cells,)),
+        ("expressed", expressed, (n_genes,)),
+        ("start", free, (n_genes, n_topics)),
+        ("frozen", frozen, (n_genes, frozen.shape[1])),
+    ):
+        _check_shape(name, array, shape)
+    free = normalise(free, expressed)[0]
+    W = np.hstack([frozen, free])
+    n_frozen = frozen.shape[1]
+    past = None
+    if prior is not None:
+        _check_shape("prior", prior, W.shape)
+        past = (W * prior, prior)
+    state = State(W, W, np.ones(W.shape[1]), None, likelihood)
+    make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
+    numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
+    what = () if run.checkpoint is None else identity(source, likelihood)
+    checkpoint = Checkpoint.open(run.checkpoint, W, target, background, *numbers, *what)
+    if not checkpoint.restore(source, state, target, background):
+        state.rows = source.place(make_rows, target, background)
+    refine_on = float(target.sum()) if refine else 0.0
+    deadline = time.monotonic() + run.max_time
+    with (
+        checkpoint,
+        source.working(),
+        progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it") as bar,
+    ):
+        while state.n_iter == 0 or (
+            state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline
+        ):
+            iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
+            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
+                checkpoint.save(source, state)
+            bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
+            bar.update()
+        checkpoint.save(source, state)
+    H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
+    return Factors(
+        W=state.W,
+        H=H,
+        cell_loss=cell_loss,
+        weight=state.weight,
+        loss=np.array(state.loss).reshape(-1, 5),
+        n_iter=state.n_iter,
+        converged=state.change <= run.tol,
+        change=state.change,
+        likelihood=state.likelihood,
+    )
+
+
+def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
+    """Return what tells a fit's data and likelihood from others, whatever source they come from."""
+    n_cells = source.shape[0]
+    groups = source.place(Groups, np.ones((n_cells, 1), bool), np.zeros(n_cells))
+    sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
+    totals = [np.ravel(sums), source.gather(groups, "total")]
+    rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
+    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]  # type: ignore[arg-type]
+    return [np.array(likelihood.name), *rounded, *parameters]
+
+
+def iterate(
+    source: RowSource,
+    state: State,
+    expressed: np.ndarray,
+    past: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    n_frozen: int = 0,
+    refine_on: float = 0.0,
+    run: Run,
+) -> None:
+    """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
+    beta, momentum = extrapolation(state.momentum, state.max_beta) if run.accelerate else (0.0, 1.0)
+    W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
+    state.n_iter += 1
+    check = state.n_iter == 1 or state.n_iter % run.check_every == 0
+    refine = refine_on > 0 and (check or state.n_iter < run.check_every)
+
+    todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check, evidence=refine)
+    sums = source.reduce(partial(sweep, todo=todo, likelihood=state.likelihood), state.rows)
+    up, down = loadings_terms(W, sums, state.likelihood)
+    if past is not None:
+        up, down = up + past[0], down + past[1]
+    new = W.copy()
+    new[:, n_frozen:], scale = normalise((up / np.maximum(down, TINY))[:, n_frozen:], expressed)
+
+    change = float(np.linalg.norm(new - state.W)) / max(float(np.linalg.norm(state.W[:, n_frozen:])), TINY)
+    turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
+    state.momentum = 1.0 if turned else momentum
+    state.calmest = min(state.calmest, change)
+    if sums.p_y.shape and change > UNREST * state.calmest:
+        state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
+    state.W_prev, state.W, state.change = state.W, new, change
+    state.scale = np.append(np.ones(n_frozen), scale)
+    state.weight, state.sums = down * state.scale, sums
+    if refine:
+        state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
+    if check:
+        loss_x, loss_y, alpha_loss_y = sums.loss
+        state.loss.append([state.n_iter, loss_x, loss_y, loss_x - alpha_loss_y, change])
+
+
+def loadings_terms(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> tuple[np.ndarray, np.ndarray]:
+    """``W * (P_X + alpha N_Y)`` and ``N_X + alpha P_Y``: W's step is their ratio.
+
+    It never raises ``L(X) - alpha L(Y)`` at the usage of the sums. Both terms add up over data that come one by one.
+    """
+    n_x, n_y = (W @ n if likelihood.n_kind == "mu" and n.shape else n for n in (sums.n_x, sums.n_y))
+    return W * (sums.p_x + n_y), np.broadcast_to(n_x + sums.p_y, W.shape)
+
+
+def normalise(W: np.ndarray, expressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return W with columns that sum to 1, floored in expressed genes, zero in others, and the sums for H to take."""
+    W = np.where(expressed[:, None], W, 0.0)
+    scale = np.maximum(W.sum(0), TINY)
+    return np.where(expressed[:, None], np.maximum(W / scale, LOADINGS_FLOOR), 0.0), scale
+
+
+def extrapolation(momentum: float, max_beta: float) -> tuple[float, float]:
+    """Nesterov's rule: how far to extrapolate now, and the momentum to go on with."""
+    ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+    return min((momentum - 1) / ahead, max_beta), ahead
+
+
+def initial_loadings(n_genes: int, n_topics: int, random_state: int) -> np.ndarray:
+    """Draw loadings from (0, 1)."""
+    return np.random.default_rng(random_state).random((n_genes, n_topics))
+
+
+def transform(
+    source: RowSource,
+    likelihood: Likelihood,
+    W: np.ndarray,
+    cells: np.ndarray | None = None,
+    *,
+    tol: float = 1e-4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the usage of cells (all, or those of a bool array) at given loadings, and their loss there.
+
+    Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends on W and that cell alone, and is had in one
+    pass over the data.
+    """
+    _check_shape("W", W, (source.shape[1], W.shape[1]))
+    use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
+    _check_shape("cells", use, source.shape[:1])
+    rows = source.place(
+        partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
+    )
+    todo = Pass(
+        W.astype(source.dtype), np.ones(W.shape[1]), steps=USAGE_STEPS, tol=tol, cold=True, sums=False, loss=True
+    )
+    source.reduce(partial(sweep, todo=todo, likelihood=likelihood), rows)
+    return source.gather(rows, "H"), source.gather(rows, "loss")
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:  # the kernels do not look
+        msg = f"`{name}` must have shape {shape}, got {array.shape}."
+        raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""DeltaNMF: two-stage case-control NMF."""

@@ -1,0 +1,363 @@
+"""DeltaNMF: topics of the controls, held fixed, then further topics that the cases need beside them.
+
+Each stage minimises, over the loadings W and the usage H of its n cells (m genes, K topics of its own of norm 1),
+
+    |A - H W'|^2 / (m n)  +  alpha tr(W' L W) / (m K)  +  gamma mean_ij (v_i' w_j)^2
+
+with L = D - S the Laplacian of a similarity S of genes, and v the held topics. ``rel_alpha`` and ``rel_gamma`` set
+alpha and gamma such that each penalty begins as that share of the squared error. One iteration solves all cells' usage
+(`hals.sweep`), then takes a few rounds of steps over the columns of W, each to the column's minimum or, with penalties,
+halved until it leads down. The penalties look at directions alone: a column is put back to norm 1 after its step and
+the usage takes over its scale, so that no penalty can be evaded by shrinking W.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+
+from ..._utils.progress import progress_bar
+from ..bcnmf.solver import Run, State
+from ..checkpoint import Checkpoint
+from ..kernels._loops import TINY
+from ..kernels.block import Rows
+from ..likelihoods import Gaussian
+from .hals import Pass, sweep
+
+if TYPE_CHECKING:
+    from ..kernels.block import Sums
+    from ..rows.sources import RowSource
+
+ROUNDS = 3
+"""Rounds over the columns of W in an iteration; they cost little against the pass over the data."""
+USAGE_ROUNDS, COLD_ROUNDS = 4, 50
+"""Rounds over a cell's topics in an iteration, and in the first."""
+USAGE_STEPS, USAGE_TOL = 1000, 1e-5
+"""Usage at given loadings: rounds at most, and the share of its usage by which a cell moves at the end."""
+START_ITER = 20
+"""Iterations of each short fit that a start is made from."""
+ONE_ITER = 10
+"""Iterations for a topic that joins others, alone and then with them."""
+START_TOL = 1e-3
+"""Precision of the usage while a start is made."""
+HALVINGS = 40
+"""Of a step that would raise the objective, before the column is left as it is."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The data of a stage, ``A = diag(cells) X diag(genes)``. A factor of zero leaves a cell, or a gene, out."""
+
+    source: RowSource
+    cells: np.ndarray
+    genes: np.ndarray
+
+    def rows(self, H: np.ndarray, *, loss: bool = False) -> Any:
+        """Leave a copy of the usage where the cells are."""
+        return self.source.place(partial(_rows, dtype=self.source.dtype, loss=loss), self.cells, H)
+
+    def sweep(self, rows: Any, W: np.ndarray, scale: np.ndarray, **how: Any) -> Sums:
+        """Solve the usage of all cells in one pass."""
+        dtype = self.source.dtype
+        todo = Pass(W.astype(dtype), scale, self.genes.astype(dtype), **how)
+        return self.source.reduce(partial(sweep, todo=todo), rows)
+
+
+def _rows(cells: np.ndarray, H: np.ndarray, *, dtype: np.dtype, loss: bool) -> Rows:
+    n = len(cells)
+    return Rows(
+        cells.astype(dtype), np.zeros(n, dtype), H.astype(dtype), np.zeros((0, H.shape[1]), dtype), np.zeros(n * loss)
+    )
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What is added to half the squared error, ``a/2 tr(W'LW) + g/2 sum (v'w)^2``."""
+
+    similarity: sparse.csr_array | None = None
+    degree: np.ndarray | float = 0.0
+    held: np.ndarray | None = None
+    """Held topics, columns of norm 1."""
+    a: float = 0.0
+    g: float = 0.0
+
+    @classmethod
+    def of(cls, similarity: sparse.csr_array | None, held: np.ndarray | None) -> Penalties:
+        """Set up penalties that weigh nothing yet."""
+        degree = 0.0 if similarity is None else np.asarray(similarity.sum(1), np.float64).ravel()
+        return cls(similarity, degree, held)
+
+    def terms(self, w: np.ndarray) -> tuple[float, float]:
+        """``w'Lw`` and ``sum (v'w)^2`` of columns of norm 1."""
+        smooth = 0.0 if self.similarity is None else float((w.T * (self.degree * w.T - (self.similarity @ w).T)).sum())
+        return smooth, 0.0 if self.held is None else float(((self.held.T @ w) ** 2).sum())
+
+    def value(self, w: np.ndarray) -> float:
+        """Return what they add."""
+        if self.a == 0 and self.g == 0:
+            return 0.0
+        smooth, overlap = self.terms(w)
+        return (self.a * smooth + self.g * overlap) / 2
+
+    def resolved(self, W: np.ndarray, loss: float, shares: tuple[float, float]) -> Penalties:
+        """Weigh the penalties such that, at W, they are these shares of the loss."""
+        smooth, overlap = self.terms(W)
+        return replace(
+            self,
+            a=2 * shares[0] * loss / smooth if smooth > 0 else 0.0,
+            g=2 * shares[1] * loss / overlap if overlap > 0 else 0.0,
+        )
+
+    def slope(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+        """Gradient along the sphere at a column of norm 1, and a bound of the curvature."""
+        slope, bound = np.zeros_like(w), np.zeros(1)
+        if self.a and self.similarity is not None:
+            smooth = self.degree * w - self.similarity @ w
+            slope += self.a * (smooth - (w @ smooth) * w)
+            bound = bound + 2 * self.a * self.degree
+        if self.g and self.held is not None:
+            t = self.held.T @ w
+            slope += self.g * (self.held @ t - (t @ t) * w)
+            bound = bound + self.g * len(t)
+        return slope, bound
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage ends with."""
+
+    W: np.ndarray
+    """Loadings, genes x topics: the held ones, as they were given, then its own. Columns of norm 1, in scaled units."""
+    loss: np.ndarray
+    """A row per check: iteration, half the squared error, the same with the penalties, their weights a and g,
+    change of W."""
+    n_iter: int
+    converged: bool
+    change: float
+
+
+def fit_stage(
+    data: Scaled,
+    n_topics: int,
+    *,
+    held: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    similarity: sparse.csr_array | None = None,
+    rel_alpha: float = 0.0,
+    rel_gamma: float = 0.0,
+    n_restarts: int = 3,
+    consensus: bool = True,
+    random_state: int = 0,
+    run: Run = Run(),  # noqa: B008 (frozen)
+) -> Stage:
+    """Find topics of a stage's cells, beside topics that are held.
+
+    Parameters
+    ----------
+    data
+        The data, scaled; cells with a factor of zero take no part.
+    n_topics
+        Number of topics to find.
+    held
+        Loadings held fixed, genes x any number, columns of norm 1.
+    start
+        Loadings to start from, genes x ``n_topics``. By default they are found by short fits: by ``n_restarts`` of
+        them, or, beside held topics, one after the other on what is left of the data.
+    similarity
+        Symmetric, non-negative, genes x genes; the diagonal does not matter.
+    rel_alpha, rel_gamma
+        Strength of the smoothness over similar genes and of the orthogonality to the held topics, each as its penalty's
+        share of the squared error at the start.
+    n_restarts, consensus
+        Number of short fits, and whether to start from the median of their matched topics or from the best of them.
+    random_state
+        Seed of the short fits.
+    run
+        How to run.
+    """
+    n_cells, n_genes = data.source.shape
+    held = np.asarray(np.zeros((n_genes, 0)) if held is None else held)
+    used = data.genes > 0
+    for name, shape, wanted in (
+        ("cells", data.cells.shape, (n_cells,)),
+        ("genes", data.genes.shape, (n_genes,)),
+        ("held", held.shape, (n_genes, held.shape[1])),
+        ("start", (n_genes, n_topics) if start is None else start.shape, (n_genes, n_topics)),
+    ):
+        if shape != wanted:
+            msg = f"`{name}` must have shape {wanted}, got {shape}."
+            raise ValueError(msg)
+    if similarity is not None:
+        keep = sparse.diags_array(used.astype(float))
+        similarity = sparse.csr_array(keep @ similarity @ keep)
+        similarity = sparse.csr_array(similarity - sparse.diags_array(similarity.diagonal()))
+    n_held = held.shape[1]
+    numbers = [n_topics, rel_alpha, rel_gamma, n_restarts, consensus, random_state]
+    graph = () if similarity is None else (similarity.data, similarity.indices)
+    given = () if start is None else (start,)
+    checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given)
+    penalties = Penalties.of(similarity if rel_alpha else None, held if rel_gamma and n_held else None)
+    nothing = np.zeros((n_genes, n_held + n_topics))
+    state = State(nothing, nothing, np.ones(n_held + n_topics), None, Gaussian())
+    deadline = time.monotonic() + run.max_time
+    with data.source.working():
+        if checkpoint.restore(data.source, state, data.cells, np.zeros(n_cells)):
+            penalties = replace(penalties, a=state.loss[-1][3], g=state.loss[-1][4])
+        else:
+            if start is None and n_held:
+                start = one_by_one(data, n_topics, held, random_state=random_state)
+            elif start is None:
+                start = restarts(data, n_topics, n_restarts=n_restarts, consensus=consensus, random_state=random_state)
+            state = begin(data, held, start, H=np.zeros((n_cells, n_held + n_topics)))
+    with checkpoint, data.source.working():
+        bar = progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it")
+        while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
+            loss = usage_step(data, state, n_held)
+            if state.n_iter == 1:
+                penalties = penalties.resolved(state.W[:, n_held:], loss, (rel_alpha, rel_gamma))
+            objective = loss + penalties.value(state.W[:, n_held:])
+            loadings_step(state, n_held, penalties)
+            if state.n_iter == 1 or state.n_iter % run.check_every == 0 or state.change <= run.tol:
+                state.loss.append([state.n_iter, loss, objective, penalties.a, penalties.g, state.change])
+            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
+                checkpoint.save(data.source, state)
+            bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
+            bar.update()
+        bar.close()
+        checkpoint.save(data.source, state)
+    table = np.array(state.loss).reshape(-1, 6)
+    return Stage(state.W, table, state.n_iter, state.change <= run.tol, state.change)
+
+
+def restarts(data: Scaled, n_topics: int, *, n_restarts: int, consensus: bool, random_state: int) -> np.ndarray:
+    """Find topics by short fits from random starts: the median over matched topics, or the best fit's."""
+    n_cells, n_genes = data.source.shape
+    found = []
+    for child in np.random.SeedSequence(random_state).spawn(n_restarts):
+        start = np.random.default_rng(child).random((n_genes, n_topics))
+        state = begin(data, np.zeros((n_genes, 0)), start, H=np.zeros((n_cells, n_topics)))
+        loss = descend(data, state, 0, n_iter=START_ITER)
+        found.append((loss, state.W))
+    best = min(found, key=lambda fit: fit[0])[1]
+    if not consensus or n_restarts == 1:
+        return best
+    matched = [W[:, linear_sum_assignment(-(best.T @ W))[1]] for _, W in found]
+    middle = np.median(matched, axis=0)
+    return np.where(middle.any(0), middle, best)
+
+
+def one_by_one(data: Scaled, n_topics: int, held: np.ndarray, *, random_state: int) -> np.ndarray:
+    """Find topics one after the other, each on what those before leave of the data and then fitted with them.
+
+    A true program is less often split over several topics than from topics that start together.
+    """
+    n_cells, n_genes = data.source.shape
+    found = np.zeros((n_genes, 0))
+    for child in np.random.SeedSequence(random_state).spawn(n_topics):
+        known = np.hstack([held, found])
+        H = np.hstack([usage(data, known, tol=START_TOL)[0], np.zeros((n_cells, 1))])
+        state = begin(data, known, np.random.default_rng(child).random((n_genes, 1)), H=H)
+        descend(data, state, known.shape[1], n_iter=ONE_ITER, residual=True)
+        state = begin(data, held, state.W[:, held.shape[1] :], H=np.zeros_like(H))
+        descend(data, state, held.shape[1], n_iter=ONE_ITER)
+        found = state.W[:, held.shape[1] :]
+    return found
+
+
+def descend(data: Scaled, state: State, n_held: int, *, n_iter: int, residual: bool = False) -> float:
+    """Take some iterations without penalties; return half the squared error."""
+    loss = np.inf
+    for _ in range(n_iter):
+        loss = usage_step(data, state, n_held, residual=residual)
+        loadings_step(state, n_held, Penalties(), residual=residual)
+    return loss
+
+
+def begin(data: Scaled, held: np.ndarray, free: np.ndarray, *, H: np.ndarray) -> State:
+    """State before the first iteration, from loadings of any scale."""
+    W = np.hstack([held, unit(np.where((data.genes > 0)[:, None], free, 0.0))])
+    return State(W, W, np.ones(W.shape[1]), data.rows(H), Gaussian())
+
+
+def usage(data: Scaled, W: np.ndarray, *, tol: float = USAGE_TOL) -> tuple[np.ndarray, np.ndarray]:
+    """Find every cell's usage at given loadings, ``argmin_{h >= 0} |a - W h|^2``, and half its squared error."""
+    rows = data.rows(np.zeros((data.source.shape[0], W.shape[1])), loss=True)
+    data.sweep(rows, W, np.ones(W.shape[1]), steps=USAGE_STEPS, tol=tol, cold=True, sums=False)
+    return data.source.gather(rows, "H"), data.source.gather(rows, "loss")
+
+
+def usage_step(data: Scaled, state: State, n_held: int, *, residual: bool = False) -> float:
+    """Solve every cell's usage for some rounds; return half the squared error then. The first step of an iteration."""
+    cold = state.n_iter == 0
+    state.n_iter += 1
+    state.sums = data.sweep(
+        state.rows,
+        state.W,
+        state.scale,
+        n_frozen=n_held,
+        residual=residual,
+        steps=COLD_ROUNDS if cold else USAGE_ROUNDS,
+        cold=cold,
+    )
+    return float(state.sums.loss[0])
+
+
+def loadings_step(state: State, n_held: int, penalties: Penalties, *, residual: bool = False) -> None:
+    """Take some rounds over the columns of W that are not held; none raises the objective. Ends an iteration."""
+    first = n_held if residual else 0
+    W = state.W[:, first:].copy()
+    P, C = state.sums.p_x.copy(), state.sums.n_x[first:, first:].copy()
+    n_held -= first
+    scale = np.ones(W.shape[1])
+    least = np.finfo(np.float32).eps * np.trace(C)
+    for _ in range(ROUNDS):
+        for j in range(n_held, W.shape[1]):
+            if C[j, j] <= least:  # a topic that no cell uses
+                continue
+            slope = W @ C[:, j] - P[:, j - n_held]
+            new = column_step(W[:, j], (slope, C[j, j]), penalties)
+            norm = float(np.linalg.norm(new))
+            if norm > 0:
+                W[:, j] = new / norm
+                C[j] *= norm
+                C[:, j] *= norm
+                P[:, j - n_held] *= norm
+                scale[j] *= norm
+    own = state.W[:, first + n_held :]
+    state.change = float(np.linalg.norm(W[:, n_held:] - own) / np.linalg.norm(own))
+    state.W_prev, state.W = state.W, np.hstack([state.W[:, : first + n_held], W[:, n_held:]])
+    state.scale = np.concatenate([np.ones(first), scale])
+
+
+def column_step(w: np.ndarray, error: tuple[np.ndarray, float], penalties: Penalties) -> np.ndarray:
+    """Move a column of norm 1 where the objective is lower.
+
+    Without penalties that is its minimum, else a step that is halved until it leads down. ``error`` is the gradient and
+    the curvature of half the squared error.
+    """
+    slope, curvature = error
+    if penalties.a == 0 and penalties.g == 0:
+        return np.asarray(np.maximum(w - slope / curvature, 0))
+    more, bound = penalties.slope(w)
+    move = (slope + more) / (curvature + bound)
+    before = penalties.value(w)
+    for _ in range(HALVINGS):
+        new = np.maximum(w - move, 0)
+        norm = float(np.linalg.norm(new))
+        if norm > 0:
+            d = new - w
+            if slope @ d + curvature / 2 * (d @ d) + penalties.value(new / norm) <= before:
+                return np.asarray(new)
+        move = move / 2
+    return w
+
+
+def unit(W: np.ndarray) -> np.ndarray:
+    """Return W with columns of norm 1."""
+    return np.asarray(W / np.maximum(np.linalg.norm(W, axis=0), TINY))

@@ -1,0 +1,1 @@
+"""GPNSF: non-negative spatial factorisation with Gaussian-process priors."""

@@ -1,0 +1,123 @@
+"""What a pass over a block of cells works on: rows of data, the cells' usage, the sums that are gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from scipy import sparse
+
+Floats = np.ndarray
+
+
+class CSR(NamedTuple):
+    """Rows of a sparse matrix; ``indptr`` are positions in ``indices`` and ``values``, which may hold further rows."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: Floats
+    n_genes: int
+
+    def matrix(self, part: slice = slice(None), dtype: Any = None) -> sparse.csr_array:
+        """Return (some of) the rows as SciPy's."""
+        first, stop, _ = part.indices(len(self.indptr) - 1)
+        indptr = self.indptr[first : stop + 1]
+        here = slice(indptr[0], indptr[-1])
+        starts = (indptr - indptr[0]).astype(self.indices.dtype, copy=False)
+        values = self.values[here] if dtype is None else self.values[here].astype(dtype, copy=False)
+        return sparse.csr_array((values, self.indices[here], starts), shape=(stop - first, self.n_genes))
+
+
+Block: TypeAlias = CSR | np.ndarray
+"""Rows of the data, sparse or dense."""
+Matrix: TypeAlias = sparse.csr_array | np.ndarray
+"""The same as arrays that multiply."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is sent to every block of cells."""
+
+    W: Floats
+    """Loadings, genes x topics."""
+    scale: Floats
+    """Factors per topic by which the usage is still to be multiplied since W was last normalised."""
+    beta: float = 0.0
+    """Extrapolation of the usage along its last move."""
+    steps: int = 1
+    """Usage steps per cell, at most."""
+    tol: float = 0.0
+    """A cell's steps end when its usage moves by less than this share of it."""
+    cold: bool = False
+    """Start from the cell's total spread evenly over the topics instead of from its present usage."""
+    sums: bool = True
+    """Gather the sums for the loadings' step."""
+    loss: bool = False
+    """Gather the loss, at W and the new usage."""
+    evidence: bool = False
+    """Gather what the likelihood's own parameters are refined from, over the target's cells."""
+
+
+@dataclass
+class Rows:
+    """What belongs to a block's cells."""
+
+    target: Floats
+    """Target weight a: 1 or 0."""
+    background: Floats
+    """Background weight b: alpha or 0. Cells with neither weight are left alone."""
+    H: Floats
+    """Usage, cells x topics; a sweep changes it."""
+    H_prev: Floats
+    """Usage one pass ago, where usage is extrapolated; else without rows."""
+    loss: np.ndarray
+    """Loss of each cell (float64), where it is asked for; else without rows."""
+
+    @classmethod
+    def of(
+        cls, target: np.ndarray, background: np.ndarray, n_topics: int, dtype: np.dtype, *, prev: bool, loss: bool
+    ) -> Rows:
+        """Make the rows of all cells of a source."""
+        n = len(target)
+        H = np.zeros((n, n_topics), dtype)
+        H_prev = np.zeros((n if prev else 0, n_topics), dtype)
+        return cls(target.astype(dtype), background.astype(dtype), H, H_prev, np.zeros(n if loss else 0))
+
+    def __getitem__(self, part: slice) -> Rows:
+        """Return views of some of the cells."""
+        return Rows(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Sums:
+    """What a sweep gathers under the target's (x) and the background's (y) weights (float64). Adds up over blocks."""
+
+    p_x: np.ndarray
+    p_y: np.ndarray
+    n_x: np.ndarray
+    n_y: np.ndarray
+    loss: np.ndarray
+    """Loss of the target, of the background, and of the background weighted by alpha."""
+    evidence: np.ndarray
+    """`Likelihood.evidence`, summed over the target's cells; anything x genes."""
+
+    @classmethod
+    def zeros(cls) -> Sums:
+        """Nothing gathered yet: zeros of no shape, which cost nothing to add."""
+        p_x, p_y, n_x, n_y, evidence = (np.zeros(()) for _ in range(5))
+        return cls(p_x, p_y, n_x, n_y, np.zeros(3), evidence)
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Add to one of the sums, in double precision."""
+        total = getattr(self, name)
+        if not total.shape:
+            setattr(self, name, np.array(values, np.float64))  # a copy: buffers are used again
+        elif np.shape(values):
+            total += values
+
+    def __iadd__(self, other: Sums) -> Sums:
+        """Add another block's."""
+        for name in self.__dataclass_fields__:
+            self.add(name, getattr(other, name))
+        return self

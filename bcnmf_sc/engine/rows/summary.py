@@ -1,0 +1,79 @@
+"""Gene sums, cell totals and checks of the values, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from scipy import sparse
+
+from ..kernels.block import CSR, Block
+from .sources import piecewise
+
+if TYPE_CHECKING:
+    from ..likelihoods import Likelihood
+
+
+@dataclass
+class Groups:
+    """Which cells belong to which group; `summarise` leaves the cells' totals in it."""
+
+    member: np.ndarray
+    """Cells x groups, bool."""
+    total: np.ndarray
+    """Sum of each cell's values (float64)."""
+
+    def __getitem__(self, part: slice) -> Groups:
+        """Return views of some of the cells."""
+        return Groups(self.member[part], self.total[part])
+
+
+@dataclass
+class Summary:
+    """What there is to know of the data before a fit. Adds up over blocks."""
+
+    sums: np.ndarray
+    """Sum of each gene's values in each group, groups x genes."""
+    mass: np.ndarray
+    """The same of the values' mass (`Likelihood.mass`)."""
+    n_invalid: int
+    """Number of values that are not finite."""
+    n_fractional: int
+    """Number of values that are not whole numbers."""
+    smallest: float
+    largest: float
+
+    def __iadd__(self, other: Summary) -> Self:
+        """Add another block's."""
+        self.sums += other.sums
+        self.mass += other.mass
+        self.n_invalid += other.n_invalid
+        self.n_fractional += other.n_fractional
+        self.smallest, self.largest = min(self.smallest, other.smallest), max(self.largest, other.largest)
+        return self
+
+
+@piecewise
+def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
+    """Gene sums per group, totals per cell, and the checks of the values, for a block."""
+    if isinstance(block, CSR):
+        x = block.matrix()
+        values = x.data
+        mass = sparse.csr_array((likelihood.at(x.indices).mass(values), x.indices, x.indptr), shape=x.shape)
+    else:
+        x = values = block
+        mass = likelihood.mass(x)
+    rows.total[:] = np.asarray(x.sum(1, dtype=np.float64)).ravel()
+    member = rows.member.T.astype(np.float64)
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # infinite values are counted, and then refused
+        sums, masses = member @ x, member @ mass
+    return Summary(
+        sums,
+        masses,
+        int(values.size - finite.sum()),
+        int((values != np.floor(values)).sum()),
+        float(values.min(initial=np.inf, where=finite)),
+        float(values.max(initial=-np.inf, where=finite)),
+    )

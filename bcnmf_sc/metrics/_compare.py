@@ -1,0 +1,361 @@
+"""Several methods side by side on one AnnData: what `bcnmf_sc.metrics.compare` does."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .. import _anndata
+from .._mudata import in_memory
+from .._utils.checks import listed
+from ..engine import LIKELIHOODS
+from ..engine.rows.moments import as_matrix, log_normalized
+from ..engine.rows.sources import to_block
+from ._scores import ari_bootstrap, auc, leakage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anndata import AnnData
+
+METHODS = ("pca", "cpca", "nmf", "bcnmf", "bcnmf_split", "bcnmf_shared")
+KEY = "bcnmf_sc_compared"
+LAYER = "bcnmf_sc_log"
+N_FOLDS, FEWEST_DONORS = 5, 2
+"""Folds on which leakage is measured, and donors of each label that it takes at least."""
+SET_HERE = ("basis", "checkpoint", "copy", "key_added", "random_state")
+"""Arguments of a fit that are not the user's: each method and seed has its own."""
+
+
+class Fit(NamedTuple):
+    """What one run of a method gives."""
+
+    alpha: float
+    values: np.ndarray
+    """Proportions or scores of all cells."""
+    share: np.ndarray | None
+    """Target share, if there is one."""
+    seconds: float
+    converged: bool
+
+
+def compare(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    labels: str,
+    methods: Sequence[str] = METHODS,
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 10,
+    n_background_topics: int = 10,
+    alphas: Sequence[float] = (0.5, 1.0, 2.0),
+    n_seeds: int = 5,
+    n_boot: int = 20,
+    nuisance: str | None = None,
+    sample_key: str | None = None,
+    cells: str = "target",
+    layer: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run several methods at equal numbers of topics over several seeds, and score them in one table.
+
+    Every method gets the same cells, genes and number of topics, its representation is clustered in the same way
+    (k-means with as many clusters as labels, on usage proportions or component scores), and each seed is a row of its
+    own. Nothing is chosen by its score: contrastive PCA has a row for each of its alphas. PCA and contrastive PCA get
+    log-normalised values where the likelihood is one of counts. Of background-topic modes only the target topics are
+    scored, as shares of the whole usage.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; it is not changed.
+    background_key, background, target
+        The contrast, as in :func:`bcnmf_sc.tl.bcnmf`.
+    labels
+        Column of `adata.obs` with the truth.
+    methods
+        Of `"pca"`, `"cpca"`, `"nmf"`, `"bcnmf"` (plain), `"bcnmf_split"` and `"bcnmf_shared"` (with background topics).
+        PCA and NMF learn from the cells that are scored.
+    n_topics
+        Topics, target topics or components of every method.
+    n_background_topics
+        Of the modes that have some, beside `n_topics`.
+    alphas
+        Of contrastive PCA.
+    n_seeds
+        Seeds, from 0; they decide the start of a fit and that of k-means. PCA and contrastive PCA depend on the latter.
+    n_boot
+        Resamples for the standard error of the ARI.
+    nuisance
+        Column of `adata.obs` whose leakage is scored as well: in five folds of cells, for which each label must have
+        five cells, or with `sample_key` in folds of donors.
+    sample_key
+        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors (and unknown where
+        there is one), and leakage is measured on donors left out, in as many folds as the rarest label has donors, at
+        least two and at most five (unless `nuisance` is the same column). It is handed to the background-topic modes
+        too, which need two donors with target cells and two with background cells.
+    cells
+        `"target"` scores the target's cells, `"all"` those of target and background. Cells without a label are left
+        out.
+    layer
+        Layer to read instead of `adata.X`.
+    **options
+        Passed to :func:`bcnmf_sc.tl.bcnmf`, and those it has (likelihood, mask_var, how to run) to
+        :func:`bcnmf_sc.tl.nmf`. Not `basis`, `checkpoint`, `copy`, `key_added` and `random_state`, which are set for
+        each fit.
+
+    Returns
+    -------
+    Table with a row per method, alpha and seed: `method`, `alpha` (of contrastive PCA), `n_topics`, `seed`, `ari`
+    with its bootstrap standard error `ari_se`, `auc` (best single topic), `auc_share` (target cells against
+    background cells by the out-of-fold target share, where the method has one), `leakage` and its `n_folds` (with
+    `nuisance`; fewer folds learn from fewer cells, so leakage compares at equal numbers only), `seconds`, `converged`
+    (whether the loadings came to rest within `max_iter`; always for components). What else a single fit would warn of
+    is left out.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> table = bc.metrics.compare(
+    ...     bc.datasets.digits(),
+    ...     background_key="condition",
+    ...     background="background",
+    ...     labels="digit",
+    ...     methods=["pca", "cpca", "nmf"],
+    ...     n_topics=2,
+    ...     n_seeds=1,
+    ...     likelihood="gaussian",
+    ... )
+    >>> table["method"].tolist()
+    ['pca', 'cpca', 'cpca', 'cpca', 'nmf']
+    """
+    from .._utils.checks import whole_number
+
+    _check_options(options)
+    whole_number("n_seeds", n_seeds, 1)
+    whole_number("n_boot", n_boot, 0)
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        msg = f"`methods` must be of {', '.join(map(repr, METHODS))}, got {unknown or methods!r}."
+        raise ValueError(msg)
+    if cells not in ("target", "all"):
+        msg = f"`cells` must be 'target' or 'all', got {cells!r}."
+        raise ValueError(msg)
+    for argument, name in (("labels", labels), ("nuisance", nuisance), ("sample_key", sample_key)):
+        if name is not None and name not in adata.obs:
+            present = listed(adata.obs.columns)
+            msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
+            raise ValueError(msg)
+    design = _anndata.read_design(adata, background_key, background, target)
+    scored = (design.target | design.background) if cells == "all" else design.target
+    truth = adata.obs[labels].to_numpy()
+    labelled = scored & adata.obs[labels].notna().to_numpy()
+    if len(pd.unique(truth[labelled])) < 2:  # noqa: PLR2004
+        msg = f"`labels` must tell at least 2 kinds of cells apart, got {labels!r}. `cells='all'` adds the background."
+        raise ValueError(msg)
+    known = adata.obs[labelled]
+    if sample_key is not None and known[sample_key].isna().any():
+        msg = (
+            f"`sample_key` must name a donor for every cell that is scored, got {sample_key!r} with "
+            f"{int(known[sample_key].isna().sum())} without. Take out their `labels`, and they are not scored."
+        )
+        raise ValueError(msg)
+    n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
+    if n_background_topics != 0 and {"bcnmf_split", "bcnmf_shared"} & set(methods):
+        _check_folds(adata, design, sample_key, cross_fit=options.get("cross_fit", N_FOLDS))
+
+    work = _copy(adata, layer, options)
+    whole_number("n_topics", n_topics, 1, min(work.shape), "the smaller of cells and genes used")
+    contrast = {"background_key": background_key, "background": background, "target": target}
+    run = _Runs(work, contrast, options, n_topics, n_background_topics, alphas, scored, sample_key)
+    rows = []
+    for name in methods:
+        for seed in range(n_seeds):
+            for made in run.of(name, seed):
+                row = _score(
+                    made.values[labelled],
+                    truth[labelled],
+                    known,
+                    seed=seed,
+                    n_boot=n_boot,
+                    nuisance=nuisance,
+                    sample_key=sample_key,
+                    n_folds=n_folds,
+                )
+                row |= {"seconds": made.seconds, "converged": made.converged, "auc_share": np.nan, "n_folds": n_folds}
+                if made.share is not None:
+                    row["auc_share"] = _auc_share(made.share, design)
+                rows.append({"method": name, "alpha": made.alpha, "n_topics": n_topics, "seed": seed} | row)
+    columns = ["method", "alpha", "n_topics", "seed", "ari", "ari_se", "auc", "auc_share"]
+    columns += ["leakage", "n_folds"] if nuisance is not None else []
+    return pd.DataFrame(rows)[[*columns, "seconds", "converged"]]
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what no fit takes, and what `compare` sets itself."""
+    from ..tl import bcnmf
+    from ..tl._run import RunOptions
+
+    known = {*inspect.signature(bcnmf).parameters, *RunOptions.__annotations__} - {"adata", "run"}
+    if unknown := sorted(set(options) - known):
+        msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of `bcnmf_sc.tl.bcnmf`."
+        raise TypeError(msg)
+    if taken := [name for name in SET_HERE if name in options]:
+        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
+        raise TypeError(msg)
+
+
+@dataclass
+class _Runs:
+    """Runs methods on a copy; what does not depend on the seed is run once."""
+
+    adata: AnnData
+    contrast: dict[str, Any]
+    options: dict[str, Any]
+    n_topics: int
+    n_background_topics: int
+    alphas: Sequence[float]
+    scored: np.ndarray
+    sample_key: str | None
+    components: dict[str, list[Fit]] = field(default_factory=dict)
+
+    def of(self, name: str, seed: int) -> Iterable[Fit]:
+        """Run a method, or look it up."""
+        if name in ("pca", "cpca"):
+            if name not in self.components:
+                self.components[name] = list(self._components(name))
+            return self.components[name]
+        return [self._topics(name, seed)]
+
+    def _components(self, name: str) -> Iterable[Fit]:
+        from ..engine.cpca import cpca
+        from ..engine.rows.open import row_source
+
+        start = time.perf_counter()
+        design = _anndata.read_design(self.adata, **self.contrast)
+        target = self.scored if name == "pca" else design.target
+        background = np.zeros_like(target) if name == "pca" else design.background
+        alphas = [0.0] if name == "pca" else [float(alpha) for alpha in self.alphas]
+        layer = LAYER if LAYER in self.adata.layers else None
+        source = row_source(_anndata.read_matrix(self.adata, layer))
+        found = cpca(source, target, background, alphas=alphas, n_components=self.n_topics)
+        seconds = (time.perf_counter() - start) / len(found)
+        for part in found:
+            alpha = np.nan if name == "pca" else part.alpha
+            yield Fit(alpha, part.scores, None, seconds, converged=True)
+
+    def _topics(self, name: str, seed: int) -> Fit:
+        from .. import get, tl
+
+        how: dict[str, Any] = {"progress": False, **self.options, "mask_var": None}
+        how |= {"n_topics": self.n_topics, "random_state": seed, "key_added": KEY}
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            # a table of many fits is no place for the advice of each; whether they converged is a column
+            warnings.simplefilter("ignore", UserWarning)
+            if name == "nmf":
+                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level"}
+                tl.nmf(self.adata, cells=self.scored, **{k: v for k, v in how.items() if k not in only})
+            elif name == "bcnmf":
+                tl.bcnmf(self.adata, **self.contrast, **how)
+            else:
+                basis = name.removeprefix("bcnmf_")
+                if basis == "split":
+                    how.pop("alpha", None)  # of the plain contrast; background topics take its place
+                modes = {"n_background_topics": self.n_background_topics, "basis": basis, "sample_key": self.sample_key}
+                tl.bcnmf(self.adata, **self.contrast, **how, **modes)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - start
+        of_target = (get.topics(self.adata, key=KEY)["kind"] == "target").to_numpy()
+        share = self.adata.obs.get(f"{KEY}_target_share")
+        values = get.usage(self.adata, key=KEY, normalize=True).to_numpy()[:, of_target]
+        converged = bool(self.adata.uns[KEY]["converged"])
+        return Fit(np.nan, values, None if share is None else share.to_numpy(), seconds, converged)
+
+
+def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData:
+    """Genes used, the values to factorise in X, and for counts log-normalised ones beside them."""
+    from anndata import AnnData
+
+    genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
+    matrix = as_matrix(to_block(in_memory(_anndata.read_matrix(adata, layer)), None, np.float32))
+    values = matrix.data if sparse.issparse(matrix) else matrix
+    where = _anndata.check_finite(int(values.size - np.isfinite(values).sum()), layer)
+    work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
+    likelihood = options.get("likelihood", "poisson")
+    model = LIKELIHOODS[likelihood] if isinstance(likelihood, str) and likelihood in LIKELIHOODS else likelihood
+    if getattr(model, "counts", True):
+        if values.min(initial=0) < 0:
+            low = f"{values.min():g}"
+            msg = f"{where} must be non-negative, got {low}. Scaled or centred data? Name the `layer` of counts."
+            raise ValueError(msg)
+        work.layers[LAYER] = log_normalized(matrix)[:, genes]
+    return work
+
+
+def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> int:
+    """Return how many folds leakage is measured on; refuse labels too rare to be in all of them."""
+    labels = obs[nuisance].astype(str)[obs[nuisance].notna()]
+    by_donor = sample_key is not None and sample_key != nuisance
+    counts = obs.loc[labels.index].groupby(labels)[sample_key].nunique() if by_donor else labels.value_counts()
+    least, what = (FEWEST_DONORS, "donors") if by_donor else (N_FOLDS, "cells")
+    if len(counts) < 2 or counts.min() < least:  # noqa: PLR2004
+        got = f"{counts.idxmin()!r} with {counts.min()}" if len(counts) > 1 else f"{len(counts)} labels"
+        msg = (
+            f"`nuisance` must have at least 2 labels with at least {least} {what} each among the cells that are "
+            f"scored, got {nuisance!r} with {got}. Join rare labels, or set them to missing."
+        )
+        raise ValueError(msg)
+    return int(min(N_FOLDS, counts.min()))
+
+
+def _check_folds(adata: AnnData, design: _anndata.Design, sample_key: str | None, *, cross_fit: int | None) -> None:
+    """Refuse cells or donors that background topics could not be scored on, before the first fit is paid for."""
+    from .._utils.checks import whole_number
+    from ..tl._bcnmf.folds import make_folds
+
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    make_folds(design, samples, cross_fit or N_FOLDS, random_state=0)
+
+
+def _score(
+    values: np.ndarray,
+    truth: np.ndarray,
+    obs: pd.DataFrame,
+    *,
+    seed: int,
+    n_boot: int,
+    nuisance: str | None,
+    sample_key: str | None,
+    n_folds: int,
+) -> dict[str, Any]:
+    donors = None if sample_key is None else obs[sample_key].to_numpy()
+    index = ari_bootstrap(values, truth, n_boot=n_boot, groups=donors, normalize=False, random_state=seed)
+    row: dict[str, Any] = {"ari": index.ari, "ari_se": index.se, "auc": auc(values, truth)}
+    if nuisance is not None:
+        known = obs[nuisance].notna().to_numpy()
+        row["leakage"] = leakage(
+            values[known],
+            obs[nuisance].to_numpy()[known],
+            groups=None if donors is None or sample_key == nuisance else donors[known],
+            n_folds=n_folds,
+            normalize=False,
+            random_state=seed,
+        )
+    return row
+
+
+def _auc_share(share: np.ndarray, design: _anndata.Design) -> float:
+    one = np.isfinite(share) & (design.target ^ design.background)  # a cell that is both is on no side
+    side = design.target[one]
+    return auc(share[one], side) if 0 < side.sum() < len(side) else np.nan

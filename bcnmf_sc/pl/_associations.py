@@ -1,0 +1,112 @@
+"""Draw tests of topics against groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from .. import get
+from .._anndata import pick_topics
+from ._axes import (
+    FONT,
+    LEVEL,
+    MISSING,
+    PALETTE,
+    PLAIN,
+    add_legend,
+    literal,
+    new_axes,
+    text_width,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+ROW = 0.2
+"""Inches per row of labels."""
+
+
+def associations(
+    adata: AnnData,
+    groupby: str,
+    *,
+    key: str = "bcnmf",
+    topics: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Draw how much groups differ in their use of each topic: the difference of means with its 95 % interval.
+
+    Draws what :func:`bcnmf_sc.tl.associate` stored. Full points differ at an adjusted p of at most 0.05. An interval
+    is that of one comparison, so it may leave out zero where the adjusted p does not pass.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation and its tests.
+    groupby
+        The column that was tested against.
+    key
+        The `key_added` under which the factorisation was stored.
+    topics
+        Names of the topics to draw, from top to bottom; None for all that were tested.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.errorbar`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
+    >>> ax = bc.pl.associations(adata, "condition")
+    """
+    table = get.associations(adata, groupby, key=key)
+    names = pick_topics(table["topic"].unique(), topics)
+    groups = table["group"].unique().tolist()
+    reference = table["reference"].iloc[0]
+    if ax is None:
+        height = max(1.6, len(names) * max(ROW, 0.11 * len(groups)) + 0.7)
+        ax = new_axes(3.6 + text_width(names), height, [] if len(groups) == 1 else map(str, groups))
+    space = 0.8 / len(groups)
+    for i, group in enumerate(groups):
+        rows = table[table["group"] == group].set_index("topic").reindex(names)
+        y = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * space
+        difference = rows["difference"].to_numpy(dtype=float)
+        error = np.abs(rows[["ci_low", "ci_high"]].to_numpy(dtype=float).T - difference)
+        shade = PLAIN if len(groups) == 1 else PALETTE[i % len(PALETTE)]
+        options: dict[str, Any] = {"fmt": "none", "ecolor": shade, "elinewidth": 1.2, **kwargs}
+        ax.errorbar(difference, y, xerr=np.nan_to_num(error), **options)
+        full = (rows["p_adjusted"] <= LEVEL).to_numpy()
+        ax.scatter(difference, y, s=22, c=np.where(full, shade, "white"), edgecolors=shade, zorder=3)
+    ax.axvline(0, color="black", linewidth=0.8, zorder=0)
+    for edge in np.arange(1, len(names)) - 0.5:
+        ax.axhline(edge, color=MISSING, linewidth=0.5, zorder=0)
+    ax.set_yticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, -1.05), min(high, 1.05))  # no two shares differ by more
+    ax.locator_params(axis="x", nbins=5)
+    reference = literal(reference)
+    who = f"{literal(groups[0])} less {reference}" if len(groups) == 1 else f"group less {reference}"
+    unit = table["unit"].iloc[0]
+    ax.set_xlabel(f"share of usage, {who}\n(95 % interval over {unit}s; full: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
+    if len(groups) > 1:
+        shades = [PALETTE[i % len(PALETTE)] for i in range(len(groups))]
+        handles = [
+            Line2D([], [], ls="", marker="o", color=shade, label=str(group))
+            for group, shade in zip(groups, shades, strict=True)
+        ]
+        add_legend(ax, handles, title=groupby)
+    return ax

@@ -1,0 +1,104 @@
+"""Draw mean usage of groups as bubbles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from .. import get
+from .._anndata import pick_topics
+from ._axes import (
+    FONT,
+    PALETTE,
+    add_legend,
+    literal,
+    new_axes,
+    obs_column,
+    text_width,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def bubbles(
+    adata: AnnData,
+    groupby: str,
+    *,
+    key: str = "bcnmf",
+    topics: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Draw what the mean cell of each group is made of: the area of a bubble is a topic's share (paper, Fig. 2c).
+
+    The mean usage of the group's cells, scaled to sum 1 over all topics.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    groupby
+        Column of `adata.obs` with the groups. Cells without a value are left out.
+    key
+        The `key_added` under which the factorisation was stored.
+    topics
+        Names of the topics to draw, in this order; None for all.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.scatter`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> ax = bc.pl.bubbles(adata, "cell_type")
+    """
+    shares = mean_usage(adata, groupby, key)
+    names = pick_topics(shares.columns, topics)
+    values = shares[names].to_numpy()
+    n_groups, n_topics = values.shape
+    sizes = 150.0
+    if ax is None:
+        width = max(1.6, 0.27 * n_topics) + text_width(shares.index)
+        height = max(1.4, 0.27 * n_groups) + text_width(names) + 0.4
+        ax = new_axes(width, height, ["100 %"])
+    x, y = np.meshgrid(range(n_topics), range(n_groups))
+    options: dict[str, Any] = {"color": PALETTE[0], "linewidths": 0, **kwargs}
+    ax.scatter(x.ravel(), y.ravel(), s=sizes * values.ravel(), **options)
+    ax.set_xticks(range(n_topics), list(map(literal, names)), rotation=90, fontsize=FONT)
+    ax.set_yticks(range(n_groups), list(map(literal, shares.index)), fontsize=FONT)
+    ax.set_xlim(-0.6, n_topics - 0.4)
+    ax.set_ylim(n_groups - 0.4, -0.6)
+    ax.tick_params(length=0)
+    ax.set_ylabel(literal(groupby))
+    steps = (0.1, 0.5, 1.0)
+    dot: dict[str, Any] = {"ls": "", "marker": "o", "color": options["color"], "mew": 0}
+    add_legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{s:.0%}", **dot) for s in steps], title="share")
+    return ax
+
+
+def mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
+    """Mean usage of each group's cells, rows summing to 1."""
+    groups = obs_column(adata, groupby)
+    if not isinstance(groups.dtype, pd.CategoricalDtype):
+        msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
+        raise ValueError(msg)
+    means = get.usage(adata, key=key).groupby(groups.array, observed=True).mean()  # in the categories' order
+    if not len(means):
+        msg = f"`groupby` must have a value for at least one cell, got {groupby!r} with none."
+        raise ValueError(msg)
+    total = means.sum(axis=1)
+    return means.div(total.where(total > 0, 1.0), axis=0)

@@ -1,0 +1,86 @@
+"""Draw the mean usage of groups as stacked bars."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Patch
+
+from ._axes import (
+    PALETTE,
+    add_legend,
+    category_colors,
+    label_topics,
+    literal,
+    new_axes,
+    obs_column,
+    text_width,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def composition(
+    adata: AnnData, groupby: str, of: str, *, normalize: bool = True, ax: Axes | None = None, **kwargs: Any
+) -> Axes:
+    """Draw what each group of cells is made of, such as clusters of cell lines (paper, Fig. 5g).
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    groupby
+        Column of `adata.obs` with a bar for each of its groups.
+    of
+        Column of `adata.obs` whose categories share the bars.
+    normalize
+        Draw shares; otherwise numbers of cells.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.bar`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> ax = bc.pl.composition(adata, "condition", "cell_type")
+    """
+    columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
+    for argument, column in columns.items():
+        if not isinstance(column.dtype, pd.CategoricalDtype):
+            msg = f"`{argument}` must be a column of categories, got {column.name!r} with numbers."
+            raise ValueError(msg)
+    counts = pd.crosstab(columns["groupby"], columns["of"])
+    if not counts.size:
+        msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
+        raise ValueError(msg)
+    heights = counts.div(counts.sum(axis=1), axis=0) if normalize else counts
+    colors = category_colors(adata, columns["of"], of)
+    if ax is None:
+        height = 3.1 + max(0.3, text_width(counts.index))
+        ax = new_axes(max(2.2, 0.32 * len(counts) + 0.8), height, map(str, counts.columns))
+    base = np.zeros(len(counts))
+    handles = []
+    for i, name in enumerate(counts.columns):
+        # beyond the palette of eight that greys tell apart, hatches help
+        hatch = ("", "///", "...", "xxx")[i // len(PALETTE) % 4]
+        look: dict[str, Any] = {"color": colors[name], "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
+        ax.bar(range(len(counts)), heights[name], bottom=base, **{"width": 0.8, **look, **kwargs})
+        base += heights[name].to_numpy()
+        handles.append(Patch(facecolor=colors[name], edgecolor="white", hatch=hatch, label=str(name)))
+    label_topics(ax, list(map(str, counts.index)))
+    ax.set_xlim(-0.5, len(counts) - 0.5)
+    ax.set_xlabel(literal(groupby))
+    ax.set_ylabel("share of cells" if normalize else "cells")
+    ax.spines[["top", "right"]].set_visible(False)
+    add_legend(ax, handles, title=of)
+    return ax

@@ -1,0 +1,77 @@
+"""Draw the lengthscale of each spatial topic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._mudata import stored_fit
+from ._axes import PALETTE, literal
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from mudata import MuData
+
+
+def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Draw how the prior correlation of each spatial topic falls with distance.
+
+    The dot marks the lengthscale. Topics that are used little are drawn thin.
+
+    Parameters
+    ----------
+    mdata
+        MuData or AnnData with a stored spatial fit.
+    key
+        Name of the fit.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> mdata = bc.datasets.simulated_spatial()
+    >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
+    >>> ax = bc.pl.lengthscales(mdata)
+    """
+    from matplotlib import pyplot as plt
+
+    record = stored_fit(mdata, key)
+    table = record["topics"]
+    table = table[table["kind"] == "spatial"]
+    if ax is None:
+        ax = plt.subplots(figsize=(5.0, 3.4), layout="constrained")[1]
+    kernel = str(record["params"]["kernel"])
+    distance = np.linspace(0, 3 * table["lengthscale"].max(), 200)
+    top = max(table["spatial_importance"].max(), 1e-12)
+    for k, (name, row) in enumerate(table.iterrows()):
+        width = 0.8 + 2 * row["spatial_importance"] / top
+        options = {"color": PALETTE[k % len(PALETTE)], "linewidth": width, "label": literal(name)}
+        options["linestyle"] = ("-", "--", ":")[k // len(PALETTE) % 3]
+        (line,) = ax.plot(distance, correlation(kernel, distance / row["lengthscale"]), **(options | kwargs))
+        ax.plot(row["lengthscale"], correlation(kernel, np.ones(1))[0], marker="o", color=line.get_color())
+    ax.set(
+        xlabel="distance, in units of the coordinates",
+        ylabel="correlation of log usage",
+        ylim=(0, 1.02),
+        xlim=(0, None),
+    )
+    ax.legend(frameon=False, fontsize=8, ncols=1 + len(table) // 12)
+    return ax
+
+
+def correlation(kernel: str, d: np.ndarray) -> np.ndarray:
+    """Correlation at a distance in units of the lengthscale."""
+    if kernel == "exponential":
+        return np.exp(-d / 2)
+    if kernel == "rbf":
+        return np.exp(-(d**2) / 2)
+    return (1 + np.sqrt(3) * d) * np.exp(-np.sqrt(3) * d)

@@ -1,0 +1,129 @@
+"""Draw usage of topics by group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
+
+from .. import get
+from .._anndata import pick_topics
+from ._axes import (
+    MISSING,
+    add_legend,
+    category_colors,
+    label_topics,
+    new_axes,
+    obs_column,
+    text_width,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def usage(
+    adata: AnnData,
+    groupby: str | None = None,
+    *,
+    key: str = "bcnmf",
+    sample_key: str | None = None,
+    topics: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Draw each topic's share of the cells' usage by group: a box over the group's donors, or over all of its cells.
+
+    The box spans the quartiles with the median in it, the whiskers reach to 1.5 times its height. The cells are
+    rasterised points; their sideways spread is arbitrary, and the same in every call. With `sample_key` a large point
+    is the mean over a donor's cells, what :func:`bcnmf_sc.tl.associate` compares, and the box is over these points.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    groupby
+        Column of `adata.obs` with the groups (categories, strings or booleans). None for the cells' role in the
+        factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
+    key
+        The `key_added` under which the factorisation was stored.
+    sample_key
+        Column of `adata.obs` with the donors; None draws boxes over cells.
+    topics
+        Names of the topics to draw, in this order; None for all.
+    ax
+        Axes to draw on; None for a new figure, as wide as the boxes need (at most about 20 inches).
+    **kwargs
+        Passed to `matplotlib.axes.Axes.boxplot`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> ax = bc.pl.usage(adata, groupby="condition")
+    """
+    share = get.usage(adata, key=key, normalize=True)
+    names = pick_topics(share.columns, topics)
+    column = f"{key}_role" if groupby is None else groupby
+    groups = obs_column(adata, column)
+    if not isinstance(groups.dtype, pd.CategoricalDtype):
+        msg = f"`groupby` must be a column of categories, got {column!r} with numbers. Use `.astype('category')` on it."
+        raise ValueError(msg)
+    used = set(groups.dropna())
+    colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}
+    if not colors:
+        msg = f"`groupby` must have a value for at least one cell, got {column!r} with none."
+        raise ValueError(msg)
+
+    donors = None if sample_key is None else obs_column(adata, sample_key, "sample_key").astype("category")
+
+    n_groups, n_topics = len(colors), len(names)
+    if ax is None:
+        inches = min(20.0, max(4.0, n_topics * (0.14 * n_groups + 0.12)) + 0.8)
+        ax = new_axes(inches, 3.3 + max(0.3, text_width(names)), map(str, colors))
+    space = 0.8 / n_groups
+    rng = np.random.default_rng(0)
+    for i, (category, shade) in enumerate(colors.items()):
+        here = (groups == category).to_numpy()
+        values = share.loc[here, names].to_numpy()
+        positions = np.arange(n_topics) + (i - (n_groups - 1) / 2) * space
+        spread = rng.uniform(-0.35, 0.35, values.shape) * space
+        dots: dict[str, Any] = {"marker": ".", "ms": 1.5, "ls": "", "color": shade, "rasterized": True}
+        alpha = float(np.clip(300 / len(values), 0.08, 0.5)) * (0.6 if donors is not None else 1.0)
+        ax.plot((positions + spread).ravel(), values.ravel(), alpha=alpha, **dots)
+        if donors is not None:
+            values = share.loc[here, names].groupby(donors[here], observed=True).mean().to_numpy()
+            aside = (np.arange(len(values)) + 0.5) / len(values) - 0.5
+            at = positions + 0.5 * space * aside[:, None]
+            large: dict[str, Any] = {"marker": "o", "ms": 3.5, "ls": "", "mec": "black", "mew": 0.5, "zorder": 4}
+            ax.plot(at.ravel(), values.ravel(), color=shade, **large)
+        options: dict[str, Any] = {
+            "widths": 0.8 * space,
+            "showfliers": False,
+            "patch_artist": True,
+            "boxprops": {"facecolor": (*to_rgb(shade), 0.35), "edgecolor": "black", "linewidth": 0.8},
+            "medianprops": {"color": "black", "linewidth": 1.6},
+            "whiskerprops": {"linewidth": 0.8},
+            "capprops": {"linewidth": 0.8},
+            "zorder": 3,
+        }
+        ax.boxplot(values, positions=positions, manage_ticks=False, **(options | kwargs))
+
+    ax.set_xlim(-0.5, n_topics - 0.5)
+    for edge in np.arange(1, n_topics) - 0.5:
+        ax.axvline(edge, color=MISSING, linewidth=0.5, zorder=0)
+    label_topics(ax, names)
+    ax.set_ylabel("share of usage")
+    add_legend(ax, [Patch(facecolor=c, edgecolor="black", label=str(name)) for name, c in colors.items()], title=column)
+    return ax

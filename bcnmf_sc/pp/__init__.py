@@ -1,0 +1,8 @@
+"""Choose the cells and genes to model. Everything here leaves the counts as counts; nothing is factorised."""
+
+from ._highly_variable_genes import highly_variable_genes
+from ._protein_coding import protein_coding
+from ._recipe import recipe
+from ._similarity import gene_similarity
+
+__all__ = ["gene_similarity", "highly_variable_genes", "protein_coding", "recipe"]

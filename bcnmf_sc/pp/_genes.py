@@ -1,0 +1,50 @@
+"""What the steps of `pp` share: checks, and columns of genes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._anndata import check_anndata, check_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from scipy import sparse
+
+
+logger = logging.getLogger(__name__)
+
+LEAST = 2  # cells, genes
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def check_adata(adata: AnnData) -> None:
+    check_anndata(adata)
+    check_names(adata)
+
+
+def check_at_least(name: str, value: float, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or value < least:
+        msg = f"`{name}` must be an integer of at least {least}, got {value!r}."
+        raise ValueError(msg)
+
+
+def write_var(adata: AnnData, columns: pd.DataFrame) -> None:
+    """Add columns to `.var`; setting the whole frame makes a view actual without a warning."""
+    adata.var = adata.var.assign(**{name: columns[name].to_numpy() for name in columns})
+
+
+def n_expressed(counts: NDArray[np.number] | sparse.csr_matrix, *, axis: int) -> NDArray[np.int64]:
+    return np.asarray((counts > 0).sum(axis=axis)).ravel()
+
+
+def flag_column(adata: AnnData) -> NDArray[np.bool_]:
+    if "protein_coding" not in adata.var:
+        return np.ones(adata.n_vars, dtype=bool)
+    return adata.var["protein_coding"].astype("boolean").fillna(value=False).to_numpy(dtype=bool)

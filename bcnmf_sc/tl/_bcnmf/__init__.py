@@ -1,0 +1,1 @@
+"""bcNMF of an AnnData or MuData."""

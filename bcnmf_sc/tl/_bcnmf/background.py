@@ -1,0 +1,228 @@
+"""Whether a background is fit to be one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ... import _anndata
+from ..._utils.checks import whole_number
+from ...engine.bcnmf import ensemble
+from .._run import no_checkpoint, run_settings
+from .folds import FEW_BACKGROUND, make_folds
+from .problem import MAX_SUPPRESSED, Problem, check_alpha, one_alpha
+from .select import summary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from ..._anndata import MaskVar
+    from .._run import LikelihoodName, RunOptions
+
+
+def background_check(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 5,
+    n_background_topics: int = 10,
+    alpha: float = 0.3,
+    sample_key: str | None = None,
+    confounders: Sequence[str] = (),
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    """Ask whether a background is fit to be one, before anything is made of its contrast.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`, without ``checkpoint``.
+    n_topics, n_background_topics
+        Numbers of target and background topics of the fit that is looked at.
+    alpha
+        Effective alpha at which suppressed genes are counted.
+    sample_key
+        Column with the donor of each cell.
+    confounders
+        Further columns of ``adata.obs`` (batch, laboratory, sex, ...) that should not tell target from background.
+    key_added
+        The result is stored under this name with ``_background_check`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_background_check"]`` : DataFrame
+        A row per check: ``check``, ``value``, ``verdict`` (``good``, ``caution``, ``bad``) and what it means, in words.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.background_check(adata, background_key="condition", background="ctrl", n_background_topics=4, tol=1e-2)
+    >>> adata.uns["bcnmf_background_check"]["verdict"].iloc[0]  # 400 cells: good from 500 on
+    'caution'
+    """
+    _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
+    for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
+        whole_number(name, number, 1)
+    one_alpha(background)
+    no_checkpoint(run)
+    check_alpha(alpha)
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    columns = {name: _anndata.read_samples(adata, name) for name in confounders}
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics,
+        n_background_topics=n_background_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    rows = [*_check_size(problem, samples), _check_suppressed(problem, alpha)]
+    rows += _check_gain(problem, samples, n_topics, n_background_topics, random_state, run)
+    rows += [_check_confounder(name, column, problem) for name, column in columns.items()]
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_background_check"] = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
+    return adata if copy else None
+
+
+Row = tuple[str, float, str, str]
+
+
+def _verdict(value: float, good: float, bad: float) -> str:
+    """Good on one side of a bound, bad beyond another; which side follows from their order."""
+    rising = good > bad
+    if (value >= good) if rising else (value <= good):
+        return "good"
+    return "bad" if ((value <= bad) if rising else (value >= bad)) else "caution"
+
+
+def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
+    design = problem.design
+    n_target, n_background = int(design.target.sum()), int(design.background.sum())
+    depth = (problem.sums[0].sum() / n_target) / (problem.sums[1:].sum() / n_background)
+    fold = max(depth, 1 / depth)
+    rows = [
+        (
+            "background cells",
+            float(n_background),
+            _verdict(n_background, 10 * FEW_BACKGROUND // 2, FEW_BACKGROUND),
+            f"{n_background} cells ({n_background / n_target:.2g} for each target cell): background topics and the "
+            "threshold for calling cells are learned on them.",
+        ),
+        (
+            "depth",
+            float(depth),
+            _verdict(fold, 1.5, 3),
+            f"A target cell holds {depth:.2g} times as many counts as a background cell. Usage is in counts; its "
+            "proportions are not touched by depth, unless so few counts are left that topics cannot be told apart.",
+        ),
+    ]
+    if samples is not None:
+        in_target, in_background = (set(samples[cells].dropna()) for cells in (design.target, design.background))
+        shared = len(in_target & in_background)
+        rows.append(
+            (
+                "background donors",
+                float(len(in_background)),
+                _verdict(len(in_background), 5, 2),
+                f"{len(in_background)} donors in the background, {len(in_target)} in the target: tests by donor "
+                "need several in each.",
+            )
+        )
+        rows.append(
+            (
+                "shared donors",
+                float(shared),
+                "good" if shared else "caution",
+                f"{shared} donors are in both. Without shared donors, what sets donors apart looks like what sets "
+                "conditions apart.",
+            )
+        )
+    return rows
+
+
+def _check_suppressed(problem: Problem, alpha: float) -> Row:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is the row below
+        contrast = problem.contrast(dict.fromkeys(problem.design.backgrounds, alpha), "effective", pooled=True, key="")
+    in_target = problem.mass[0] > 0
+    lost = float((contrast.suppressed & in_target).sum() / in_target.sum()) if contrast.suppressed is not None else 0.0
+    return (
+        "suppressed genes",
+        lost,
+        _verdict(lost, MAX_SUPPRESSED / 2, MAX_SUPPRESSED),
+        f"{lost:.1%} of the target's genes make up more than {1 / alpha if alpha else np.inf:.2g} times as large a "
+        f"share of the background: a contrast at alpha {alpha:g} takes them out.",
+    )
+
+
+def _check_gain(
+    problem: Problem,
+    samples: pd.Categorical | None,
+    n_topics: int,
+    n_background_topics: int,
+    random_state: int,
+    run: RunOptions,
+) -> list[Row]:
+    design = problem.design
+    nothing = problem.contrast(dict.fromkeys(design.backgrounds, 0.0), "effective", pooled=True, key="")
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, ensemble.N_SELECT_FOLDS, fold_seed)
+    model = problem.model(nothing, n_topics, n_background_topics, "split")
+    settings = run_settings(run, accelerate=True)
+    found = summary(ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0])
+    by_background = found["explained_target"] - found["gain_target"]
+    own = found["explained_background"] - found["gain_background"]
+    share = by_background / own if own > 0 else 0.0
+    ratio = found["gain_ratio"]
+    return [
+        (
+            "target explained by background topics",
+            by_background,
+            _verdict(share, 0.7, 0.3),
+            f"{n_background_topics} topics of the background explain {by_background:.1%} of the deviance of "
+            f"held-out target cells, and {own:.1%} of the background's own: this much is shared.",
+        ),
+        (
+            "held-out gain ratio",
+            ratio,
+            _verdict(ratio, 3, 1.2),
+            f"Target topics give held-out target cells {ratio:.3g} times what they give held-out background cells. "
+            "Near 1, there is nothing in the target that the background does not have.",
+        ),
+    ]
+
+
+def _check_confounder(name: str, column: pd.Categorical, problem: Problem) -> Row:
+    """Cramer's V between a column and the condition."""
+    design = problem.design
+    used = (design.target ^ design.background) & (column.codes >= 0)
+    counts = pd.crosstab(column.codes[used], design.target[used])
+    v = float(stats.contingency.association(counts.to_numpy(), method="cramer")) if min(counts.shape) > 1 else 0.0
+    return (
+        f"confounded with {name}",
+        v,
+        _verdict(v, 0.3, 0.9),
+        f"Cramer's V of {v:.2f} between {name!r} and the condition (1: one cannot be told from the other).",
+    )

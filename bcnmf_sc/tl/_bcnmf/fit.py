@@ -1,0 +1,388 @@
+"""Factorisations: read from the AnnData, run the engine, write back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import numpy as np
+
+from ... import _anndata
+from ..._utils.checks import one_of, whole_number
+from ...engine import fit
+from ...engine.bcnmf import ensemble
+from ...engine.bcnmf.ensemble import fit_model, spawn
+from .._run import run_settings
+from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
+from .modalities import Modalities
+from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
+from .select import ALPHAS, alpha_path, choose_background_topics
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from ..._anndata import Design, MaskVar
+    from .._run import LikelihoodName, RunOptions
+
+N_FOLDS = 5
+"""Folds on which the number of background topics is chosen where cells are not scored."""
+
+
+def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
+    adata: AnnData | MuData,
+    *,
+    background_key: str,
+    background: str | Sequence[str] | Mapping[str, float],
+    target: str | Sequence[str] | None = None,
+    n_topics: int = 10,
+    n_background_topics: int | Literal["auto"] = 0,
+    basis: Literal["split", "shared"] = "split",
+    cross_fit: int | None = 5,
+    sample_key: str | None = None,
+    fdr_level: float = 0.05,
+    alpha: float | Literal["auto"] | None = None,
+    alpha_scale: Literal["effective", "sum"] = "effective",
+    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
+    dispersion: float | Literal["estimate"] = "estimate",
+    dropout: float | Literal["estimate"] = "estimate",
+    weights: Mapping[str, float] | None = None,
+    layer: str | Mapping[str, str | None] | None = None,
+    mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
+    init: np.ndarray | None = None,
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | MuData | None:
+    r"""Find topics of the target cells that the background cells do not have :cite:p:`li2026disentangling`.
+
+    Target cells :math:`X` and background cells :math:`Y` share loadings :math:`W` (genes x topics), and every cell has
+    its own usage (:math:`H_X`, :math:`H_Y`, cells x topics):
+
+    .. math:: \min_{W \ge 0} \; \min_{H_X \ge 0} L(X, H_X W^\top) - \alpha \min_{H_Y \ge 0} L(Y, H_Y W^\top)
+
+    where :math:`L` is half the deviance of the likelihood. Each usage is the best fit of its cell, so a cell's usage
+    depends on the loadings alone. Larger ``alpha`` presses harder against what the background also has. With
+    ``alpha_scale="effective"`` cell numbers and library sizes are taken out, and ``1 / alpha`` reads as a fold change:
+    a gene whose share of the background's counts exceeds ``1 / alpha`` times its share of the target's is suppressed.
+
+    The modalities of a MuData share the usage; each has loadings and a likelihood of its own, and
+    :math:`L = \sum_m w_m L_m` in both parts of the objective.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, counts for the count likelihoods. ``X`` and layers are only read. Or a MuData whose modalities
+        have the same cells.
+    background_key
+        Column of ``adata.obs`` that tells target from background.
+    background
+        Its category, or categories, that serve as background; a mapping gives each background its own alpha, in the
+        scale of ``alpha_scale``, in place of ``alpha``.
+    target
+        Its category, or categories, that serve as target. By default all that are not background; ``"all"`` takes every
+        labelled cell, background included. Cells in neither are projected on the result.
+    n_topics
+        Number of topics; with background topics, of target topics.
+    n_background_topics
+        Number of topics that are first learned on the background alone and then held fixed: a home for what target and
+        background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain
+        ratio. 0 is the paper's plain contrast.
+    basis
+        How background topics are used. ``"split"``: target topics are fitted beside them. ``"shared"``: contrast topics
+        are fitted as without them, then all cells on both.
+    cross_fit
+        With background topics: number of folds out of which cells and topics are scored, each fold by topics that have
+        not seen it. `None` scores nothing.
+    sample_key
+        Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
+        cells may be called for what sets their donors apart.
+    fdr_level
+        Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
+    alpha
+        Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
+        (``"shared"``). ``"auto"`` takes what `select_alpha` would choose; not for ``"split"``. Where the fit warns, it
+        is too large for the data.
+    alpha_scale
+        ``"effective"``: ``alpha`` is the weight of the background's total against the target's. ``"sum"``: the weight
+        of a background cell against a target cell, as the paper has it.
+    likelihood
+        ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
+        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
+        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
+    dispersion
+        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
+        the target's cells; a number, the same for all genes, is what the paper does.
+    dropout
+        Of ``"zinb"``: the probability that a count is lost, likewise.
+    weights
+        Of the modalities of a MuData, above 0; 1 where none is given.
+    layer
+        Layer to read instead of ``adata.X``; of a MuData one for all, or a mapping of modalities.
+    mask_var
+        Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is
+        present, `None` uses all genes. Of a MuData one for all, or a mapping of modalities.
+    init
+        Loadings to start from, genes used x topics. Drawn with ``random_state`` by default; the usage starts from each
+        cell's total spread evenly over the topics.
+    random_state
+        Seed of the start. The result depends on nothing else.
+    key_added
+        Name under which the results are stored.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **run
+        How to run: see `RunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.obsm["X_" + key_added]`` : float32 array, n_obs x n_topics
+        Usage in counts: a row sums to about the cell's total over the genes used. Of target cells it is :math:`H_X`, of
+        background cells :math:`H_Y`; all other cells are projected.
+    ``.varm[key_added]`` : float32 array, n_vars x n_topics
+        Loadings. Columns sum to 1; genes not used are zero.
+    ``.obs[key_added + "_role"]`` : categorical
+        ``target``, ``background``, ``both`` or ``projected``.
+    ``.obs[key_added + "_target_share"]``, ``.obs[key_added + "_enriched"]``, ``.obs[key_added + "_pvalue"]``
+        With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
+        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
+        against them.
+    ``.var[key_added + "_suppressed"]`` : bool
+        Genes that the background outweighs at this alpha; their loadings vanish.
+    ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
+        The likelihood's parameters, where it has them; NaN for genes not used.
+    ``.uns[key_added]`` : dict
+        ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
+        ratio; with background topics and ``cross_fit`` also ``p_value`` of target against background out of fold,
+        ``called`` at ``fdr_level``, and ``stability``, the mean cosine with the matched topics of the folds);
+        ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
+        ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
+        target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
+        topics: what the loadings rest on, from which `update` goes on); ``selection`` with
+        ``n_background_topics="auto"``: ``n_background_topics``, ``reason`` in words and ``table``, a row per number
+        tried.
+    ``.uns[key_added + "_alpha"]`` : dict
+        With ``alpha="auto"``: the choice, its table and its reason, as `select_alpha` has them.
+
+    In a MuData, ``.varm``, ``.var`` and a copy of ``params`` and ``topics`` are written to each modality, all else to
+    the whole. Loadings of all modalities together sum to 1 in each topic; ``topics`` has a column
+    ``share_<modality>`` for the part of each.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> adata.obsm["X_bcnmf"].shape, adata.varm["bcnmf"].shape
+    ((1000, 4), (500, 4))
+    """
+    _anndata.check_key(key_added)
+    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
+    data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
+    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
+    if modalities is not None:
+        adata = modalities.adata
+        data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
+    _anndata.check_backed(adata, copy=copy)
+    design = _anndata.read_design(adata, background_key, background, target)
+    _check_ways(basis, cross_fit, fdr_level, alpha_scale)
+    if alpha is None:
+        alpha = default_alpha(n_background_topics, basis)
+    if choose_alpha := alpha == "auto":
+        _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
+    alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    problem = Problem.read(
+        adata, design, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
+    )
+    start = problem.check_start(init, n_topics)
+    choice: dict[str, Any] = {}
+    if choose_alpha:
+        choice = alpha_path(
+            problem,
+            ALPHAS,
+            n_topics=n_topics,
+            samples=samples,
+            random_state=random_state,
+            run=run | {"checkpoint": None},  # which is of the fit that follows
+        )
+        alphas = dict.fromkeys(alphas, choice["alpha"])
+    contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping), key=key_added)
+    settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
+    params = {
+        "background_key": background_key,
+        "background": list(alphas),
+        "target": target if target is None or isinstance(target, str) else [str(name) for name in target],
+        "alpha": list(alphas.values()),
+        "alpha_scale": alpha_scale,
+        "n_background_topics": n_background_topics,
+        "basis": basis,
+        "cross_fit": cross_fit,
+        "sample_key": sample_key,
+        "fdr_level": fdr_level,
+        "init": "random" if init is None else "given",
+        "tol": settings.tol,
+        "max_iter": settings.max_iter,
+        "accelerate": settings.accelerate,
+    }
+    fold_seed, select_seed, score_seed = spawn(random_state, 3)
+    selection: dict[str, Any] = {}
+    fold: Any = None
+    if n_background_topics != 0:
+        warn_of_background(design, samples)
+        fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
+    if n_background_topics == "auto":
+        n_background_topics, table, reason = choose_background_topics(
+            problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
+        )
+        selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
+    model = problem.model(contrast, n_topics, n_background_topics, basis)
+    factors = fit_model(problem.source, model, start=start, random_state=random_state, run=settings)
+    record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
+    cells: dict[str, np.ndarray] = {}
+    if fold is not None and cross_fit is not None:
+        scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
+        cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
+        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
+        warn_of_homeless(record["topics"], scores, design, fdr_level)
+
+    adata = adata.copy() if copy and modalities is None else adata
+    problem.write(adata, key_added, factors, contrast, record, cells)
+    if choice:
+        adata.uns[key_added + "_alpha"] = choice
+    if modalities is not None:
+        return modalities.write(key_added, copy=copy)
+    return adata if copy else None
+
+
+def nmf(
+    adata: AnnData,
+    *,
+    n_topics: int = 10,
+    cells: np.ndarray | None = None,
+    likelihood: LikelihoodName = "poisson",
+    dispersion: float | Literal["estimate"] = "estimate",
+    dropout: float | Literal["estimate"] = "estimate",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    init: np.ndarray | None = None,
+    random_state: int = 0,
+    key_added: str = "nmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Factorise cells without a contrast: non-negative matrix factorisation :cite:p:`lee2000algorithms`.
+
+    .. math:: \min_{W \ge 0, H \ge 0} L(X, H W^\top)
+
+    It is `bcnmf` with ``alpha=0``, for comparison.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+    n_topics
+        Number of topics.
+    cells
+        Bool array: the cells to learn from; the others are projected. All by default.
+    likelihood, dispersion, dropout, layer, mask_var, init, random_state, key_added, copy, **run
+        As in `bcnmf`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set, as `bcnmf` has them:
+
+    ``.obsm["X_" + key_added]``, ``.varm[key_added]``
+        Usage and loadings.
+    ``.obs[key_added + "_role"]`` : categorical
+        ``target`` or ``projected``.
+    ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
+        The likelihood's parameters, where it has them.
+    ``.uns[key_added]`` : dict
+        ``params``, ``topics`` (kind and mean share of usage), ``loss``, ``n_iter``, ``converged``,
+        ``deviance_explained`` (of the target) and ``weight``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.nmf(adata, n_topics=4)
+    >>> adata.obsm["X_nmf"].shape
+    (1000, 4)
+    """
+    _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
+    learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
+    if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
+        got = f"{learn.dtype} {learn.shape}"
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
+        raise ValueError(msg)
+    problem = Problem.read(
+        adata,
+        _anndata.Design(learn, {}),
+        likelihood=likelihood,
+        n_topics=n_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        dispersion=dispersion,
+        dropout=dropout,
+        run=run,
+    )
+    contrast = problem.contrast({}, "sum", pooled=True, key=key_added)
+    settings = run_settings(run, accelerate=True)
+    factors = fit(
+        problem.source,
+        problem.likelihood,
+        n_topics,
+        target=learn,
+        background=contrast.weight,
+        expressed=problem.expressed,
+        start=problem.check_start(init, n_topics),
+        refine=problem.refine,
+        random_state=random_state,
+        run=settings,
+    )
+    params = {"init": "random" if init is None else "given"}
+    record = problem.record(factors, contrast, params, n_topics, run=settings)
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key_added, factors, contrast, record)
+    return adata if copy else None
+
+
+def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
+    """Refuse what is no way to fit or to score."""
+    one_of("alpha_scale", alpha_scale, ("effective", "sum"))
+    one_of("basis", basis, ("split", "shared"))
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
+    if not 0 < fdr_level < 1:
+        msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
+        raise ValueError(msg)
+
+
+def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
+    """Refuse what an alpha cannot be chosen for."""
+    if isinstance(background, Mapping):
+        msg = "`alpha` must not be 'auto' where `background` gives each background its own. Name the backgrounds only."
+    elif alpha_scale != "effective":
+        msg = "`alpha='auto'` is on the effective scale; `alpha_scale` must be 'effective', got 'sum'."
+    elif split:
+        msg = "`alpha` must not be 'auto' with `basis='split'`, where background topics take its place. Leave it out."
+    else:
+        return
+    raise ValueError(msg)
+
+
+def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
+    alphas: dict[str, Any]
+    if isinstance(background, Mapping):
+        alphas = {str(name): value for name, value in background.items()}
+    else:
+        alphas = dict.fromkeys(design.backgrounds, alpha)
+    for name, value in alphas.items():
+        check_alpha(value, f" for background {name!r}")
+    return {name: float(value) for name, value in alphas.items()}

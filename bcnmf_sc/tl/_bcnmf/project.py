@@ -1,0 +1,196 @@
+"""A stored factorisation and other cells: their usage on its loadings, or loadings that go on with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+
+from ... import _anndata
+from ..._utils.checks import listed
+from ...engine import fit, transform
+from .._run import run_settings
+from .problem import SAFE_ALPHA, Contrast, Problem
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from .._run import RunOptions
+
+
+def project(
+    adata: AnnData,
+    reference: AnnData,
+    *,
+    key: str = "bcnmf",
+    layer: str | None = None,
+    key_added: str | None = None,
+    n_threads: int | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Compute the usage of new cells on the topics of a reference.
+
+    .. math:: \min_{H \ge 0} L(X, H W^\top) \quad \text{with } W \text{ of the reference}
+
+    Genes are matched by name; the order does not matter. A gene that is missing here is left out of the fit of every
+    cell.
+
+    Parameters
+    ----------
+    adata
+        New cells x genes, in the units that the reference was fitted in (counts for counts).
+    reference
+        AnnData with a stored factorisation.
+    key
+        Name of the factorisation in ``reference``.
+    layer
+        Layer to read instead of ``adata.X``.
+    key_added
+        Name under which the results are stored; ``key`` by default.
+    n_threads, device, batch_size
+        As in `RunOptions`.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: ``.obsm["X_" + key_added]``,
+    ``.varm[key_added]`` (the reference's loadings of the genes present), ``.obs[key_added + "_role"]`` (all
+    ``projected``) and ``.uns[key_added]``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> new = bc.datasets.simulated(random_state=0)
+    >>> bc.tl.project(new, adata)
+    >>> bool(abs(new.obsm["X_bcnmf"] - adata.obsm["X_bcnmf"]).max() < 1e-3)
+    True
+    """
+    name = key if key_added is None else key_added
+    _anndata.check_key(name)
+    _anndata.check_backed(adata, copy=copy)
+    _anndata.check_names(adata)
+    _anndata.check_names(reference, "reference")
+    stored = _anndata.stored(reference, key)
+    W = _anndata.aligned_loadings(adata, reference, key)
+    used = np.asarray(W.any(axis=1))
+    problem = Problem.read(
+        adata,
+        _anndata.Design(np.zeros(adata.n_obs, bool), {}),
+        likelihood=_anndata.stored_likelihood(adata, reference, key, used),
+        n_topics=None,
+        layer=layer,
+        mask_var=used,
+        run={"n_threads": n_threads, "device": device, "batch_size": batch_size},
+    )
+    H, _ = transform(problem.source, problem.likelihood, W[used].astype(np.float64))
+
+    adata = adata.copy() if copy else adata
+    params = dict(stored["params"]) | {"layer": layer}
+    record = {"params": params, "topics": stored["topics"].copy()}
+    cells = {"role": problem.design.role}
+    _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
+    return adata if copy else None
+
+
+def update(
+    adata: AnnData,
+    reference: AnnData,
+    *,
+    key: str = "bcnmf",
+    layer: str | None = None,
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Go on with a stored factorisation when more cells have come, without the cells it was made of.
+
+    .. math:: W \leftarrow \frac{W_0 \circ D_0 + W \circ (P_X + \alpha N_Y)}{D_0 + N_X + \alpha P_Y}
+
+    with :math:`W_0` the stored loadings and :math:`D_0` what they rest on, which a fit stores beside them. The sums of
+    the earlier cells are kept as they were at :math:`W_0`, so the result is close to a fit of all cells as long as the
+    loadings do not move far.
+
+    Parameters
+    ----------
+    adata
+        New cells x genes; at least the genes of the factorisation, in any order.
+    reference
+        AnnData with a stored factorisation without background topics. It is only read.
+    key
+        Name of the factorisation in ``reference``, and of the result in ``adata``.
+    layer
+        Layer to read instead of ``adata.X``.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **run
+        How to run: see `RunOptions`.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set: as `bcnmf`. Conditions play the roles that they have in
+    the reference; some of them may be absent here, and cells of others are projected. Alphas and suppressed genes are
+    those of the reference.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> early, late = adata[::2].copy(), adata[1::2].copy()
+    >>> bc.tl.bcnmf(early, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.tl.update(late, early)
+    >>> late.obsm["X_bcnmf"].shape
+    (500, 4)
+    """
+    _anndata.check_backed(adata, copy=copy)
+    _anndata.check_names(adata)
+    _anndata.check_names(reference, "reference")
+    stored = _anndata.stored(reference, key)
+    params = stored.get("params", {})
+    W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
+    used = W.any(axis=1)
+    names = reference.var_names[used]
+    split = (stored["topics"]["kind"] == "background").any()
+    if not params.get("background_key") or "weight" not in stored or split:
+        msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
+        raise ValueError(msg)
+    missing = names.difference(adata.var_names)
+    if len(missing):
+        msg = (
+            f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
+            f"{listed(missing)}."
+        )
+        raise ValueError(msg)
+    background = [str(name) for name in params["background"]]
+    target = params.get("target")
+    target = target if target is None else np.asarray(target).tolist()
+    design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
+    mask = np.asarray(adata.var_names.isin(names))
+    order = names.get_indexer(adata.var_names[mask])
+    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
+    problem = Problem.read(
+        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
+    )
+    effective, on_sums = (
+        dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")
+    )
+    suppressed = reference.var[f"{key}_suppressed"].to_numpy()[used][order]
+    contrast = Contrast.of(design, effective, on_sums, suppressed)
+    settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
+    factors = fit(
+        problem.source,
+        problem.likelihood,
+        W.shape[1],
+        target=design.target,
+        background=contrast.weight,
+        start=W[used][order],
+        prior=np.asarray(stored["weight"], np.float64)[order],
+        run=settings,
+    )
+    record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1], run=settings)
+    adata = adata.copy() if copy else adata
+    problem.write(adata, key, factors, contrast, record)
+    return adata if copy else None

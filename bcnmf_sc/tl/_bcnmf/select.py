@@ -1,0 +1,390 @@
+"""Choose alpha and the numbers of topics from the data, and say how far the result can be trusted. No labels are used.
+
+What predicts without labels is the held-out gain ratio: by what share of its null deviance the target topics bring
+held-out target cells closer, over the same for held-out background cells.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import numpy as np
+import pandas as pd
+
+from ... import _anndata
+from ..._utils.checks import one_of, whole_number
+from ...engine.bcnmf import ensemble
+from .._run import no_checkpoint, run_settings
+from .folds import make_folds
+from .problem import MAX_SUPPRESSED, SAFE_ALPHA, Problem, default_alpha, one_alpha
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from ..._anndata import MaskVar
+    from ...engine import Run
+    from ...engine.bcnmf.ensemble import Gain
+    from .._run import LikelihoodName, RunOptions
+    from .problem import Contrast
+
+NO_GAIN = 1e-3  # of the background's null deviance: less is the precision of the usage
+LEAST_GAIN = 0.01
+"""Share of the null deviance below which the background counts as not described."""
+COLLAPSED = 1e-3
+"""Mean share of the target's usage below which a topic has collapsed."""
+TARGET_TOPICS = (2, 4, 8)
+BACKGROUND_TOPICS = (5, 10, 20, 40)
+"""Numbers of topics that are tried where none are named, as far as the data can hold them."""
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+"""Effective alphas that are tried."""
+
+
+def choose_background_topics(
+    problem: Problem,
+    contrast: Contrast,
+    fold: np.ndarray,
+    *,
+    n_topics: int,
+    basis: Literal["split", "shared"],
+    random_state: int,
+    run: Run,
+) -> tuple[int, pd.DataFrame, str]:
+    """Return the number with the best held-out gain ratio, the table, and the reason in words."""
+    grid = _tried(BACKGROUND_TOPICS, int(problem.design.background.sum()) // 2, problem)
+    models = [problem.model(contrast, n_topics, n, basis) for n in grid]
+    gains = ensemble.select(problem.source, models, fold, random_state=random_state, run=run)
+    table = pd.DataFrame([{"n_background_topics": n} | summary(g) for n, g in zip(grid, gains, strict=True)])
+    best = int(table["gain_ratio"].idxmax())
+    reason = (
+        f"{grid[best]} background topics have the largest held-out gain ratio, {table['gain_ratio'][best]:.3g}, "
+        f"of {', '.join(map(str, grid))}."
+    )
+    return grid[best], table, reason
+
+
+def _tried(grid: Sequence[int], n_cells: int, problem: Problem) -> list[int]:
+    """Those of a grid that so many cells, and the genes, can hold."""
+    most = min(n_cells, len(problem.genes))
+    return [n for n in grid if n <= most] or [max(1, most // 2)]
+
+
+def summary(gains: Sequence[Gain]) -> dict[str, float]:
+    """Mean held-out figures over folds."""
+    mean = {name: float(np.mean([getattr(g, name) for g in gains])) for name in ("target", "background")}
+    explained = {f"explained_{part}": float(np.mean([getattr(g, f"explained_{part}") for g in gains])) for part in mean}
+    ratio = mean["target"] / max(mean["background"], NO_GAIN)
+    return {"gain_ratio": ratio, "gain_target": mean["target"], "gain_background": mean["background"], **explained}
+
+
+def select_alpha(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    alphas: Sequence[float] = ALPHAS,
+    n_topics: int = 10,
+    n_restarts: int = 3,
+    n_folds: int = 3,
+    sample_key: str | None = None,
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    r"""Choose how hard to press against the background, from the data alone :cite:p:`li2026disentangling`.
+
+    The objective itself falls with every increase of alpha, so it cannot choose. For each alpha of a path (each fit
+    starting from the one before), and then halfway to the neighbours of the best, it is looked at what held-out cells
+    gain:
+
+    .. math:: \frac{1 - D(X) / D_0(X)}{\max(1 - D(Y) / D_0(Y),\; 0.01)}
+
+    with :math:`D` the deviance of held-out target and background cells and :math:`D_0` that of one topic, the mean
+    profile. The largest ratio wins among alphas that do not ruin the fit: loadings finite, no topic collapsed, at most
+    10 % of the target's genes suppressed, target deviance explained above zero.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, n_topics, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`, without ``checkpoint``.
+    alphas
+        Effective alphas to try, rising.
+    n_restarts
+        Fits from other starts, per alpha, for the stability of the topics; 1 leaves it out.
+    n_folds
+        Folds the cells are dealt to; three at most are held out.
+    sample_key
+        Column with the donor of each cell; folds are then by donor.
+    key_added
+        The choice is stored under this name with ``_alpha`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_alpha"]`` : dict
+        ``alpha``; ``reason`` in words; ``table`` with a row per alpha: ``alpha``, ``gain_ratio``, ``explained_target``
+        and ``explained_background`` (held out), ``fitted_target`` and ``fitted_background`` (the same in the cells
+        learned from), ``n_suppressed``, ``n_collapsed``, ``stability`` (mean cosine of matched topics over restarts),
+        ``degenerate``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.select_alpha(
+    ...     adata, background_key="condition", background="ctrl", n_topics=3, alphas=(0, 0.3), n_restarts=1, tol=1e-2
+    ... )
+    >>> sorted(adata.uns["bcnmf_alpha"])
+    ['alpha', 'reason', 'table']
+    """
+    _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
+    if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
+        msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
+        raise ValueError(msg)
+    whole_number("n_restarts", n_restarts, 1)
+    whole_number("n_folds", n_folds, 2)
+    one_alpha(background)
+    no_checkpoint(run)
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=n_topics,
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    choice = alpha_path(
+        problem,
+        alphas,
+        n_topics=n_topics,
+        n_restarts=n_restarts,
+        samples=samples,
+        n_folds=n_folds,
+        random_state=random_state,
+        run=run,
+    )
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_alpha"] = choice
+    return adata if copy else None
+
+
+def alpha_path(
+    problem: Problem,
+    alphas: Sequence[float],
+    *,
+    n_topics: int,
+    n_restarts: int = 1,
+    samples: pd.Categorical | None,
+    n_folds: int = ensemble.N_SELECT_FOLDS,
+    random_state: int,
+    run: RunOptions,
+) -> dict[str, Any]:
+    """Return the alpha to take, why, and the table over alphas, as they are stored."""
+    design = problem.design
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, n_folds, fold_seed)
+    rows: dict[float, dict[str, float]] = {}
+    start: np.ndarray | None = None
+
+    def look(alpha: float, start: np.ndarray | None) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table says it
+            contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key="")
+        settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
+        model = problem.model(contrast, n_topics, 0, "split")
+        fitted = ensemble.fit_model(problem.source, model, start=start, random_state=fit_seed, run=settings)
+        explained = problem.deviance_explained(fitted)
+        gains = ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0]
+        again = ensemble.restarts(problem.source, model, n_restarts - 1, random_state=fit_seed, run=settings)
+        share = ensemble.shares_of(fitted.H[design.target]).mean(0)
+        held_out = summary(gains)
+        row = {
+            "alpha": alpha,
+            "gain_ratio": held_out["explained_target"] / max(held_out["explained_background"], LEAST_GAIN),
+            "explained_target": held_out["explained_target"],
+            "explained_background": held_out["explained_background"],
+            "fitted_target": explained["target"],
+            "fitted_background": explained["background"],
+            "n_suppressed": int(contrast.suppressed_at(fitted.W).sum()),
+            "n_collapsed": int((share < COLLAPSED).sum()),
+            "stability": ensemble.stability([fitted, *again], n_topics),
+        }
+        in_target = int((problem.mass[0] > 0).sum())
+        row["degenerate"] = bool(
+            not np.isfinite(fitted.W).all()
+            or row["explained_target"] <= 0
+            or row["fitted_target"] <= 0
+            or row["n_collapsed"] > 0
+            or row["n_suppressed"] > MAX_SUPPRESSED * in_target
+        )
+        rows[alpha] = row
+        return fitted.W
+
+    path = sorted({float(a) for a in alphas})
+    for alpha in path:
+        start = look(alpha, start)
+        if rows[alpha]["degenerate"] and alpha > 0:
+            break  # a larger alpha only takes more
+    best = _best_alpha(rows)
+    at = path.index(best)
+    for neighbour in path[max(at - 1, 0) : at] + path[at + 1 : at + 2]:
+        if neighbour in rows:
+            look((best + neighbour) / 2, None)
+    best = _best_alpha(rows)
+    table = pd.DataFrame([rows[alpha] for alpha in sorted(rows)])
+    if rows[best]["degenerate"]:
+        reason = (
+            "Every alpha tried ruins the fit; the smallest is named. Is the background of the same tissue and platform?"
+        )
+    else:
+        reason = (
+            f"At alpha {best:g} held-out target cells gain {rows[best]['gain_ratio']:.3g} times what background cells "
+            f"gain, the most among {int((~table['degenerate']).sum())} of {len(table)} alphas that leave the fit sound."
+        )
+    return {"alpha": best, "reason": reason, "table": table}
+
+
+def _best_alpha(rows: dict[float, dict[str, float]]) -> float:
+    sound = {alpha: row["gain_ratio"] for alpha, row in rows.items() if not row["degenerate"]}
+    return max(sound, key=sound.__getitem__) if sound else min(rows)
+
+
+def select_n_topics(
+    adata: AnnData,
+    *,
+    background_key: str,
+    background: str | Sequence[str],
+    target: str | Sequence[str] | None = None,
+    n_topics: Sequence[int] | None = None,
+    n_background_topics: Sequence[int] | None = None,
+    basis: Literal["split", "shared"] = "split",
+    n_folds: int = 3,
+    sample_key: str | None = None,
+    likelihood: LikelihoodName = "poisson",
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    random_state: int = 0,
+    key_added: str = "bcnmf",
+    copy: bool = False,
+    **run: Unpack[RunOptions],
+) -> AnnData | None:
+    """Choose the numbers of target and background topics by what held-out cells gain.
+
+    For every pair of numbers, topics are learned without a fold of the cells (or donors), and the fold is scored: by
+    what share of its null deviance do the target topics bring target cells closer, and by what share background cells?
+    The number of background topics is that of the largest ratio beside the most target topics, where shared structure
+    without a home would show. The number of target topics is then the smallest whose gain in held-out target cells lies
+    within one standard error over folds of the best.
+
+    Parameters
+    ----------
+    adata, background_key, background, target, basis, likelihood, layer, mask_var, random_state, copy, **run
+        As in `bcnmf`, without ``checkpoint``.
+    n_topics
+        Numbers of target topics to try; by default those of 2, 4 and 8 that cells and genes suffice for.
+    n_background_topics
+        Numbers of background topics to try, each at least 1; by default those of 5, 10, 20 and 40 likewise.
+    n_folds
+        Folds the cells are dealt to; three at most are held out.
+    sample_key
+        Column with the donor of each cell; folds are then by donor.
+    key_added
+        The choice is stored under this name with ``_n_topics`` behind it.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.uns[key_added + "_n_topics"]`` : dict
+        ``n_topics``, ``n_background_topics``; ``reason`` in words; ``table`` with a row per pair: ``n_topics``,
+        ``n_background_topics``, ``gain_ratio``, ``gain_target``, ``gain_background``, ``gain_target_se``,
+        ``explained_target``, ``explained_background``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.select_n_topics(
+    ...     adata, background_key="condition", background="ctrl", n_topics=[2], n_background_topics=[4], tol=1e-2
+    ... )
+    >>> adata.uns["bcnmf_n_topics"]["n_background_topics"]
+    4
+    """
+    _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
+    for name, numbers in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
+        if numbers is not None and not len(numbers):
+            msg = f"`{name}` must name at least one number to try."
+            raise ValueError(msg)
+        for number in () if numbers is None else numbers:
+            whole_number(name, number, 1)
+    whole_number("n_folds", n_folds, 2)
+    one_of("basis", basis, ("split", "shared"))
+    one_alpha(background)
+    no_checkpoint(run)
+    design = _anndata.read_design(adata, background_key, background, target)
+    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    problem = Problem.read(
+        adata,
+        design,
+        likelihood=likelihood,
+        n_topics=None if n_topics is None else max(n_topics),
+        n_background_topics="auto" if n_background_topics is None else max(n_background_topics),
+        layer=layer,
+        mask_var=mask_var,
+        random_state=random_state,
+        run=run,
+    )
+    alpha = default_alpha(1, basis)
+    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
+    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold = make_folds(design, samples, n_folds, fold_seed)
+    if n_topics is None:
+        n_topics = _tried(TARGET_TOPICS, adata.n_obs, problem)
+    if n_background_topics is None:
+        n_background_topics = _tried(BACKGROUND_TOPICS, int(design.background.sum()) // 2, problem)
+    pairs = [(k, b) for k in sorted(set(n_topics)) for b in sorted(set(n_background_topics))]
+    models = [problem.model(contrast, k, b, basis) for k, b in pairs]
+    settings = run_settings(run, accelerate=True)
+    gains = ensemble.select(problem.source, models, fold, random_state=fit_seed, run=settings)
+    table = pd.DataFrame(
+        [
+            {"n_topics": k, "n_background_topics": b}
+            | summary(g)
+            | {"gain_target_se": float(np.std([x.target for x in g], ddof=1) / np.sqrt(len(g))) if len(g) > 1 else 0.0}
+            for (k, b), g in zip(pairs, gains, strict=True)
+        ]
+    )
+    most = table[table["n_topics"] == max(n_topics)].set_index("n_background_topics")["gain_ratio"]
+    n_shared = int(most.idxmax())
+    beside = table[table["n_background_topics"] == n_shared].set_index("n_topics")
+    top = beside["gain_target"].idxmax()
+    enough = beside["gain_target"] >= beside["gain_target"][top] - beside["gain_target_se"][top]
+    n_target = int(beside.index[enough].min())
+    reason = (
+        f"{n_shared} background topics have the largest held-out gain ratio ({most.max():.3g}). "
+        f"Beside them, {n_target} is the smallest number of target topics whose gain in held-out target cells "
+        f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best "
+        f"({beside['gain_target'][top]:.3g})."
+    )
+    adata = adata.copy() if copy else adata
+    adata.uns[key_added + "_n_topics"] = {
+        "n_topics": n_target,
+        "n_background_topics": n_shared,
+        "reason": reason,
+        "table": table,
+    }
+    return adata if copy else None

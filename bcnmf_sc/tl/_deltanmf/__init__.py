@@ -1,0 +1,1 @@
+"""DeltaNMF of an AnnData."""

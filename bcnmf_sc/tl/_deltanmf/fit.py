@@ -1,0 +1,302 @@
+"""DeltaNMF: topics of the controls, then those that the cases have beside them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+
+from ... import _anndata
+from ..._utils.checks import listed, stack_level, whole_number
+from ...engine.deltanmf.stages import Stage, fit_stage
+from ...pp import _similarity
+from .._run import all_gone_through
+from .data import Asked, CaseControl, emergence_table, shift_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from ..._anndata import Design, MaskVar
+    from .._bcnmf.problem import Problem
+    from .._run import DeltaOptions
+
+WORDS = ("condition_key", "control", "case")
+
+
+def deltanmf(
+    adata: AnnData,
+    *,
+    condition_key: str,
+    control: str | Sequence[str],
+    case: str | Sequence[str] | None = None,
+    n_topics_control: int = 10,
+    n_topics_case: int = 5,
+    rel_alpha: float = 0.0,
+    rel_gamma: float = 1e-3,
+    similarity: _similarity.Similarity | str | None = None,
+    sample_key: str | None = None,
+    layer: str | None = None,
+    mask_var: MaskVar = "auto",
+    init: np.ndarray | str | None = None,
+    random_state: int = 0,
+    key_added: str = "deltanmf",
+    copy: bool = False,
+    **options: Unpack[DeltaOptions],
+) -> AnnData | None:
+    r"""Tell a shift of programs that controls have from programs that emerge in cases :cite:p:`karpurapu2026deltanmf`.
+
+    Stage 1 factorises the controls. Stage 2 holds those topics and adds ``n_topics_case`` more, fitted on the cases.
+    Cells are scaled to one total and genes to unit variance; then each stage minimises, over its topics :math:`W`
+    (columns of norm 1) and the usage :math:`H` of its :math:`n` cells,
+
+    .. math::
+        \frac{\lVert X - H W^\top \rVert^2}{m n}
+        + \frac{\alpha}{m K} \operatorname{tr}(W^\top L W)
+        + \gamma \operatorname{mean}_{ij} (\hat w_{c,i}^\top \hat w_{s,j})^2
+
+    with :math:`L` the Laplacian of the genes' similarity; the last term, in stage 2, keeps case topics apart from
+    control topics. Both strengths are relative: at its start a penalty is ``rel_alpha`` or ``rel_gamma`` times the
+    squared error. A similarity did not help on simulated data, and strengths above 1e-3 can hurt. More case topics than
+    there are programs split some of them: compare a few numbers.
+
+    Parameters
+    ----------
+    adata
+        Cells × genes, counts. ``X`` and layers are only read.
+    condition_key
+        Column of ``adata.obs`` that tells controls from cases.
+    control
+        Its category, or categories, of the controls.
+    case
+        Its category, or categories, of the cases; by default all that are not controls. Cells in neither are projected.
+    n_topics_control
+        Number of topics of the controls (stage 1).
+    n_topics_case
+        Number of topics that the cases have beside them (stage 2). 0 ends after stage 1; all other cells are projected.
+    rel_alpha
+        Strength of the smoothness of topics over similar genes, at least 0; needs ``similarity``.
+    rel_gamma
+        Strength of the orthogonality of case topics to control topics, at least 0.
+    similarity
+        Similarity of genes, symmetric and at least 0: what `bcnmf_sc.pp.gene_similarity` returns, a pair of matrix
+        (dense or sparse) and gene ids, a DataFrame, or the name of an entry of ``adata.varp``. Genes are matched by
+        name; those that it does not know have no similar genes.
+    sample_key
+        Column of ``adata.obs`` with the donors: the unit of the test of shifts.
+    layer
+        Layer to read instead of ``adata.X``.
+    mask_var
+        Genes to use: a bool column of ``adata.var`` or a bool array. ``"auto"`` uses ``highly_variable`` where it is
+        present, `None` uses all genes.
+    init
+        Control topics to start stage 1 from: loadings, genes used × ``n_topics_control``, in counts; or the name of a
+        stored factorisation, whose control topics (or all, if it has no kinds) are taken.
+    random_state
+        Seed of the starts. The result depends on nothing else.
+    key_added
+        Name under which the results are stored.
+    copy
+        Return a changed copy instead of changing ``adata``.
+    **options
+        How counts are prepared, a start is found, and the fit is run: see `DeltaOptions`. Of a ``checkpoint``, each
+        stage has its own file, with ``.control`` and ``.case`` after the name.
+
+    Returns
+    -------
+    `None`, or a changed copy with ``copy=True``. Fields set:
+
+    ``.obsm["X_" + key_added]`` : float32 array, n_obs × n_topics
+        Usage of control topics, then case topics, in counts of a cell scaled to the common total: every cell's best fit
+        on all topics together.
+    ``.varm[key_added]`` : float32 array, n_vars × n_topics
+        Loadings in counts, columns sum to 1; genes not used are zero.
+    ``.obs[key_added + "_role"]`` : categorical
+        ``control``, ``case`` or ``projected``.
+    ``.var[key_added + "_deviation"]`` : float32
+        Deviation that a gene was divided by; NaN for genes not used.
+    ``.uns[key_added]`` : dict
+        ``params``; ``topics`` (a row per topic: kind, mean share of usage in cases and controls, log2 of their ratio);
+        ``shift`` (a row per control topic: its share among the control topics in cases and controls, difference, log2
+        ratio, test); ``emergence`` (a row per case topic: its share of all usage in cases, and in controls projected on
+        it, log2 enrichment, share of cells above the controls' 95 % quantile, closest control topic); ``loss`` (per
+        check: iteration, half the squared error of controls and then of cases, the same with penalties, change of the
+        loadings); ``n_iter``; ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control
+        topics alone, against their mean profile; ``mse``.
+
+    Notes
+    -----
+    The p-values of ``shift`` are of Welch's t-test over donors' means, or of a paired test over those that are in both
+    conditions, if two or more are; who is left out is said in a warning. Without ``sample_key`` cells are the unit,
+    which overstates the evidence. Case topics were fitted on the cases, so some enrichment of theirs is there by
+    construction: it has no p-value.
+
+    Raises
+    ------
+    ValueError
+        An argument, a column, a layer, a name or a value of the data is not as said above. Nothing has been changed
+        then.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated_programs(600, 400, 300, n_shared=4, n_new=1)
+    >>> how = {"condition_key": "condition", "control": "ctrl", "sample_key": "donor"}
+    >>> bc.tl.deltanmf(adata, n_topics_control=4, n_topics_case=1, **how)
+    >>> bc.get.topics(adata, key="deltanmf").index.tolist()
+    ['Control 1', 'Control 2', 'Control 3', 'Control 4', 'Case 1']
+    >>> bool(adata.uns["deltanmf"]["emergence"].loc["Case 1", "log2_enrichment"] > 1)
+    True
+    """
+    _anndata.check_key(key_added)
+    _anndata.check_backed(adata, copy=copy)
+    asked = Asked.of(options)
+    whole_number("n_topics_control", n_topics_control, 1)
+    whole_number("n_topics_case", n_topics_case, 0)
+    strengths: dict[str, Any] = {"rel_alpha": rel_alpha, "rel_gamma": rel_gamma}
+    for name, value in strengths.items():
+        if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
+            msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
+            raise ValueError(msg)
+    if rel_alpha and similarity is None:
+        msg = f"`similarity` must be given where `rel_alpha` is above 0, got {rel_alpha!r} and none."
+        raise ValueError(msg)
+    design = _read_design(adata, condition_key, control, case, one_stage=n_topics_case == 0)
+    donors = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    data = CaseControl.read(adata, design, asked, layer=layer, mask_var=mask_var, random_state=random_state)
+    for name, number, cells in (("control", n_topics_control, data.control), ("case", n_topics_case, data.case)):
+        most = int(min(cells.sum(), (data.deviation > 0).sum()))
+        whole_number(f"n_topics_{name}", number, 0, most, f"the smaller of {name} cells and genes used")
+    names = adata.var_names[data.problem.genes]
+    graph, n_known = (None, 0) if similarity is None else _similarity.align(_of_varp(adata, similarity), names)
+    start = None if init is None else data.scaled_loadings(_start(adata, init, data.problem, n_topics_control))
+    if asked.reuse_control and start is None:
+        msg = "`init` must be given where `reuse_control` is True, got None."
+        raise ValueError(msg)
+
+    common: dict[str, Any] = {"similarity": graph, "rel_alpha": float(rel_alpha), "random_state": random_state}
+    stages: dict[str, Stage] = {}
+    held = start
+    if not asked.reuse_control:
+        stages["control"] = fit_stage(
+            data.stage("control"),
+            n_topics_control,
+            start=start,
+            n_restarts=asked.n_restarts,
+            consensus=asked.start == "consensus",
+            run=asked.run_of("control"),
+            **common,
+        )
+        held = stages["control"].W
+    if n_topics_case:
+        stages["case"] = fit_stage(
+            data.stage("case"),
+            n_topics_case,
+            held=held,
+            rel_gamma=float(rel_gamma),
+            run=asked.run_of("case"),
+            **common,
+        )
+    W = stages["case"].W if n_topics_case else held
+    assert W is not None  # for type checkers: one of the stages ran, or `init` was given
+    result = data.result(W, n_topics_control)
+    adata = adata.copy() if copy else adata
+    params = {
+        "method": "deltanmf",
+        "condition_key": condition_key,
+        "control": list(design.backgrounds),
+        "case": case if case is None or isinstance(case, str) else list(case),
+        "n_topics_control": n_topics_control,
+        "n_topics_case": n_topics_case,
+        "rel_alpha": float(rel_alpha),
+        "rel_gamma": float(rel_gamma),
+        "n_genes_in_similarity": n_known,
+        "sample_key": sample_key,
+        "init": "found" if init is None else init if isinstance(init, str) else "given",
+        "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
+    }
+    record = {
+        "params": data.params | asked.params | params,
+        "topics": result.topics(data),
+        "shift": shift_table(result.H[:, :n_topics_control], data, donors),
+        "loss": _loss_table(stages),
+        "n_iter": sum(stage.n_iter for stage in stages.values()),
+        "converged": all(stage.converged for stage in stages.values()),
+        "deviance_explained": result.explained,
+        "mse": result.mse,
+    }
+    if n_topics_case:
+        record["emergence"] = emergence_table(result, data, n_topics_control)
+    _anndata.write(
+        adata,
+        key_added,
+        used=data.problem.genes,
+        W=result.loadings,
+        H=result.H,
+        cells={"role": data.role},
+        genes={"deviation": np.where(data.deviation > 0, data.deviation, np.nan)},
+        record=record,
+    )
+    for name, stage in stages.items():
+        if not stage.converged and not all_gone_through(asked.run_of(name), stage.n_iter):
+            msg = (
+                f"The {name} topics still moved by {stage.change:.1e} an iteration after {stage.n_iter} iterations. "
+                "Raise `max_iter`, or `tol` if that is close enough. With more topics than the data have programs "
+                "there may be little to settle on: try fewer."
+            )
+            warnings.warn(msg, ConvergenceWarning, stacklevel=stack_level())
+    return adata if copy else None
+
+
+def _loss_table(stages: dict[str, Stage]) -> pd.DataFrame:
+    """Put the stages one after the other, under the names that `pl.loss` draws: the controls are the background."""
+    rows, before = [], 0
+    for name, stage in stages.items():
+        table = pd.DataFrame(
+            stage.loss, columns=["iteration", "loss", "objective", "smoothness", "orthogonality", "change"]
+        )
+        table["iteration"] += before
+        table.insert(1, "target", table["loss"] if name == "case" else np.nan)
+        table.insert(2, "background", table["loss"] if name == "control" else np.nan)
+        rows.append(table.drop(columns="loss"))
+        before += stage.n_iter
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def _read_design(adata: AnnData, key: str, control: Any, case: Any, *, one_stage: bool) -> Design:
+    only = _anndata.read_design(adata, key, control, control, WORDS)
+    if one_stage and case is None:
+        rest = ~only.background & pd.notna(adata.obs[key]).to_numpy()
+        return _anndata.Design(rest, only.backgrounds)
+    design = _anndata.read_design(adata, key, control, case, WORDS)
+    if (design.target & design.background).any():
+        msg = f"`case` must name other categories than `control`, got {case!r} and {control!r}."
+        raise ValueError(msg)
+    return design
+
+
+def _of_varp(adata: AnnData, similarity: Any) -> Any:
+    if not isinstance(similarity, str):
+        return similarity
+    if similarity not in adata.varp:
+        msg = f"`similarity` {similarity!r} is not in `adata.varp`. Present: {listed(adata.varp.keys())}."
+        raise ValueError(msg)
+    return adata.varp[similarity], adata.var_names
+
+
+def _start(adata: AnnData, init: np.ndarray | str, problem: Problem, n_topics: int) -> np.ndarray:
+    """Read loadings in counts, of the genes used."""
+    if isinstance(init, str):
+        topics = _anndata.stored(adata, init)["topics"]
+        W = np.asarray(_anndata.stored_slot(adata, "varm", init), np.float64)[problem.genes]
+        if (topics.get("kind") == "control").any():
+            W = W[:, (topics["kind"] == "control").to_numpy()]
+    else:
+        W = init
+    start = problem.check_start(W, n_topics)
+    assert start is not None  # for type checkers
+    return start

@@ -1,0 +1,433 @@
+"""Two-group tests of many features at once: who is compared with whom, what counts as one observation, which test."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .._utils.checks import listed, one_of, stack_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from anndata import AnnData
+
+Method = Literal["auto", "t", "paired_t", "logistic"]
+METHODS = ("auto", "t", "paired_t", "logistic")
+REST = "rest"
+COLUMNS = [
+    "feature",
+    "groupby",
+    "group",
+    "reference",
+    "test",
+    "unit",
+    "n_group",
+    "n_reference",
+    "mean_group",
+    "mean_reference",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "cohen_d",
+    "log2_ratio",
+    "statistic",
+    "p_value",
+    "p_adjusted",
+    "signed_log10_p",
+    "separated",
+]
+"""Of the table of tests; "feature" becomes "topic" or "gene"."""
+
+
+@dataclass
+class Summary:
+    """Two groups of independent observations; rows are reference and group."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    n: np.ndarray
+    linear: np.ndarray
+    """Means on the scale that ratios are taken on."""
+
+    @classmethod
+    def of(cls, values: np.ndarray, linear: np.ndarray, side: np.ndarray) -> Summary:
+        parts = [values[side == s] for s in (0, 1)]
+        with warnings.catch_warnings():  # one observation has no variance
+            warnings.simplefilter("ignore", RuntimeWarning)
+            variance = np.stack([part.var(0, ddof=1) for part in parts])
+        n = np.array([len(part) for part in parts], np.float64)
+        return cls(
+            np.stack([part.mean(0) for part in parts]),
+            variance,
+            n,
+            np.stack([linear[side == s].mean(0) for s in (0, 1)]),
+        )
+
+    @property
+    def difference(self) -> np.ndarray:
+        return self.mean[1] - self.mean[0]
+
+    @property
+    def flat(self) -> np.ndarray:
+        """Whether there is no variance to test against, up to rounding."""
+        return self.variance.sum(0) <= (1e-12 * np.abs(self.mean).max(0)) ** 2
+
+    def welch(self) -> dict[str, np.ndarray]:
+        """Welch's t-test of each column, with the interval of the difference."""
+        (v0, v1), (n0, n1) = self.variance, self.n
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = v0 / n0 + v1 / n1
+            df = error**2 / ((v0 / n0) ** 2 / (n0 - 1) + (v1 / n1) ** 2 / (n1 - 1))
+            test = stats.ttest_ind_from_stats(
+                self.mean[1], np.sqrt(v1), n1, self.mean[0], np.sqrt(v0), n0, equal_var=False
+            )
+            half = stats.t.ppf(0.975, df) * np.sqrt(error)
+        return {"statistic": test.statistic, "p_value": test.pvalue, "half": half}
+
+    def cohen_d(self) -> np.ndarray:
+        """Difference over the root of the mean variance."""
+        spread = np.sqrt(self.variance.mean(0))
+        return np.divide(self.difference, spread, out=np.full(len(spread), np.nan), where=~self.flat)
+
+
+@dataclass
+class Units:
+    """Who is compared with whom, and what counts as one observation."""
+
+    groupby: str
+    contrasts: list[tuple[str, str, np.ndarray]]
+    """Name of the group, of the reference, and per cell 1 (group), 0 (reference), -1 (neither)."""
+    sample: np.ndarray | None
+    """Number of each cell's sample, or None where cells are the units; -1 for none."""
+    pair: np.ndarray | None
+    """Number of each cell's pair."""
+    method: str
+    sample_key: str | None
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        key: str,
+        *,
+        groupby: str,
+        groups: str | Sequence[str] | None,
+        reference: str | None,
+        sample_key: str | None,
+        pair_key: str | None,
+        method: str,
+        cells: str | np.ndarray | None,
+        used: np.ndarray,
+    ) -> Units:
+        one_of("method", method, METHODS)
+        keep = used & _cells(adata, key, cells)
+        column = _categories(adata, "groupby", groupby)
+        codes = np.where(keep, column.codes, -1)
+        present = [str(name) for code, name in enumerate(column.categories) if (codes == code).any()]
+        code_of = {str(name): code for code, name in enumerate(column.categories)}
+        if len(present) < 2:  # noqa: PLR2004
+            msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {listed(present)}."
+            raise ValueError(msg)
+        reference = _reference(adata, key, groupby, present, reference)
+        tested = [groups] if isinstance(groups, str) else [name for name in present if name != reference]
+        if groups is not None and not isinstance(groups, str):
+            tested = [str(name) for name in groups]
+        unknown = [name for name in tested if name not in present]
+        if unknown or not tested or reference in tested:
+            msg = (
+                f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got "
+                f"{groups!r}. Present: {listed(present)}."
+            )
+            raise ValueError(msg)
+        contrasts = []
+        for name in tested:
+            side = np.full(adata.n_obs, -1)
+            side[(codes >= 0) if reference == REST else (codes == code_of[reference])] = 0
+            side[codes == code_of[name]] = 1
+            contrasts.append((name, reference, side))
+
+        sample_key = pair_key if sample_key is None else sample_key
+        sample = pair = None
+        if sample_key is not None:
+            sample = _categories(adata, "sample_key", sample_key).codes.astype(np.intp)
+            for _, _, side in contrasts:
+                side[sample < 0] = -1
+        else:
+            if method == "paired_t":
+                msg = "`method='paired_t'` needs `sample_key` or `pair_key`: cells come in no pairs."
+                raise ValueError(msg)
+            warnings.warn(
+                "The cells are the units of these tests. Cells of one donor are no independent observations, so the "
+                "p-values overstate the evidence. Name the donors with `sample_key`.",
+                UserWarning,
+                stacklevel=stack_level(),
+            )
+        if pair_key is not None:
+            pair = _categories(adata, "pair_key", pair_key).codes.astype(np.intp)
+            assert sample is not None  # the pair stands for it
+            both = np.unique(np.column_stack([sample, pair])[sample >= 0], axis=0)
+            if len(np.unique(both[:, 0])) < len(both):
+                msg = f"Each {sample_key!r} must belong to one {pair_key!r}, but some belong to several."
+                raise ValueError(msg)
+        return cls(groupby, contrasts, sample, pair, method, sample_key)
+
+    def test(
+        self,
+        names: Sequence[str],
+        observed: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+        of_cells: Callable[[np.ndarray], Iterator[tuple[slice, np.ndarray]]],
+        of_groups: Callable[[np.ndarray], Summary] | None = None,
+        *,
+        floor: float,
+    ) -> pd.DataFrame:
+        """Make the table: every feature, every comparison.
+
+        ``observed(unit, n_units)`` gives the values of the units (compared, and on the scale of ratios),
+        ``of_cells(side)`` those of the cells in the comparison, some features at a time, ``of_groups(side)`` their
+        moments.
+        """
+        blocks = []
+        for group, reference, side in self.contrasts:
+            record: dict[str, Any] = {"feature": names, "groupby": self.groupby, "group": group, "reference": reference}
+            if self.sample is None:
+                self._check(np.bincount(side[side >= 0], minlength=2).min(), group, reference)
+                if of_groups is None:
+                    values = next(of_cells(side))[1]
+                    summary = Summary.of(values, values, side[side >= 0])
+                else:
+                    summary = of_groups(side)
+                record |= self._independent(
+                    summary, lambda side=side: ((p, v, side[side >= 0]) for p, v in of_cells(side))
+                )
+            else:
+                record |= self._by_sample(group, reference, side, observed)
+            linear = record.pop("linear")
+            record["log2_ratio"] = np.log2((linear[1] + floor) / (linear[0] + floor))
+            blocks.append(pd.DataFrame(record))
+        table = pd.concat(blocks, ignore_index=True)
+        p = table["p_value"].to_numpy()
+        tested = np.isfinite(p)
+        adjusted = np.full(len(p), np.nan)
+        if tested.any():
+            adjusted[tested] = stats.false_discovery_control(p[tested])
+        sign = np.where(table["difference"] < 0, -1.0, 1.0)
+        table["p_adjusted"] = adjusted
+        table["signed_log10_p"] = -sign * np.log10(np.maximum(p, np.finfo(float).tiny))
+        return table[COLUMNS]
+
+    def _by_sample(self, group: str, reference: str, side: np.ndarray, observed: Any) -> dict[str, Any]:
+        """Reduce the cells to one observation for each sample and side, and test these."""
+        assert self.sample is not None
+        asked = self.pair is not None or self.method == "paired_t"
+        pair = self.sample if self.pair is None else self.pair
+        here = [np.unique(pair[(side == s) & (pair >= 0)]) for s in (1, 0)]
+        tested, paired, left_out = pairing(here, (group, reference), asked=asked)
+        if paired and self.method not in ("auto", "paired_t"):
+            what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
+            msg = f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'auto'."
+            raise ValueError(msg)
+        if self.method == "paired_t" and not len(tested):
+            both_in = f"both in {group!r} and {reference!r}"
+            msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
+            raise ValueError(msg)
+        if left_out:
+            warnings.warn(left_out, UserWarning, stacklevel=stack_level())
+        self._check(min(len(np.intersect1d(part, tested)) for part in here), group, reference, pairs=paired)
+        side = np.where(np.isin(pair, tested), side, -1)
+        both = np.where(side >= 0, 2 * self.sample + side, -1)
+        present, unit = np.unique(both, return_inverse=True)
+        unit = unit.reshape(-1) - int(present[0] < 0)
+        values, linear = observed(unit, len(present) - int(present[0] < 0))
+        first = np.unique(unit[unit >= 0], return_index=True)[1]
+        at = np.flatnonzero(unit >= 0)[first]  # a cell of each unit
+        side_of = side[at]
+        if not paired:
+            summary = Summary.of(values, linear, side_of)
+            return self._independent(summary, lambda: iter([(slice(0, values.shape[1]), values, side_of)]))
+
+        pair_of = pair[at]
+        of_pair = [[(pair_of == p) & (side_of == s) for p in tested] for s in (0, 1)]
+        low, high = (np.stack([values[units].mean(0) for units in of_side]) for of_side in of_pair)
+        means = [np.stack([linear[units].mean(0) for units in of_side]).mean(0) for of_side in of_pair]
+        change = high - low
+        flat = change.var(0) <= (1e-12 * np.abs(high).max(0)) ** 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no variance, or nearly none
+            test = stats.ttest_rel(high, low)
+            interval = test.confidence_interval(0.95)
+            d = change.mean(0) / change.std(0, ddof=1)
+        nan = np.where(flat, np.nan, 1.0)
+        return {
+            "test": "paired t",
+            "unit": "pair",
+            "n_group": len(tested),
+            "n_reference": len(tested),
+            "mean_group": high.mean(0),
+            "mean_reference": low.mean(0),
+            "difference": change.mean(0),
+            "ci_low": interval.low * nan,
+            "ci_high": interval.high * nan,
+            "cohen_d": d * nan,
+            "statistic": test.statistic * nan,
+            "p_value": test.pvalue * nan,
+            "separated": False,
+            "linear": means,
+        }
+
+    def _independent(self, summary: Summary, observations: Any) -> dict[str, Any]:
+        """Test two groups of independent observations."""
+        result = summary.welch()
+        nan = np.where(summary.flat, np.nan, 1.0)
+        separated: Any = False
+        name = "Welch t"
+        if self.method == "logistic":
+            name = "logistic"
+            n_features = len(summary.difference)
+            statistic, p, separated = (
+                np.full(n_features, np.nan),
+                np.full(n_features, np.nan),
+                np.zeros(n_features, bool),
+            )
+            for part, values, side in observations():
+                for k in range(values.shape[1]):
+                    at = part.start + k
+                    statistic[at], p[at], separated[at] = likelihood_ratio(values[:, k], side)
+            result |= {"statistic": statistic, "p_value": p}
+        return {
+            "test": name,
+            "unit": "cell" if self.sample is None else "sample",
+            "n_group": int(summary.n[1]),
+            "n_reference": int(summary.n[0]),
+            "mean_group": summary.mean[1],
+            "mean_reference": summary.mean[0],
+            "difference": summary.difference,
+            "ci_low": (summary.difference - result["half"]) * nan,
+            "ci_high": (summary.difference + result["half"]) * nan,
+            "cohen_d": summary.cohen_d(),
+            "statistic": result["statistic"] * nan,
+            "p_value": result["p_value"] * nan,
+            "separated": separated,
+            "linear": summary.linear,
+        }
+
+    def _check(self, n: int, group: str, reference: str, *, pairs: bool = False) -> None:
+        if n < 2:  # noqa: PLR2004
+            what = (
+                "complete pairs"
+                if pairs
+                else f"{'cells' if self.sample is None else f'of {self.sample_key!r}'} in each group"
+            )
+            msg = f"{group!r} against {reference!r} of `groupby={self.groupby!r}` needs at least 2 {what}, got {n}."
+            raise ValueError(msg)
+
+
+def pairing(sides: Sequence[Any], names: tuple[str, str], *, asked: bool = False) -> tuple[np.ndarray, bool, str]:
+    """Return which donors to test, of those on two sides; whether in pairs; and in words which are left out, if any.
+
+    Donors on both sides are pairs if there are two or more (or if pairs are asked for), and the others are left out.
+    One alone is left out: it makes no test in pairs, and among the others it would not be independent.
+    """
+    both, every = np.intersect1d(*sides), np.union1d(*sides)
+    paired = asked or len(both) > 1
+    tested = both if paired else np.setdiff1d(every, both)
+    n = len(every) - len(tested)
+    if not n:
+        return tested, paired, ""
+    if paired:
+        return tested, True, f"{n} pairs have no cells in one of {names[0]!r} and {names[1]!r}; they are left out."
+    msg = (
+        f"One donor alone has cells in both {names[0]!r} and {names[1]!r}: too few for a test in pairs, and not "
+        "independent. It is left out."
+    )
+    return tested, False, msg
+
+
+ARRIVED = 1e-4
+"""What another Newton step would add to the log-likelihood, at its maximum."""
+
+
+def likelihood_ratio(x: np.ndarray, label: np.ndarray) -> tuple[float, float, bool]:
+    """Test a logistic regression of ``label`` on ``x`` against the intercept alone.
+
+    Returns the likelihood ratio statistic, its p-value and whether ``x`` separates the labels. Where it does,
+    completely or but for ties at one value, the coefficient grows without bound, but the likelihood has a limit: that
+    of the ties alone.
+    """
+    low, high = x[label == 0], x[label == 1]
+    n = len(x)
+    null = _bernoulli(len(high), n)
+    if x.max() == x.min():
+        return np.nan, np.nan, False
+    for one, other in ((low, high), (high, low)):
+        if one.max() <= other.min():
+            tied = x == one.max()
+            best = _bernoulli(int(label[tied].sum()), int(tied.sum())) if one.max() == other.min() else 0.0
+            statistic = 2 * (best - null)
+            return statistic, float(stats.chi2.sf(statistic, 1)), True
+    from statsmodels.discrete.discrete_model import Logit  # slow to import
+
+    z = (x - x.mean()) / x.std()
+    model, how = Logit(label, np.column_stack([np.ones(n), z])), {"disp": False, "warn_convergence": False}
+    try:
+        fit = model.fit(method="newton", maxiter=100, **how)
+        slope, reached = model.score(fit.params), fit.llf
+        arrived = -slope @ np.linalg.solve(model.hessian(fit.params), slope) < ARRIVED
+    except np.linalg.LinAlgError:
+        reached, arrived = -np.inf, False
+    if not arrived:  # a whole Newton step can lead far off; a simplex finds the maximum in two dimensions
+        reached = max(reached, model.fit(method="nm", maxiter=2000, **how).llf)
+    statistic = max(2 * (reached - null), 0.0)
+    return float(statistic), float(stats.chi2.sf(statistic, 1)), False
+
+
+def _bernoulli(k: int, n: int) -> float:
+    """Largest log-likelihood of k successes in n."""
+    return float(sum(m * np.log(m / n) for m in (k, n - k) if m))
+
+
+def _cells(adata: AnnData, key: str, cells: str | np.ndarray | None) -> np.ndarray:
+    if cells is None:
+        return np.ones(adata.n_obs, bool)
+    if isinstance(cells, str) and cells == "target" and "target" not in adata.obs:
+        return adata.obs[f"{key}_role"].isin(["target", "both"]).to_numpy()
+    if isinstance(cells, str) and cells not in adata.obs:
+        msg = f"`cells` must be a bool column of `adata.obs`, 'target' or a bool array, got {cells!r}."
+        raise ValueError(msg)
+    mask = np.asarray(adata.obs[cells] if isinstance(cells, str) else cells)
+    if mask.dtype != bool or mask.shape != (adata.n_obs,):
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, got {mask.dtype} {mask.shape}."
+        raise ValueError(msg)
+    return mask
+
+
+def _categories(adata: AnnData, argument: str, name: str) -> pd.Categorical:
+    if name not in adata.obs:
+        present = listed(adata.obs.columns)
+        msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
+        raise ValueError(msg)
+    column = adata.obs[name]
+    if argument == "groupby" and pd.api.types.is_float_dtype(column):
+        msg = f"`groupby` must be a column of groups, got {name!r} with numbers. Cut it into groups with `pandas.qcut`."
+        raise ValueError(msg)
+    return pd.Categorical(column)
+
+
+def _reference(adata: AnnData, key: str, groupby: str, present: list[str], reference: str | None) -> str:
+    if reference is not None:
+        if reference != REST and str(reference) not in present:
+            groups = f"{listed(present)}, 'rest'"
+            msg = f"`reference` must be a group of {groupby!r} with cells, got {reference!r}. Present: {groups}."
+            raise ValueError(msg)
+        return str(reference)
+    params = adata.uns[key].get("params", {})
+    if str(params.get("background_key", "")) == groupby:
+        background = [str(name) for name in np.atleast_1d(params["background"])]
+        if len(background) == 1 and background[0] in present:
+            return background[0]
+    return present[0] if len(present) == 2 else REST  # noqa: PLR2004

@@ -1,0 +1,1 @@
+"""GPNSF of a MuData or AnnData."""

@@ -1,0 +1,322 @@
+"""Background topics, target share and cross-fitting: what is found, and what is not invented."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+from sklearn.metrics import roc_auc_score
+
+import bcnmf_sc as bc
+from bcnmf_sc._anndata import Design
+from bcnmf_sc.engine.bcnmf.ensemble import OutOfFold
+from bcnmf_sc.tl._bcnmf.folds import call_topics, make_folds
+
+SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+
+
+def spiked(adata):
+    return (adata.obs["subgroup"] != "none").to_numpy()
+
+
+@pytest.mark.parametrize("basis", ["split", "shared"])
+def test_hidden_subgroup_is_found_and_called(adata, basis, tmp_path):
+    bc.tl.bcnmf(adata, **SPLIT, basis=basis)
+    share, called = adata.obs["bcnmf_target_share"], adata.obs["bcnmf_enriched"]
+    hidden = spiked(adata)
+    case = (adata.obs["condition"] == "case").to_numpy()
+    assert roc_auc_score(hidden[case], share[case]) > 0.95
+    assert called[hidden].mean() > 0.9
+    assert called[~hidden].mean() < 0.1
+    topics = adata.uns["bcnmf"]["topics"]
+    assert topics["kind"].tolist() == ["target"] * 2 + ["background"] * 6
+    assert topics["called"].tolist() == [True] * 2 + [False] * 6
+    assert topics["p_value"].notna().tolist() == topics["called"].tolist()
+    assert adata.obsm["X_bcnmf"].shape == (1000, 8)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(back.uns["bcnmf"]["topics"], topics)
+
+
+def test_true_programs_are_recovered_where_nmf_at_equal_numbers_is_not(adata):
+    truth = adata.varm["true_loadings"][:, (adata.uns["truth"]["kind"] == "salient").to_numpy()]
+
+    def cosine(W):
+        a, b = (M / np.linalg.norm(M, axis=0) for M in (truth, W))
+        return (a.T @ b).max(1).min()
+
+    bc.tl.bcnmf(adata, **SPLIT, cross_fit=None)
+    assert cosine(adata.varm["bcnmf"][:, :2]) > 0.9
+    bc.tl.nmf(adata, n_topics=2, tol=1e-3)
+    assert cosine(adata.varm["nmf"]) < 0.6
+    assert "bcnmf_target_share" not in adata.obs
+
+
+def test_nothing_is_invented_where_target_is_background():
+    called, above, auc = 0, [], []
+    for seed in range(6):
+        adata = bc.datasets.simulated(n_target=4, n_background=500, n_genes=300, random_state=seed)
+        adata = adata[adata.obs["condition"] == "ctrl"].copy()
+        half = np.random.default_rng(seed).random(adata.n_obs) < 0.5
+        adata.obs["half"] = np.where(half, "a", "b")
+        options = SPLIT | {"background_key": "half", "background": "b", "n_background_topics": 4, "random_state": seed}
+        bc.tl.bcnmf(adata, **options)
+        called += adata.uns["bcnmf"]["topics"]["called"].sum()
+        above.append(adata.obs["bcnmf_enriched"][half].mean())
+        auc.append(roc_auc_score(half, adata.obs["bcnmf_target_share"]))
+    assert called <= 1
+    assert np.mean(above) < 0.09
+    assert 0.42 < np.mean(auc) < 0.58
+
+
+def test_pvalues_are_ranks_among_unseen_background_cells(adata):
+    bc.tl.bcnmf(adata, **SPLIT)
+    share, p = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_pvalue"].to_numpy()
+    null = share[(adata.obs["condition"] == "ctrl").to_numpy()]
+    expected = (1 + (null[None] >= share[:, None]).sum(1)) / (1 + len(null))
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+    assert stats.kstest(p[(adata.obs["condition"] == "ctrl").to_numpy()], "uniform").pvalue > 0.05
+    assert (adata.obs["bcnmf_enriched"] == (share > np.quantile(null, 0.95))).all()
+
+
+def test_score_of_a_cell_does_not_depend_on_itself(adata):
+    """Change one cell's counts: under cross-fitting, the models that score its fold stay to the bit."""
+    bc.tl.bcnmf(adata, **SPLIT, key_added="before")
+    other = bc.datasets.simulated()
+    counts = other.X.toarray()
+    counts[5] = counts[5][::-1]
+    other.X = sparse.csr_matrix(counts)
+    bc.tl.bcnmf(other, **SPLIT, key_added="after")
+    same = adata.obs["before_target_share"].to_numpy() == other.obs["after_target_share"].to_numpy()
+    design = bc._anndata.read_design(adata, "condition", "ctrl", None)
+    from bcnmf_sc.engine.bcnmf.ensemble import spawn
+
+    fold = make_folds(design, None, 5, spawn(0, 3)[0])
+    mates = fold == fold[5]
+    mates[5] = False
+    assert same[mates].all()
+    assert not same[fold != fold[5]].all()
+
+
+def test_folds_keep_donors_together_and_conditions_spread(adata):
+    design = bc._anndata.read_design(adata, "condition", "ctrl", None)
+    cells = make_folds(design, None, 5, 0)
+    for mask in (design.target, design.background):
+        counts = np.bincount(cells[mask])
+        assert counts.max() - counts.min() <= 1
+    donors = pd.Categorical(adata.obs["donor"])
+    folds = make_folds(design, donors, 5, 0)
+    assert (pd.Series(folds).groupby(np.asarray(donors)).nunique() == 1).all()
+    assert sorted(set(folds[design.target])) == sorted(set(folds[design.background])) == [0, 1, 2]
+    paired = pd.Categorical(np.arange(adata.n_obs) % 4)
+    assert sorted(set(make_folds(design, paired, 5, 0))) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kinds", [(1, 3, 2), (3, 3, 3, 3, 3, 3, 1), (1, 1, 1, 3, 2), (1, 2, 1, 2, 2, 2)])
+def test_every_fold_has_donors_of_either_side(kinds):
+    """1: a donor with target cells, 2: with background cells, 3: with both."""
+    kinds = np.repeat(kinds, 20)
+    half = np.arange(len(kinds)) % 2 == 0
+    target = (kinds == 1) | ((kinds == 3) & half)
+    design = Design(target, {"ctrl": ~target})
+    donors = pd.Categorical(np.repeat(np.arange(len(kinds) // 20), 20))
+    fold = make_folds(design, donors, 5, 0)
+    assert fold.max() == min((kinds & 1 > 0).sum() // 20, (kinds & 2 > 0).sum() // 20, 5) - 1
+    for one in range(fold.max() + 1):
+        assert target[fold == one].any()
+        assert (~target)[fold == one].any()
+
+
+def test_one_donor_cannot_be_held_out():
+    target = np.arange(60) < 40
+    donors = pd.Categorical(np.repeat(["a", "b", "c"], 20))
+    with pytest.raises(ValueError, match=r"at least 2 donors with target cells and 2 with background.*got 2 and 1"):
+        make_folds(Design(target, {"ctrl": ~target}), donors, 5, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Target and background share no donor")
+def test_cells_without_a_donor_are_scored_out_of_fold(adata):
+    adata.obs["donor"] = adata.obs["donor"].astype(object)
+    adata.obs.loc[adata.obs_names[::2], "donor"] = np.nan
+    how = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 5, "tol": 1e-2}
+    bc.tl.bcnmf(adata, sample_key="donor", **how)
+    controls = adata.obs[(adata.obs["condition"] == "ctrl")]
+    missing = controls["donor"].isna()
+    share = [controls.loc[part, "bcnmf_target_share"].median() for part in (missing, ~missing)]
+    assert 0.5 < share[0] / share[1] < 2
+
+
+@pytest.mark.parametrize("level", [0, 1, 5, -0.1])
+def test_fdr_level(adata, level):
+    with pytest.raises(ValueError, match=f"`fdr_level` must be between 0 and 1, got {level}"):
+        bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, fdr_level=level)
+
+
+def test_by_donor(adata):
+    with pytest.warns(UserWarning, match="share no donor"):
+        bc.tl.bcnmf(adata, **SPLIT, sample_key="donor")
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.8
+    assert adata.uns["bcnmf"]["topics"]["p_value"][:2].max() < 0.2
+    with pytest.raises(ValueError, match=r"`sample_key` 'patient' is not in `adata\.obs`"):
+        bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
+
+
+@pytest.mark.filterwarnings("ignore:Target and background share no donor")
+def test_folds_by_donor_call_no_cell_for_its_donor():
+    """Donors that differ much: by cell, many cells without the programs are called; by donor, as many as by chance."""
+    adata = bc.datasets.simulated(donor_effect=0.2)
+    others = ((adata.obs["condition"] == "case") & (adata.obs["subgroup"] == "none")).to_numpy()
+    called = {}
+    for sample_key in (None, "donor"):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 10}, sample_key=sample_key)
+        called[sample_key] = adata.obs["bcnmf_enriched"][others].mean()
+    assert called[None] > 0.15
+    assert called["donor"] < 0.1
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:.* of the background's cells have more than")  # three topics for six programs
+def test_warns_of_few_background_cells(adata):
+    few = adata[np.r_[0:600, 600:660]].copy()
+    with pytest.warns(UserWarning, match="Only 60 background cells"):
+        bc.tl.bcnmf(few, **SPLIT | {"n_background_topics": 3})
+
+
+def test_warns_where_shared_programs_have_no_background_topic(adata):
+    """Four cell types and two shared programs: with five background topics, a target topic takes one of them."""
+    with pytest.warns(UserWarning, match="of the background's cells have more than .* Raise `n_background_topics`"):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 5})
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() < 0.5
+    bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": "auto"})  # warns of nothing
+    assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
+
+
+@pytest.mark.parametrize("spike", ["CD34+", "CD14+"])
+def test_added_cells_are_found_and_nothing_where_nothing_was_added(data_folder, spike):
+    """A third of `benchmarks/semi_synthetic.py`."""
+    adata = anndata.read_h5ad(data_folder / "zheng_pbmc_facs.h5ad")[::3].copy()
+    adata = adata[adata.obs["cell_type"].isin(["B cell", "NK cell", "T cell", spike])].copy()
+    adata = adata[:, np.asarray((adata.X > 0).sum(0)).ravel() > 20].copy()
+    new = (adata.obs["cell_type"] == spike).to_numpy()
+    half = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata.obs["role"] = np.where(new | half, "target", "background")
+    ask = {"background_key": "role", "background": "background", "n_topics": 4, "n_background_topics": 10, "tol": 1e-3}
+    others = half & ~new
+    bc.tl.bcnmf(adata, **ask)
+    share, called = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_enriched"].to_numpy()
+    assert roc_auc_score(new[new | others], share[new | others]) > 0.97
+    assert called[new].mean() > 0.9
+    assert called[others].mean() < 0.08
+    assert adata.uns["bcnmf"]["topics"]["called"].any()
+    null = adata[~new].copy()
+    bc.tl.bcnmf(null, **ask)
+    assert not null.uns["bcnmf"]["topics"]["called"].any()
+    assert null.obs["bcnmf_enriched"][others[~new]].mean() < 0.1  # 0.05 with a standard error of 0.014 in 465 cells
+
+
+RPS27L = "ENSG00000185088"
+"""A direct target of p53. The file has 1,000 genes; MDM2 and CDKN1A are not among them."""
+
+
+@pytest.mark.filterwarnings("ignore:Only .* background cells")
+def test_few_cells_treated_with_nutlin(data_folder):
+    """31 treated cells against 52: the p53 target leads a target topic, and no background topic."""
+    adata = anndata.read_h5ad(data_folder / "ngp_nutlin_83cells.h5ad")
+    ask = {"background": "vehicle", "n_topics": 3, "n_background_topics": 3, "tol": 1e-3}
+    with pytest.warns(UserWarning, match="Only 52 background cells"):
+        bc.tl.bcnmf(adata, background_key="condition", **ask)
+    rank = bc.get.loadings(adata).rank(ascending=False).loc[RPS27L]
+    assert rank.iloc[:3].min() <= 10
+    assert rank.iloc[3:].min() > 30
+    share, treated = adata.obs["bcnmf_target_share"], (adata.obs["condition"] == "nutlin").to_numpy()
+    assert roc_auc_score(treated, share) > 0.85
+    # Untreated cells against untreated cells, 26 of them in the background: few are called.
+    called = []
+    for seed in range(10):
+        null = adata[~treated].copy()
+        half = np.random.default_rng(seed).permutation(null.n_obs) < 26
+        null.obs["half"] = np.where(half, "a", "vehicle")
+        bc.tl.bcnmf(null, background_key="half", **ask | {"tol": 1e-2, "random_state": seed})
+        called.append(null.obs["bcnmf_enriched"][half].mean())
+    assert np.mean(called) <= 0.1
+
+
+def test_number_of_background_topics_is_chosen_and_recorded(adata):
+    bc.tl.bcnmf(adata, **SPLIT | {"n_background_topics": "auto", "tol": 1e-2})
+    selection = adata.uns["bcnmf"]["selection"]
+    table = selection["table"]
+    assert table["n_background_topics"].tolist() == [5, 10, 20, 40]
+    best = table.loc[table["gain_ratio"].idxmax(), "n_background_topics"]
+    assert selection["n_background_topics"] == best == (adata.uns["bcnmf"]["topics"]["kind"] == "background").sum()
+    assert f"{best} background topics" in selection["reason"]
+
+
+def test_threads_and_seed(adata):
+    small = adata[::2].copy()
+    runs = {n: bc.tl.bcnmf(small, **SPLIT, n_threads=n, copy=True) for n in (1, 3)}
+    for column in ("bcnmf_target_share", "bcnmf_pvalue"):
+        np.testing.assert_array_equal(runs[1].obs[column], runs[3].obs[column])
+
+
+def test_topics_are_called_by_pairs_of_donors():
+    """Of eight donors three are on both sides: p-values are of these; one alone is left out."""
+    rng = np.random.default_rng(0)
+    donor = np.repeat(np.arange(8), 10)
+    target = donor < 4
+    target[donor >= 5] = np.arange(30) % 2 == 0
+    design = Design(target, {"ctrl": ~target})
+    usage = rng.random((80, 2)).astype(np.float32)
+    scores = OutOfFold(usage.sum(1), usage, np.zeros(80, int), np.ones(2))
+    topics = pd.DataFrame({"kind": ["target", "target", "background"]})
+    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean() for side in (target, ~target)]
+    with pytest.warns(UserWarning, match="5 pairs have no cells in one of 'target' and 'background'"):
+        paired = call_topics(topics, scores, design, pd.Categorical(donor), 0.05)
+    expected = stats.ttest_rel(means[0].loc[5:], means[1].loc[5:], alternative="greater").pvalue
+    np.testing.assert_allclose(paired["p_value"][:2], expected, rtol=1e-6)
+    target[donor < 2], target[donor > 5] = False, True  # now 5 alone is on both sides
+    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean().drop(5) for side in (target, ~target)]
+    with pytest.warns(UserWarning, match="One donor alone has cells in both 'target' and 'background'"):
+        welch = call_topics(topics, scores, Design(target, {"ctrl": ~target}), pd.Categorical(donor), 0.05)
+    expected = stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue
+    np.testing.assert_allclose(welch["p_value"][:2], expected, rtol=1e-6)
+
+
+BAD = {
+    "negative": {"n_background_topics": -1},
+    "more than background cells": {"n_background_topics": 401},
+    "basis": {"basis": "both"},
+    "one fold": {"cross_fit": 1},
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(adata, case):
+    with pytest.raises(ValueError, match=f"`{next(iter(BAD[case]))}` must be"):
+        bc.tl.bcnmf(adata, **SPLIT | BAD[case])
+    assert not [c for c in adata.obs if c.startswith("bcnmf")]
+
+
+def test_kang_quality(data_folder):
+    """One seed of `benchmarks/quality_kang.py`."""
+    adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
+    bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4, n_background_topics=10, tol=1e-3)
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    assert roc_auc_score(stim, adata.obs["bcnmf_target_share"]) >= 0.99
+    assert adata.obs["bcnmf_enriched"][stim].mean() >= 0.97
+    assert adata.obs["bcnmf_enriched"][~stim].mean() <= 0.06
+    leading = set(bc.get.top_genes(adata, 15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
+    assert {"ISG15", "IFIT3"} <= leading
+
+
+@pytest.mark.parametrize("by_donor", [False, True])
+def test_topics_are_not_tested_where_all_cells_are_on_both_sides(by_donor):
+    everyone = np.ones(20, bool)
+    usage = np.random.default_rng(0).random((20, 2)).astype(np.float32)
+    scores = OutOfFold(usage.sum(1), usage, np.arange(20) % 2, np.ones(2))
+    topics = pd.DataFrame({"kind": ["target", "target"]})
+    donors = pd.Categorical(np.arange(20) % 4) if by_donor else None
+    table = call_topics(topics, scores, Design(everyone, {"ctrl": everyone}), donors, 0.05)
+    assert table["p_value"].isna().all()
+    assert not table["called"].any()
