@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ._utils.checks import listed, stack_level
+from ._utils.errors import UserError, UserTypeError
 from ._utils.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 from .engine.rows.sources import check_compressed
@@ -70,7 +71,7 @@ def read_design(
     check_anndata(adata)
     if background_key not in adata.obs:
         msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     column = pd.Categorical(adata.obs[background_key])
     present = [name for code, name in enumerate(column.categories) if (column.codes == code).any()]
 
@@ -91,7 +92,7 @@ def read_design(
                 f"`{argument}` must name categories of `adata.obs[{background_key!r}]`, got {got}. "
                 f"Present: {listed(present)}."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         return found
 
     backgrounds = cells_of(words[1], background)
@@ -105,13 +106,13 @@ def read_design(
     if partial and not is_target.any() and not np.any(list(backgrounds.values())):
         wanted = f"{words[1]} {listed(backgrounds)} or {words[2]} {target!r}"
         msg = f"No cell of `adata.obs[{background_key!r}]` is of {wanted}. Present: {listed(present)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if not partial and not is_target.any():
         msg = (
             f"No {words[2]} cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
             f"in `{words[1]}`. Name fewer, or pass `{words[2]}='all'`."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     return Design(is_target, backgrounds)
 
 
@@ -119,7 +120,7 @@ def read_samples(adata: AnnData, sample_key: str) -> pd.Categorical:
     """Return the donor of each cell."""
     if sample_key not in adata.obs:
         msg = f"`sample_key` {sample_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return pd.Categorical(adata.obs[sample_key])
 
 
@@ -131,14 +132,14 @@ def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
         name = "highly_variable" if mask_var == "auto" else mask_var
         if name not in adata.var:
             msg = f"`mask_var` {name!r} is not in `adata.var`. Present: {listed(adata.var.columns)}."
-            raise ValueError(msg)
+            raise UserError(msg)
         mask = adata.var[name]
     else:
         mask = mask_var.reindex(adata.var_names) if isinstance(mask_var, pd.Series) else pd.Series(np.asarray(mask_var))
     if len(mask) != adata.n_vars or mask.isna().any() or not pd.api.types.is_bool_dtype(mask.infer_objects()):
         got = f"{len(mask)} values of {mask.dtype}"
         msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {got}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return np.flatnonzero(mask.to_numpy(dtype=bool))
 
 
@@ -146,11 +147,11 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer, cells x genes, as it is stored."""
     if layer is not None and layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(adata.layers.keys())}."
-        raise ValueError(msg)
+        raise UserError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
-        raise ValueError(msg)
+        raise UserError(msg)
     check_compressed(matrix, "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`")
     return matrix
 
@@ -167,7 +168,7 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
             " Fits that take a MuData are `bcnmf_sc.tl.bcnmf` and `bcnmf_sc.tl.gpnsf`; to anything else pass one "
             f"modality, as `mdata[{next(iter(adata.mod), 'rna')!r}]`."
         )
-    raise TypeError(msg)
+    raise UserTypeError(msg)
 
 
 def check_names(adata: AnnData, argument: str = "adata") -> None:
@@ -179,7 +180,7 @@ def check_names(adata: AnnData, argument: str = "adata") -> None:
                 f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
                 f"Call `{argument}.{axis}_names_make_unique()`."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
 
 
 def check_finite(n_invalid: int, layer: str | None) -> str:
@@ -187,7 +188,7 @@ def check_finite(n_invalid: int, layer: str | None) -> str:
     where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
     if n_invalid:
         msg = f"{where} must be finite, got {n_invalid} values that are NaN or infinite. Drop or impute them first."
-        raise ValueError(msg)
+        raise UserError(msg)
     return where
 
 
@@ -197,7 +198,7 @@ def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer
     if summary.smallest < 0:
         low = summary.smallest
         msg = f"{where} must be non-negative, got {low:g}. Scaled or centred data? Use counts or their logarithms."
-        raise ValueError(msg)
+        raise UserError(msg)
     if likelihood.counts and summary.n_fractional:
         looks = "log-normalised" if summary.largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
         msg = (
@@ -267,14 +268,14 @@ def check_format(record: Mapping[str, Any], key: str) -> None:
             f"`key` {key!r} must be of a format up to {FORMAT}, got {int(params['format'])}, written by bcnmf_sc "
             f"{params.get('version')}. This is bcnmf_sc {version('bcnmf-sc')}: update it."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def check_key(key: object) -> None:
     """Refuse names that cannot be stored in a file."""
     if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
         msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def check_backed(adata: AnnData, *, copy: bool) -> None:
@@ -282,13 +283,13 @@ def check_backed(adata: AnnData, *, copy: bool) -> None:
     check_anndata(adata)
     if adata.isbacked and adata.is_view:
         msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
-        raise ValueError(msg)
+        raise UserError(msg)
     if adata.isbacked and copy:
         msg = (
             "`copy` must be False for an AnnData that is backed by a file, got True. Results are written to `adata` in "
             "memory; the file stays as it is. Store them with `adata.copy(new_file)`, or call `adata.to_memory()`."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
@@ -303,7 +304,7 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
             f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
         )
         msg += _where_names_match(adata, reference, W.index)
-        raise ValueError(msg)
+        raise UserError(msg)
     if share < 1:
         warnings.warn(
             f"{len(W) - len(shared)} of the {len(W)} genes of the factorisation {key!r} are not in `adata`.",
@@ -337,7 +338,7 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
             f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
             "Run `bcnmf_sc.tl.bcnmf` first."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     check_format(record, key)
     return record
 
@@ -349,7 +350,7 @@ def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *
     slots = getattr(adata, attribute)
     if name not in slots:
         msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
-        raise ValueError(msg)
+        raise UserError(msg)
     return slots[name]
 
 
@@ -362,7 +363,7 @@ def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> lis
     unknown = [topic for topic in picked if topic not in names]
     if unknown or not picked or len(set(picked)) < len(picked):
         msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return picked
 
 
@@ -373,7 +374,7 @@ def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
     if gene_symbols not in adata.var:
         present = listed(adata.var.columns)
         msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
-        raise ValueError(msg)
+        raise UserError(msg)
     symbols = adata.var[gene_symbols]
     missing = symbols.isna().to_numpy()
     labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
@@ -385,7 +386,7 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
     params = reference.uns[key].get("params", {})
     if "likelihood" not in params:
         msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
-        raise ValueError(msg)
+        raise UserError(msg)
     kind = LIKELIHOODS[str(params["likelihood"])]
     columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
     parameters = {

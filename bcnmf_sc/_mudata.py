@@ -15,6 +15,7 @@ from scipy import sparse
 
 from ._anndata import check_format, check_names, forget, read_genes, read_matrix
 from ._utils.checks import listed, stack_level
+from ._utils.errors import UserError, UserTypeError
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,18 @@ def read_modalities(
     parts = {ALONE: mdata} if isinstance(mdata, AnnData) else dict(getattr(mdata, "mod", {}))
     if not parts:
         msg = f"`mdata` must be a MuData with modalities or an AnnData, got {type(mdata).__name__}."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     if isinstance(likelihood, Mapping):
         if not likelihood:
             msg = "`likelihood` must name at least one modality, got an empty mapping."
-            raise ValueError(msg)
+            raise UserError(msg)
         check_modalities("likelihood", likelihood, parts)
         parts = {name: parts[name] for name in likelihood}
     for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
         check_modalities(argument, given, parts)
     if not mdata.obs_names.is_unique:
         msg = "`mdata.obs_names` must be unique."
-        raise ValueError(msg)
+        raise UserError(msg)
     read = []
     for name, adata in parts.items():
         check_names(adata)
@@ -86,7 +87,7 @@ def read_modalities(
         )
     if not all(each.weight > 0 for each in read):
         msg = "`weights` must be above 0; leave a modality out of `likelihood` to leave it out of the fit."
-        raise ValueError(msg)
+        raise UserError(msg)
     return read
 
 
@@ -113,13 +114,13 @@ def _read_modality(
     x = matrix.data
     if not np.isfinite(x).all():
         msg = f"{where} must be finite, got {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
-        raise ValueError(msg)
+        raise UserError(msg)
     if x.min(initial=0) < 0:
         msg = f"{where} must be non-negative, got {x.min():g}. Scaled or centred data? Use counts or their logarithms."
-        raise ValueError(msg)
+        raise UserError(msg)
     if not len(x):
         msg = f"{where} holds nothing but zeros in the {len(features)} features used. Check `layer` and `mask_var`."
-        raise ValueError(msg)
+        raise UserError(msg)
     whole = bool((x == np.round(x)).all())
     if kind == "auto":
         sparse_name = any(word in name.lower() for word in ("atac", "peak"))
@@ -156,15 +157,15 @@ def _size_factors(
         msg = (
             f"`size_factors` must be 'library', None or a column of `obs`, got {size!r}. Present: {listed(adata.obs)}."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
     if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
         got = listed(table[size].unique(), 4)
         msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {got}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if (np.asarray(matrix.sum(1)).ravel()[column == 0] > 0).any():
         msg = f"`size_factors` {size!r} must be above 0 wherever a spot has values, got 0."
-        raise ValueError(msg)
+        raise UserError(msg)
     return column
 
 
@@ -179,7 +180,7 @@ def check_weights(weights: object) -> None:
     """Refuse weights that are not named by modality."""
     if weights is not None and not isinstance(weights, Mapping):
         msg = f"`weights` must be a mapping of modalities to numbers, as {{'rna': 2.0}}, or None, got {weights!r}."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
 
 
 def forget_joint(mdata: Spatial, key: str, modalities: Sequence[str]) -> None:
@@ -200,7 +201,7 @@ def check_modalities(argument: str, given: object, parts: Mapping[str, Any]) -> 
     unknown = [name for name in given if name not in parts] if isinstance(given, Mapping) else []
     if unknown:
         msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(parts)}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def order_of(mdata: Spatial, name: str, part: AnnData, *, argument: str, what: str) -> np.ndarray:
@@ -212,7 +213,7 @@ def order_of(mdata: Spatial, name: str, part: AnnData, *, argument: str, what: s
             f"without {name!r}. Keep those that have all (`muon.pp.intersect_obs`), or name other modalities in "
             "`likelihood`."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     return order
 
 
@@ -230,13 +231,13 @@ def read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, lis
     column = obs_column(mdata, sample_key)
     if column is None:
         msg = f"`sample_key` {sample_key!r} is not in `mdata.obs`. Present: {listed(mdata.obs.columns)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     codes = pd.Categorical(column).remove_unused_categories()
     if (codes.codes < 0).any():
         msg = (
             f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     return codes.codes.astype(int), [str(x) for x in codes.categories]
 
 
@@ -248,24 +249,24 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
             found = pd.DataFrame(np.asarray(part.obsm[spatial_key]), index=part.obs_names).reindex(mdata.obs_names)
     if found is None:
         msg = f"`spatial_key` {spatial_key!r} is not in `mdata.obsm`. Present: {listed(mdata.obsm.keys())}."
-        raise ValueError(msg)
+        raise UserError(msg)
     try:
         places = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError):
         places = np.full((mdata.n_obs, 2), np.nan)
     if places.shape != (mdata.n_obs, places.shape[-1]) or places.shape[-1] not in DIMENSIONS:
         msg = f"`mdata.obsm[{spatial_key!r}]` must have 2 or 3 dimensions, got shape {places.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     missing = int((~np.isfinite(places).all(axis=1)).sum())
     if missing:
         msg = f"`mdata.obsm[{spatial_key!r}]` must be finite numbers, got {missing} spots without. Drop them first."
-        raise ValueError(msg)
+        raise UserError(msg)
     n_places = len(np.unique(np.column_stack([slices, places]), axis=0))
     for s, name in enumerate(names):
         if len(np.unique(places[slices == s], axis=0)) < FEWEST_PLACES:
             where = f"`mdata.obsm[{spatial_key!r}]`"
             msg = f"{where} must hold at least {FEWEST_PLACES} places in each slice, got fewer in {name!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
     if n_places < len(places):
         msg = (
             f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one "
@@ -288,7 +289,7 @@ def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
     if not hasattr(record, "keys") or "posterior" not in record:
         present = listed(mdata.uns.keys())
         msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {present}. Run `bcnmf_sc.tl.gpnsf` first."
-        raise ValueError(msg)
+        raise UserError(msg)
     check_format(record, key)
     return record
 
@@ -301,5 +302,5 @@ def modality_of(mdata: Spatial, name: str) -> AnnData:
     if name not in parts:
         present = [ALONE] if isinstance(mdata, AnnData) else parts
         msg = f"`modality` {name!r} is not there. Present: {listed(present)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return parts[name]

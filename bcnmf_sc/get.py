@@ -9,6 +9,7 @@ import pandas as pd
 
 from ._anndata import gene_labels, pick_topics, stored, stored_slot
 from ._utils.checks import listed
+from ._utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,15 +139,15 @@ def top_genes(
     """
     if n_genes is not None and n_genes < 1:
         msg = f"`n_genes` must be at least 1, got {n_genes}. None lists every gene used."
-        raise ValueError(msg)
+        raise UserError(msg)
     if by not in ("loading", "specificity"):
         msg = f"`by` must be 'loading' or 'specificity', got {by!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
     chosen = pick_topics(w.columns, topics)
     if by == "specificity" and w.shape[1] == 1:
         msg = "`by` must be 'loading' where there is one topic only, got 'specificity'."
-        raise ValueError(msg)
+        raise UserError(msg)
 
     w = w[(w > 0).any(axis=1).to_numpy()]
     share = w.to_numpy(dtype=np.float64)
@@ -231,7 +232,7 @@ def associations(
     """
     if table not in ("topics", "genes"):
         msg = f"`table` must be 'topics' or 'genes', got {table!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     name, call = ("associations", "associate") if table == "topics" else ("gene_associations", "associate_genes")
     found = _stored_table(adata, key, name, call=call)
     if groupby is None:
@@ -240,7 +241,7 @@ def associations(
     if not len(chosen):
         present = listed(found["groupby"].unique())
         msg = f"`groupby` must be a column that was tested, got {groupby!r}. Present: {present}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return chosen.reset_index(drop=True)
 
 
@@ -289,7 +290,7 @@ def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataF
     record = stored(adata, key)
     if name not in record:
         msg = f"{name!r} is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.{call}` first."
-        raise ValueError(msg)
+        raise UserError(msg)
     return record[name].copy().reset_index(drop=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._anndata import gene_labels, stored, stored_slot
+from .._utils.errors import UserError
 from .._utils.files import check_place, replacing
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ def report(
     record = stored(adata, key)
     if "posterior" in record:
         msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
-        raise ValueError(msg)
+        raise UserError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
     stored_slot(adata, "varm", key)
     gene_labels(adata, gene_symbols)
     if n_genes < 1:
         msg = f"`n_genes` must be at least 1, got {n_genes}."
-        raise ValueError(msg)
+        raise UserError(msg)
     target = check_place(path, "path")
     from ._content import sections
     from ._page import render

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
+
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -28,7 +30,7 @@ def listed(items: Any, most: int = 8) -> str:
 def number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
         msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
@@ -41,11 +43,11 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, why
     ):
         upto = f"of at least {least}" if most is None else f"from {least} to {most}" + (f" ({why})" if why else "")
         msg = f"`{name}` must be a whole number {upto}, got {value!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse a name that is not among those allowed."""
     if value not in allowed:
         msg = f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}."
-        raise ValueError(msg)
+        raise UserError(msg)

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -81,7 +83,7 @@ def download(url: str, file_name: str, sha256: str | None = None) -> Path:
         raise OSError(msg) from error
     except ValueError as error:  # pooch's, of a checksum
         msg = f"{file_name} from {url} is not the published file: {error} Nothing was kept. {by_hand} that holds it."
-        raise ValueError(msg) from error
+        raise UserError(msg) from error
 
 
 def _persistent(url: str, output_file: str, _: Any) -> None:
@@ -120,7 +122,7 @@ def find(files: Sequence[Remote], folder: str | os.PathLike[str] | None) -> list
     if missing := [file for file, path in zip(files, found, strict=True) if path is None]:
         wanted = ", ".join(f"{file.name} (from {file.url})" for file in missing)
         msg = f"`folder` must hold the publisher's files, got {str(folder)!r} without {wanted}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return [path for path in found if path is not None]
 
 
@@ -139,7 +141,7 @@ def _readable(path: Path) -> Iterator[None]:
     except _DAMAGE as error:
         what = str(error).partition("\n")[0]
         msg = f"{path.name} must be readable, got {str(path)!r}: {what}. Was the download cut short? Fetch it again."
-        raise ValueError(msg) from error
+        raise UserError(msg) from error
 
 
 def _decompressed(stream: Any, name: str) -> Any:
@@ -179,14 +181,14 @@ def _opener(path: Path, names: list[str], open_member: Opener) -> Opener:
     outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         msg = f"{path.name} must hold files of its own folder only, got the member {outside[0]!r}. It is not read."
-        raise ValueError(msg)
+        raise UserError(msg)
 
     def open_file(name: str) -> Any:
         found = [full for full in names if PurePosixPath(full).name.removesuffix(".gz") == name]
         if len(found) != 1:
             got = f"{len(found)} in {str(path)!r}"
             msg = f"{path.name} must hold one file {name!r}, got {got}. Present: {', '.join(names[:8]) or 'nothing'}."
-            raise ValueError(msg)
+            raise UserError(msg)
         stream = open_member(found[0])
         return _decompressed(stream, found[0])
 
@@ -203,14 +205,14 @@ def read_matrix_market(
     header = stream.readline()
     if not header.startswith(b"%%MatrixMarket matrix coordinate"):
         msg = f"{name} must be a sparse Matrix Market file, got one that begins with {header[:40]!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     while (line := stream.readline()).startswith(b"%"):
         pass
     n_genes, n_cells, n_entries = (int(word) for word in line.split())
     if (n_genes, n_cells) != shape:
         got = f"{n_genes} x {n_cells}"
         msg = f"{name} must have as many genes and cells as the tables beside it, {shape[0]} x {shape[1]}, got {got}."
-        raise ValueError(msg)
+        raise UserError(msg)
     keep = np.ones(n_cells, bool) if keep is None else keep
     row_of = np.cumsum(keep, dtype=np.int32) - 1
     rows, columns, values = [], [], []
@@ -225,6 +227,6 @@ def read_matrix_market(
         values.append(chunk[2].to_numpy()[chosen])
     if n_read != n_entries:
         msg = f"{name} must hold the {n_entries} entries that it announces, got {n_read}. Was the download cut short?"
-        raise ValueError(msg)
+        raise UserError(msg)
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return sparse.coo_matrix(entries, (int(keep.sum()), n_genes)).tocsr()

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -79,7 +81,7 @@ def check_place(path: str | os.PathLike[str], argument: str) -> Path:
     else:
         return place
     msg = f"`{argument}` must {why}"
-    raise ValueError(msg)
+    raise UserError(msg)
 
 
 @contextmanager

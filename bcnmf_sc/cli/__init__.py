@@ -9,21 +9,21 @@ from __future__ import annotations
 import inspect
 import signal
 import threading
-import traceback
 import warnings
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from .._utils.errors import UserError
 from .demo import demo
 from .files import check_output, describe, one_line, read, refuse, whole, write, write_data
 from .options import PATH, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
     from types import FrameType
 
 SIGNALLED = 128
@@ -98,12 +98,7 @@ class Group(click.Group):
         except KeyboardInterrupt as error:
             click.echo(f"Interrupted; no incomplete file is left. {error}".rstrip(), err=True)
             ctx.exit(SIGNALLED + getattr(error, "number", signal.SIGINT))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            if not (
-                Path(last.filename).is_relative_to(Path(__file__).parents[1]) and str(last.line).startswith("raise")
-            ):
-                raise  # not from a `raise` of this package, so it is not about the input
+        except (UserError, OSError) as error:
             refuse(one_line(error))
 
 

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import click
 
+from .._utils.errors import UserTypeError
+
 SHORT = {"n_topics": "-k"}
 SKIPPED = {"copy", "init"}
 PATH = click.Path(path_type=Path)
@@ -73,7 +75,7 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
     if not kinds and not words:
         if required:
             msg = f"No option can hold the argument {name!r} of type {hint}."
-            raise TypeError(msg)
+            raise UserTypeError(msg)
         return None
     none = ["none"] if types.NoneType in members and default is not None and not required else []
     metavar = "|".join([*words, *none, *dict.fromkeys("TEXT" if kind is str else "NUMBER" for kind in kinds)])

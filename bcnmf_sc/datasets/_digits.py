@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import ndimage
 
+from .._utils.errors import UserError
 from ._sizes import check_count as _check_count
 from ._sizes import check_number as _check_number
 
@@ -76,7 +77,7 @@ def digits(
     shown = list(digits)
     if not shown or not set(shown) <= set(range(10)):
         msg = f"`digits` must be one or more of 0 to 9, got {digits!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     _check_number("background_scale", background_scale, least=0.0, most=1.0)
     bundled = load_digits()
     chosen = np.flatnonzero(np.isin(bundled.target, shown))
@@ -133,6 +134,6 @@ def _patches(rng: np.random.Generator, photos: list[NDArray[np.float64]], n: int
             break
         if step == 1:
             msg = f"`n_background` must make at most {len(places)} images with the digits, got {n}: no more patches."
-            raise ValueError(msg)
+            raise UserError(msg)
         step //= 2
     return np.stack([views[v][y, x] for v, y, x in (places[i] for i in rng.permutation(len(places))[:n])])

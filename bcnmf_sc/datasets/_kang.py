@@ -8,6 +8,7 @@ import pandas as pd
 
 from .._utils.checks import listed
 from .._utils.download import Remote, find, members, opened, read_matrix_market
+from .._utils.errors import UserError
 from ._layouts import GEO, gene_table, join, need, read_lines, sample_of
 
 if TYPE_CHECKING:
@@ -90,13 +91,13 @@ def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
             names = barcodes.where(~barcodes.isin(seen), barcodes.str.replace("-1$", "-11", regex=True))
             if missing := names.difference(labels.index).tolist():
                 msg = f"{cells.name} must have a row for each barcode of {name}, got none for {listed(missing)}."
-                raise ValueError(msg)
+                raise UserError(msg)
             samples[condition] = sample_of(counts, labels.loc[names], var)
             seen = seen.union(barcodes)
     adata = join(samples, prefix=False)
     if wrong := (adata.obs["stim"].astype(str) != adata.obs["condition"].astype(str)).sum():
         msg = f"{cells.name} must agree with {raw.name} on what was stimulated, got {wrong} cells that differ."
-        raise ValueError(msg)
+        raise UserError(msg)
     found = pd.DataFrame({"condition": adata.obs["condition"], "donor": adata.obs["ind"].astype("category")})
     found["sample"] = (adata.obs["stim"].astype(str) + adata.obs["ind"].astype(str)).astype("category")
     found["cell_type"] = adata.obs["cell"].astype("category")

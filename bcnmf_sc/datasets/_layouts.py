@@ -13,6 +13,7 @@ from anndata import AnnData, concat
 from anndata.utils import make_index_unique
 
 from .._utils.download import read_matrix_market
+from .._utils.errors import UserError
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -39,7 +40,7 @@ def read_lines(stream: IO[bytes]) -> pd.Index:
 def sample_of(counts: sparse.csr_matrix, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:
     if not (var.index.is_unique and obs.index.is_unique):
         msg = "Gene ids and barcodes of a sample must be unique, got repeated ones."
-        raise ValueError(msg)
+        raise UserError(msg)
     return AnnData(counts, obs=obs, var=var)
 
 
@@ -58,4 +59,4 @@ def join(samples: dict[str, AnnData], *, prefix: bool = True) -> AnnData:
 def need(table: pd.DataFrame, columns: list[str], name: str) -> None:
     if lacking := [column for column in columns if column not in table]:
         msg = f"{name} must have the columns {', '.join(columns)}, got it without {', '.join(lacking)}."
-        raise ValueError(msg)
+        raise UserError(msg)

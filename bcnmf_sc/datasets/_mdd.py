@@ -11,6 +11,7 @@ from anndata.utils import make_index_unique
 
 from .._utils.checks import listed
 from .._utils.download import Remote, find, opened, read_matrix_market
+from .._utils.errors import UserError
 from ._layouts import GEO, need
 
 if TYPE_CHECKING:
@@ -102,11 +103,11 @@ def mdd(
             if unknown := [name for name in names if name not in set(obs.loc[obs["diagnosis"].notna(), column])]:
                 present = listed(sorted(set(obs.loc[obs["diagnosis"].notna(), column])), 60)
                 msg = f"`{argument}` must be among those with a diagnosis, got {listed(unknown)}. Present: {present}."
-                raise ValueError(msg)
+                raise UserError(msg)
             keep &= obs[column].isin(names).to_numpy()
     if not keep.any():
         msg = "`cell_types` and `donors` must leave some nuclei, got none."
-        raise ValueError(msg)
+        raise UserError(msg)
     with opened(matrix) as stream:
         counts = read_matrix_market(stream, matrix.name, (len(table), len(obs)), keep=keep)
     obs = obs[keep].copy()
@@ -123,7 +124,7 @@ def _mdd_cells(stream: IO[bytes], name: str) -> pd.DataFrame:
     if found.isna().to_numpy().any():
         odd = table.loc[found.isna().any(axis=1), "x"].iloc[0]
         msg = f"{name} must hold words like 'F1.AAACCC-1.Mic.Mic1', got {odd!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     found.columns = ["sample", "barcode", "cell_type", "subtype"]
     obs = found.drop(columns="barcode")
     obs.insert(0, "donor", obs["sample"].str.replace(r"_\d+$", "", regex=True))
@@ -143,5 +144,5 @@ def _geo_characteristic(stream: IO[bytes], name: str) -> dict[str, str]:
             values[title] = value.partition(":")[2].strip().capitalize()
     if not values:
         msg = f"The record of the series must hold the characteristic {name!r} of its samples, got none."
-        raise ValueError(msg)
+        raise UserError(msg)
     return values

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .._utils.download import data_folder, download
+from .._utils.errors import UserError
 
 if TYPE_CHECKING:
     import os
@@ -82,11 +83,11 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     """
     if not 0 <= max_missing <= 1:
         msg = f"`max_missing` must be from 0 to 1, got {max_missing!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     source = Path(path) if path is not None else _find_mice()
     if not source.is_file():
         msg = f"`path` must be a file, got {str(source)!r}, which is none."
-        raise ValueError(msg)
+        raise UserError(msg)
     table = _read_mice(source)
     mouse = table.index.str.rsplit("_", n=1).str[0]
 
@@ -96,7 +97,7 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     levels, missing = levels.loc[:, kept], missing.loc[:, kept]
     if levels.shape[1] == 0:
         msg = f"`max_missing` must leave a protein, got {max_missing}: all {len(kept)} miss more. Raise it."
-        raise ValueError(msg)
+        raise UserError(msg)
     levels = levels.fillna(levels.groupby(mouse).transform("median")).fillna(levels.median())
     low, high = levels.min(), levels.max()
     if dropped := list(kept.index[~kept]):
@@ -129,11 +130,11 @@ def _read_mice(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, na_values="?", quotechar="'" if b"'" in path.read_bytes() else '"')
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         msg = f"`path` must be a readable CSV table, got {str(path)!r}: {error}"
-        raise ValueError(msg) from error
+        raise UserError(msg) from error
     needed = ["MouseID", *_MICE_LABELS]
     lacking = [name for name in needed if name not in table]
     if lacking:
         got = f"{str(path)!r} without {', '.join(lacking)}"
         msg = f"`path` must have the columns of UCI's Data_Cortex_Nuclear, got {got}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return table.set_index("MouseID")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from .._utils.download import Remote, find, members
+from .._utils.errors import UserError
 from ._layouts import join, need, triplet
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def mixseq(folder: str | os.PathLike[str] | None = None) -> AnnData:
         calls = calls.drop_duplicates("barcode").set_index("barcode").reindex(sample.obs_names)
         if calls["singlet_ID"].isna().all():
             msg = f"classifications.csv of {path.name} must name the matrix's barcodes, got none of them."
-            raise ValueError(msg)
+            raise UserError(msg)
         sample.obs["cell_line"] = calls["singlet_ID"]
         sample.obs["depmap_id"] = calls["DepMap_ID"]
         sample.obs["cell_quality"] = calls["cell_quality"]

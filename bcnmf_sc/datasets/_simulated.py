@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from .._utils.errors import UserError
 from ._sizes import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
 from ._sizes import check_count as _check_count
 from ._sizes import check_number as _check_number
@@ -122,7 +123,7 @@ def simulated(
     for name, number in (("median_library_size", median_library_size), ("theta", theta)):
         if not number > 0:
             msg = f"`{name}` must be above 0, got {number!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
 
     rng = np.random.default_rng(random_state)
     truth = pd.DataFrame(

@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from .._utils.errors import UserError
 from ._sizes import BLOCK_ELEMENTS, check_count, check_number
 
 
@@ -119,7 +120,7 @@ def simulated_programs(
     for name, number in (("shift", shift), ("median_library_size", median_library_size), ("theta", theta)):
         if not number > 0:
             msg = f"`{name}` must be above 0, got {number!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
 
     rng = np.random.default_rng(random_state)
     size = n_genes // (n_programs + 2)

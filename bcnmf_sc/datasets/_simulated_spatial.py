@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from .._utils.errors import UserError
 from ._sizes import check_count, check_number
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def simulated_spatial(
     check_number("depth_sd", depth_sd, least=0)
     if pattern not in ("smooth", "sharp"):
         msg = f"`pattern` must be 'smooth' or 'sharp', got {pattern!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     from mudata import MuData, set_options
 
     rng = np.random.default_rng(random_state)

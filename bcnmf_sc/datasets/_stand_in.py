@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .._utils.errors import UserError
 from ._kang import KANG
 from ._leukemia import LEUKEMIA
 from ._mdd import MDD
@@ -81,7 +82,7 @@ def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0
     writers = {"leukemia": _leukemia, "mixseq": _mixseq, "mdd": _mdd, "kang": _kang}
     if name not in writers:
         msg = f"`name` must be one of {', '.join(map(repr, writers))}, got {name!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     rng = np.random.default_rng(random_state)
     files, programs, names = writers[name](rng)
     files["gene_biotypes.csv"] = _biotypes(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from .._utils.errors import UserError
 from .._utils.files import Held, Stopped, check_place, replacing
 from .kernels.block import Rows
 
@@ -103,7 +104,7 @@ class Checkpoint:
         for name, shape in shapes.items():
             if stored[name].shape != shape:  # the kernels do not look
                 msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
-                raise ValueError(msg)
+                raise UserError(msg)
         for name, value in zip(_NUMBERS, stored["numbers"].tolist(), strict=True):
             setattr(state, name, type(getattr(state, name))(value))
         for name in _ARRAYS:
@@ -130,13 +131,13 @@ class Checkpoint:
                 msg = f"`checkpoint` {str(self.path)!r} cannot be read: {error.strerror}."
                 raise OSError(msg) from error
             msg = f"`checkpoint` {str(self.path)!r} is not a whole checkpoint. Name another file, or remove it."
-            raise ValueError(msg) from error
+            raise UserError(msg) from error
         if identity != self.identity:
             msg = (
                 f"`checkpoint` {str(self.path)!r} belongs to another fit (other data, weights, topics or seed). "
                 "Name another file, or remove it."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         return stored
 
     def __enter__(self) -> Self:

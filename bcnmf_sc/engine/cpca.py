@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from scipy import linalg, sparse
 
+from .._utils.errors import UserError
 from .rows.moments import as_matrix
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def cpca(
     means, covs = covariances(source, target, background) if contrastive else covariances(source, target)
     if not np.isfinite(covs).all():
         msg = "The values must be finite, but their covariances are not. Drop or impute NaN and infinite values first."
-        raise ValueError(msg)
+        raise UserError(msg)
     n_genes = means.shape[1]
     found = []
     for alpha in alphas:

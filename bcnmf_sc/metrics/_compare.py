@@ -15,6 +15,7 @@ from scipy import sparse
 from .. import _anndata
 from .._mudata import in_memory
 from .._utils.checks import listed
+from .._utils.errors import UserError, UserTypeError
 from ..engine import LIKELIHOODS
 from ..engine.rows.moments import as_matrix, log_normalized
 from ..engine.rows.sources import to_block
@@ -146,29 +147,29 @@ def compare(
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         msg = f"`methods` must be of {', '.join(map(repr, METHODS))}, got {unknown or methods!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if cells not in ("target", "all"):
         msg = f"`cells` must be 'target' or 'all', got {cells!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     for argument, name in (("labels", labels), ("nuisance", nuisance), ("sample_key", sample_key)):
         if name is not None and name not in adata.obs:
             present = listed(adata.obs.columns)
             msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
-            raise ValueError(msg)
+            raise UserError(msg)
     design = _anndata.read_design(adata, background_key, background, target)
     scored = (design.target | design.background) if cells == "all" else design.target
     truth = adata.obs[labels].to_numpy()
     labelled = scored & adata.obs[labels].notna().to_numpy()
     if len(pd.unique(truth[labelled])) < 2:  # noqa: PLR2004
         msg = f"`labels` must tell at least 2 kinds of cells apart, got {labels!r}. `cells='all'` adds the background."
-        raise ValueError(msg)
+        raise UserError(msg)
     known = adata.obs[labelled]
     if sample_key is not None and known[sample_key].isna().any():
         msg = (
             f"`sample_key` must name a donor for every cell that is scored, got {sample_key!r} with "
             f"{int(known[sample_key].isna().sum())} without. Take out their `labels`, and they are not scored."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
     if n_background_topics != 0 and {"bcnmf_split", "bcnmf_shared"} & set(methods):
         _check_folds(adata, design, sample_key, cross_fit=options.get("cross_fit", N_FOLDS))
@@ -208,10 +209,10 @@ def _check_options(options: dict[str, Any]) -> None:
     known = {*inspect.signature(bcnmf).parameters, *RunOptions.__annotations__} - {"adata", "run"}
     if unknown := sorted(set(options) - known):
         msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of `bcnmf_sc.tl.bcnmf`."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     if taken := [name for name in SET_HERE if name in options]:
         msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
 
 
 @dataclass
@@ -296,7 +297,7 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
         if values.min(initial=0) < 0:
             low = f"{values.min():g}"
             msg = f"{where} must be non-negative, got {low}. Scaled or centred data? Name the `layer` of counts."
-            raise ValueError(msg)
+            raise UserError(msg)
         work.layers[LAYER] = log_normalized(matrix)[:, genes]
     return work
 
@@ -313,7 +314,7 @@ def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> 
             f"`nuisance` must have at least 2 labels with at least {least} {what} each among the cells that are "
             f"scored, got {nuisance!r} with {got}. Join rare labels, or set them to missing."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     return int(min(N_FOLDS, counts.min()))
 
 

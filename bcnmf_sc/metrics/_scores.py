@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .._utils.errors import UserError
+
 N_STARTS = 10
 """Of k-means."""
 
@@ -45,7 +47,7 @@ def proportions(usage: np.ndarray) -> np.ndarray:
         msg = (
             "`usage` must not be negative to be turned into proportions. Pass `normalize=False` for scores with a sign."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     total = values.sum(1, keepdims=True)
     return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
 
@@ -105,7 +107,7 @@ def ari_bootstrap(
     k = len(np.unique(truth)) if n_clusters is None else n_clusters
     if not 1 <= k <= len(points):
         msg = f"`n_clusters` must be from 1 to the number of cells, {len(points)}, got {k}."
-        raise ValueError(msg)
+        raise UserError(msg)
     members = None
     if groups is not None:
         group = _codes("groups", groups, len(points))
@@ -164,10 +166,10 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     n_labels = truth.max() + 1
     if n_labels < 2:  # noqa: PLR2004
         msg = "`labels` must hold at least 2 different labels, got 1."
-        raise ValueError(msg)
+        raise UserError(msg)
     if single and n_labels > 2:  # noqa: PLR2004
         msg = f"`labels` must be two for a single score, got {n_labels}. Pass one label against the rest."
-        raise ValueError(msg)
+        raise UserError(msg)
     ranks = rankdata(values, axis=0)
     areas = []
     for label in [1] if n_labels == 2 else range(n_labels):  # noqa: PLR2004
@@ -202,7 +204,7 @@ def matched_cosine(loadings: np.ndarray, reference: np.ndarray) -> float:
     one, other = _points("loadings", loadings), _points("reference", reference)
     if len(one) != len(other):
         msg = f"`loadings` and `reference` must have the same genes, got {len(one)} and {len(other)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     lengths = [np.linalg.norm(part, axis=0) for part in (one, other)]
     product = np.outer(*lengths)
     cosine = np.divide(one.T @ other, product, out=np.zeros_like(product), where=product > 0)
@@ -240,7 +242,7 @@ def contrast_ratio(usage: np.ndarray, background: np.ndarray) -> float:
         points = _points(name, part)
         if len(points) < 2:  # noqa: PLR2004
             msg = f"`{name}` must have at least 2 cells for a variance, got {len(points)}."
-            raise ValueError(msg)
+            raise UserError(msg)
         varied.append(float(points.var(0, ddof=1).sum()))
     return varied[0] / varied[1] if varied[1] > 0 else np.inf
 
@@ -306,7 +308,7 @@ def leakage(
             f"`nuisance` must have at least 2 labels with at least `n_folds={n_folds}` {what} each, got "
             f"{len(counts)} labels, the smallest with {counts.min()}."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     folds = StratifiedKFold if group is None else StratifiedGroupKFold
     splits = folds(n_folds, shuffle=True, random_state=random_state)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -319,7 +321,7 @@ def _points(name: str, values: np.ndarray) -> np.ndarray:
     points = np.asarray(values, np.float64)
     if points.ndim != 2 or not points.size or not np.isfinite(points).all():  # noqa: PLR2004
         msg = f"`{name}` must be a table (two dimensions) of finite numbers, got shape {points.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return points
 
 
@@ -330,5 +332,5 @@ def _codes(name: str, labels: np.ndarray, n: int) -> np.ndarray:
     if len(codes) != n or (codes < 0).any():
         missing = int((codes < 0).sum())
         msg = f"`{name}` must hold a value for each of the {n} cells, got {len(codes)}, {missing} of them missing."
-        raise ValueError(msg)
+        raise UserError(msg)
     return codes

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import FONT, PALETTE, PLAIN
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
             f"{key + '_alpha'!r} is not in `adata.uns`. Present: {listed(adata.uns)}. "
             "Run `bcnmf_sc.tl.select_alpha` first."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     choice = adata.uns[f"{key}_alpha"]
     table = choice["table"]
     panels: dict[str, dict[str, str]] = {

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.textpath import TextPath
 
 from .._utils.checks import listed
+from .._utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +70,7 @@ def obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Serie
     """Return a column of obs, as categories unless it holds numbers."""
     if name not in adata.obs:
         msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     column = adata.obs[name]
     numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     return column if numbers else column.astype("category")

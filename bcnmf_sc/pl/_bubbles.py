@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from .. import get
 from .._anndata import pick_topics
+from .._utils.errors import UserError
 from ._axes import (
     FONT,
     PALETTE,
@@ -95,10 +96,10 @@ def mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
     groups = obs_column(adata, groupby)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
-        raise ValueError(msg)
+        raise UserError(msg)
     means = get.usage(adata, key=key).groupby(groups.array, observed=True).mean()  # in the categories' order
     if not len(means):
         msg = f"`groupby` must have a value for at least one cell, got {groupby!r} with none."
-        raise ValueError(msg)
+        raise UserError(msg)
     total = means.sum(axis=1)
     return means.div(total.where(total > 0, 1.0), axis=0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import (
     FONT,
     MISSING,
@@ -72,11 +73,11 @@ def compare(
     """
     if score not in table or score in ("method", "alpha", "n_topics", "seed", "n_folds"):
         msg = f"`score` must be a column with a score, got {score!r}. Present: {listed(table.columns)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     drawn = table[table[score].notna()]
     if not len(drawn):
         msg = f"`score` must have values, got {score!r} with none."
-        raise ValueError(msg)
+        raise UserError(msg)
     runs = [
         (METHOD_NAMES.get(method, str(method)) + ("" if np.isnan(alpha) else f", α {alpha:g}"), rows)
         for (method, alpha), rows in drawn.groupby(["method", "alpha"], sort=False, dropna=False)

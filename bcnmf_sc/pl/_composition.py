@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
 
+from .._utils.errors import UserError
 from ._axes import (
     PALETTE,
     add_legend,
@@ -58,11 +59,11 @@ def composition(
     for argument, column in columns.items():
         if not isinstance(column.dtype, pd.CategoricalDtype):
             msg = f"`{argument}` must be a column of categories, got {column.name!r} with numbers."
-            raise ValueError(msg)
+            raise UserError(msg)
     counts = pd.crosstab(columns["groupby"], columns["of"])
     if not counts.size:
         msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     heights = counts.div(counts.sum(axis=1), axis=0) if normalize else counts
     colors = category_colors(adata, columns["of"], of)
     if ax is None:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from .. import get
 from .._anndata import pick_topics
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ def enrichment(
         method = present[0]
     if method not in present:
         msg = f"`method` must be one that has run, got {method!r}. Present: {listed(present)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     table = table[table["method"] == method]
     names = pick_topics(table["topic"].unique(), topics)
     table = table[table["topic"].isin(names)].set_index("topic")
     sets = list(dict.fromkeys(name for topic in names for name in table.loc[[topic], "gene_set"].iloc[:n_sets]))
     if not sets:
         msg = f"`n_sets` must be at least 1, got {n_sets}."
-        raise ValueError(msg)
+        raise UserError(msg)
     table = table[table["gene_set"].isin(sets)]
 
     x = [names.index(topic) for topic in table.index]

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 
 from .. import get
 from .._anndata import pick_topics
+from .._utils.errors import UserError
 from ._axes import (
     FONT,
     literal,
@@ -71,7 +72,7 @@ def images(
         shape = tuple(int(side) for side in adata.uns.get("image_shape", ()))  # type: ignore[assignment]
     if not shape or np.prod(shape) != adata.n_vars:
         msg = f"`shape` must be rows and columns of images of {adata.n_vars} pixels, got {shape or None}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if groupby is None:
         pictures = {str(name): w[name].to_numpy() for name in names}
     else:

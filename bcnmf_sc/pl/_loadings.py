@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from .. import get
 from .._anndata import check_names, gene_labels
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import FONT, LEVEL, MISSING, PLAIN, literal, text_width
 
 if TYPE_CHECKING:
@@ -124,14 +125,14 @@ def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: st
         if test not in tested:
             rule = "'auto', 'p_value', 'log2_enrichment', None or a column tested by `bcnmf_sc.tl.associate`"
             msg = f"`test` must be {rule}, got {test!r}. Tested: {listed(tested)}."
-            raise ValueError(msg)
+            raise UserError(msg)
         return "signed_log10_p", _tests(adata, test, table.index, key=key, of="topic")
     filled = [name for name in columns if name in table and table[name].notna().any()]
     if test == "auto":
         return (filled[0] if filled else None), table
     if test is not None and test not in filled:
         msg = f"`test` must be a column with values in the topics table, got {test!r}. Present: {listed(filled)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return test, table
 
 
@@ -171,7 +172,7 @@ def _tests(adata: AnnData, groupby: str, names: pd.Series | pd.Index, *, key: st
         argument, call = ("gene_test", "associate_genes") if of == "gene" else ("test", "associate")
         advice = f"Name one of its groups in `bcnmf_sc.tl.{call}`."
         msg = f"`{argument}` must name a column with one comparison, got {groupby!r} with {several}. {advice}"
-        raise ValueError(msg)
+        raise UserError(msg)
     return table.set_index(of).reindex(names)
 
 

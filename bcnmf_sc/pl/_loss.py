@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 
 from .._anndata import stored
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import (
     FONT,
     PALETTE,
@@ -50,7 +51,7 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     record = stored(adata, key)
     if "loss" not in record:
         msg = f"`key` must name a fit with a stored loss, got {key!r}. Present: {listed(record)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     table = record["loss"]
     titles = {"target": "loss on target", "background": "loss on background", "change": "change of loadings"}
     panels = [name for name in titles if name == "target" or np.any(np.nan_to_num(table.get(name, 0.0)) != 0)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._mudata import read_places, stored_fit
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import literal
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def spatial_topics(
     rows = {"usage": ["usage"], "sd": ["sd"], "both": ["usage", "sd"]}.get(show)
     if rows is None:
         msg = f"`show` must be 'usage', 'sd' or 'both', got {show!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     names = _pick(record["topics"].index, topics)
     coordinates, slices, samples = read_places(mdata, record["params"])
     if (sample is None and len(samples) > 1) or (sample is not None and sample not in samples):
         msg = f"`sample` must name one of the slices, got {sample!r}. Present: {listed(samples)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     here = slices == (0 if sample is None else samples.index(sample))
     x, y = coordinates[here][:, list(dimensions)].T
     values = {"usage": mdata.obsm["X_" + key], "sd": mdata.obsm[f"X_{key}_sd"]}
@@ -110,5 +111,5 @@ def _pick(names: pd.Index, chosen: str | Sequence[str] | None) -> list[str]:
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
         msg = f"`topics` must name topics of the fit, got {listed(unknown)}. Present: {listed(names)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return wanted

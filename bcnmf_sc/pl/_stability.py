@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import get
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import FONT, MISSING, PLAIN, literal, new_axes, text_width
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **k
             f"`key` must name topics with a stability, got {key!r}. Present: {listed(table.columns)}. Run "
             "`bcnmf_sc.tl.consensus`, or `bcnmf_sc.tl.bcnmf` with `n_background_topics` and `cross_fit`."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     table = table[table["stability"].notna()]
     names = [str(name) for name in table.index]
     if "n_members" in table:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from .. import get
 from .._anndata import stored, stored_slot
 from .._utils.checks import listed
+from .._utils.errors import UserError
 from ._axes import (
     MISSING,
     PLAIN,
@@ -111,5 +112,5 @@ def _color_values(adata: AnnData, key: str, color: str | None) -> pd.Series | No
     if color not in shares:
         present = listed([*adata.obs, *shares], 20)
         msg = f"`color` must be a column of `adata.obs` or a topic, got {color!r}. Present: {present}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return shares[color]

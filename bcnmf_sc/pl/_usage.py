@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 
 from .. import get
 from .._anndata import pick_topics
+from .._utils.errors import UserError
 from ._axes import (
     MISSING,
     add_legend,
@@ -79,12 +80,12 @@ def usage(
     groups = obs_column(adata, column)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         msg = f"`groupby` must be a column of categories, got {column!r} with numbers. Use `.astype('category')` on it."
-        raise ValueError(msg)
+        raise UserError(msg)
     used = set(groups.dropna())
     colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}
     if not colors:
         msg = f"`groupby` must have a value for at least one cell, got {column!r} with none."
-        raise ValueError(msg)
+        raise UserError(msg)
 
     donors = None if sample_key is None else obs_column(adata, sample_key, "sample_key").astype("category")
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from .._utils.checks import listed
 from .._utils.download import download
+from .._utils.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,7 @@ def protein_coding(
     """Whether each gene codes for a protein, and the record of how that was found out."""
     if column is not None and column not in adata.var:
         msg = f"`column` must be a column of `adata.var`, got {column!r}. Present: {listed(adata.var.columns)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if column is None and annotation is None:
         column = biotype_column(adata)
     if column is not None:
@@ -47,7 +48,7 @@ def protein_coding(
         source, matched_by = f"var[{column!r}]", "column"
         if known.mean() < _LEAST_KNOWN:
             msg = f"`adata.var[{column!r}]` must know at least half of the genes, got {known.sum()} of {len(known)}."
-            raise ValueError(msg)
+            raise UserError(msg)
     else:
         table, source = _annotation_table(adata, annotation)
         flags, known, matched_by = _match(adata, table, source)
@@ -80,7 +81,7 @@ def _flags(values: pd.Series, where: str) -> tuple[NDArray[np.bool_], NDArray[np
     flags = (values.astype(str) == "protein_coding").to_numpy()
     if not flags.any():
         msg = f"`{where}` must hold the biotype 'protein_coding', got {listed(pd.unique(values.dropna()), 5)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return flags, known
 
 
@@ -96,10 +97,10 @@ def _annotation_table(adata: AnnData, annotation: Annotation | None) -> tuple[pd
         path = Path(annotation)
         if not path.is_file():
             msg = f"`annotation` must be a file, 'human', 'mouse' or a DataFrame, got '{path}', which is no file."
-            raise ValueError(msg)
+            raise UserError(msg)
     else:
         msg = f"`annotation` must be a path, 'human', 'mouse' or a DataFrame, got {type(annotation).__name__}."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     try:
         if re.search(r"\.gtf(\.gz)?$", path.name):
             return _read_gtf(path), path.name
@@ -107,7 +108,7 @@ def _annotation_table(adata: AnnData, annotation: Annotation | None) -> tuple[pd
         return _name_columns(pd.read_csv(path, sep=sep, dtype=str), f"'{path}'"), path.name
     except (EOFError, OSError, UnicodeDecodeError, zlib.error, *_PANDAS_ERRORS) as error:
         msg = f"`annotation` must be a readable GTF, CSV or TSV file, got '{path}': {error}. Was it cut short?"
-        raise ValueError(msg) from error
+        raise UserError(msg) from error
 
 
 def _read_gtf(path: Path) -> pd.DataFrame:
@@ -124,7 +125,7 @@ def _read_gtf(path: Path) -> pd.DataFrame:
     table = pd.DataFrame({name: attributes.str.extract(p, expand=False) for name, p in patterns.items()})
     if table["biotype"].isna().all():
         msg = f"`annotation` must hold gene lines with gene_biotype or gene_type, got none in '{path}'."
-        raise ValueError(msg)
+        raise UserError(msg)
     return table
 
 
@@ -136,7 +137,7 @@ def _name_columns(table: pd.DataFrame, where: str) -> pd.DataFrame:
             f"{where} must have a column of biotypes ({', '.join(COLUMNS)}), "
             f"got {listed(table.columns)}. Rename the column."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     names = table.drop(columns=biotype).select_dtypes(exclude="number").astype("string")
     return names.assign(biotype=table[biotype])
 
@@ -157,12 +158,12 @@ def _match(adata: AnnData, table: pd.DataFrame, source: str) -> tuple[NDArray[np
             f"Genes of `adata`: {', '.join(ours[o].head(3))}. Genes of the annotation: {examples or 'none'}. "
             "Other species, or other kind of id?"
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     is_coding = table["biotype"].astype(str) == "protein_coding"
     if not is_coding.any():
         biotypes = listed(pd.unique(table["biotype"].dropna()), 5)
         msg = f"`annotation` must hold the biotype 'protein_coding', got {biotypes}."
-        raise ValueError(msg)
+        raise UserError(msg)
     flags = ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)  # a symbol may name two genes: either does
     known = ours[o].isin(theirs[t].dropna()).to_numpy(dtype=bool)
     return flags, known, t if o == "var_names" else f"{t} ({o})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._anndata import check_anndata, check_names
+from .._utils.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ def check_adata(adata: AnnData) -> None:
 def check_at_least(name: str, value: float, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or value < least:
         msg = f"`{name}` must be an integer of at least {least}, got {value!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def write_var(adata: AnnData, columns: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from .._anndata import read_design, read_matrix
 from .._utils.checks import listed, stack_level
+from .._utils.errors import UserError, UserTypeError
 from ._genes import LEAST, check_adata, check_at_least, flag_column, logger, n_expressed, write_var
 
 if TYPE_CHECKING:
@@ -135,13 +136,13 @@ def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.
         values = counts
     else:
         msg = f"`{where}` must be a NumPy array or a SciPy sparse matrix in memory, got {type(counts).__name__}."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     if values.size and not np.isfinite(values.min() + values.max()):
         msg = f"`{where}` must be finite, got NaN or infinity."
-        raise ValueError(msg)
+        raise UserError(msg)
     if values.size and values.min() < 0:
         msg = f"`{where}` must be counts, got {values.min():g}. Scaled data? Name the counts by `layer`."
-        raise ValueError(msg)
+        raise UserError(msg)
     if values.dtype.kind == "f" and np.any(values != np.rint(values)):
         msg = f"`{where}` holds values that are not whole numbers (log-normalised?). Name the counts by `layer`."
         warnings.warn(msg, UserWarning, stacklevel=stack_level())
@@ -164,7 +165,7 @@ def choose_genes(
     check_at_least("n_top_genes", n_top_genes, 1)
     if flavor not in get_args(Flavor):
         msg = f"`flavor` must be one of {listed(get_args(Flavor))}, got {flavor!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     used = in_target | in_background
     counts = counts[used]
     eligible = eligible & (n_expressed(counts, axis=0) > 0)
@@ -173,7 +174,7 @@ def choose_genes(
             f"`adata` must have at least {LEAST} genes to choose from, got {eligible.sum()}. A gene needs a count in "
             "a target or background cell and, where `adata.var['protein_coding']` exists, True there."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     if n_top_genes >= eligible.sum():
         logger.info("`n_top_genes` %d is no less than the %d eligible genes: all kept.", n_top_genes, eligible.sum())
 
@@ -227,7 +228,7 @@ def _statistics(work: AnnData, flavor: Flavor) -> pd.DataFrame:
                 f"`flavor` {flavor!r} does not fit these data: scanpy stopped at {part.n_obs} cells and {part.n_vars} "
                 f"genes with '{error}'. Try `flavor='seurat'`, or remove genes that are in few cells."
             )
-            raise ValueError(msg) from error
+            raise UserError(msg) from error
         table.loc[varies, names] = found[names].to_numpy(dtype=float)
     table["rank"] = np.inf
     scored = table[score].notna()

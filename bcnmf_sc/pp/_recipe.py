@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .._utils.errors import UserError
 from . import _biotypes as biotypes
 from ._genes import LEAST, check_adata, check_at_least, flag_column, logger, n_expressed, write_var
 from ._highly_variable_genes import Flavor, choose_genes, conditions_of, counts_of
@@ -96,7 +97,7 @@ def recipe(
             f"{genes.sum()} genes with {min_genes} and {min_cells}. A median cell has counts in "
             f"{np.median(n_genes):.0f} genes."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
 
     kept = adata[cells, genes]
     in_target, in_background, record = conditions_of(kept, background_key, background=background, target=target)

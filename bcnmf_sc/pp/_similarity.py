@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .._utils.errors import UserError, UserTypeError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -73,25 +75,25 @@ def gene_similarity(
         names = embeddings.index if genes is None else pd.Index(genes)
     elif genes is None:
         msg = "`genes` must name the rows of `embeddings` where that is an array."
-        raise ValueError(msg)
+        raise UserError(msg)
     else:
         names = pd.Index(genes)
     vectors = np.asarray(embeddings, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(names) or not len(names):  # noqa: PLR2004
         msg = f"`embeddings` must have a row for each of {len(names)} genes, got shape {vectors.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if not np.isfinite(vectors).all():
         bad = names[~np.isfinite(vectors).all(1)]
         msg = f"`embeddings` must be finite, got NaN or infinity for {len(bad)} genes, such as {bad[0]!r}. Drop them."
-        raise ValueError(msg)
+        raise UserError(msg)
     _check_unique(names, "genes")
     number: Any = n_neighbors
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
         msg = f"`n_neighbors` must be a whole number of at least 1, got {n_neighbors!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if not 0 <= min_similarity <= 1:
         msg = f"`min_similarity` must lie between 0 and 1, got {min_similarity!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
     n_genes = len(names)
     keep = min(int(n_neighbors), n_genes - 1)
@@ -121,19 +123,19 @@ def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
     matrix, names = _parts(similarity)
     if matrix.shape != (len(names), len(names)):
         msg = f"`similarity` must have a row and a column for each of its {len(names)} genes, got shape {matrix.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     _check_unique(names, "similarity")
     graph = sparse.coo_array(matrix).astype(np.float64)
     if not np.isfinite(graph.data).all():
         msg = f"`similarity` must be finite, got {int((~np.isfinite(graph.data)).sum())} values that are not."
-        raise ValueError(msg)
+        raise UserError(msg)
     if graph.data.min(initial=0.0) < 0:
         msg = f"`similarity` must be at least 0, got {graph.data.min():g}. Set negative values to 0."
-        raise ValueError(msg)
+        raise UserError(msg)
     graph = sparse.csr_array(graph)
     if abs(graph - graph.T).max() > ASYMMETRY * graph.max():
         msg = "`similarity` must be symmetric, got different values for the two orders of a pair. Use `S.maximum(S.T)`."
-        raise ValueError(msg)
+        raise UserError(msg)
     at = genes.get_indexer(names)
     known = at >= 0
     if not known.any():
@@ -141,7 +143,7 @@ def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
             f"`similarity` must share genes with `adata`, got none. Ids in `similarity`: {_some(names)}; "
             f"in `adata.var_names`: {_some(genes)}."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     graph = sparse.coo_array(graph[known][:, known])
     pairs = graph.row != graph.col
     where = at[known][graph.row[pairs]], at[known][graph.col[pairs]]
@@ -152,7 +154,7 @@ def _parts(similarity: Any) -> tuple[Any, pd.Index]:
     if isinstance(similarity, pd.DataFrame):
         if not similarity.index.equals(similarity.columns):
             msg = "`similarity` must have the same genes as index and columns, in one order."
-            raise ValueError(msg)
+            raise UserError(msg)
         return similarity.to_numpy(), similarity.index
     if isinstance(similarity, tuple) and len(similarity) == 2:  # noqa: PLR2004
         matrix, names = similarity
@@ -161,14 +163,14 @@ def _parts(similarity: Any) -> tuple[Any, pd.Index]:
         "`similarity` must be a DataFrame, a pair of matrix and gene ids, or the name of an entry of `adata.varp`, got "
         f"{type(similarity).__name__}."
     )
-    raise TypeError(msg)
+    raise UserTypeError(msg)
 
 
 def _check_unique(names: pd.Index, argument: str) -> None:
     if not names.is_unique:
         twice = names[names.duplicated()].unique()
         msg = f"The ids of `{argument}` must be unique, got {_some(twice)} more than once."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def _some(names: pd.Index) -> str:

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from .. import _anndata, get
 from .._utils.checks import listed, stack_level
+from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
 from ..engine.rows.moments import PER_CELL, as_matrix, log_normalized, member_matrix, moments
 from ..engine.rows.open import row_source
@@ -215,7 +216,7 @@ def associate_genes(
         unknown = [gene for gene, at in zip(genes, chosen, strict=True) if at < 0]
         if unknown or not len(chosen):
             msg = f"`genes` must be names in `adata.var_names`, got {listed(unknown)}."
-            raise ValueError(msg)
+            raise UserError(msg)
     names = adata.var_names[chosen].tolist()
     if log_normalize is None:
         kind = str(adata.uns[key].get("params", {}).get("likelihood", "poisson"))
@@ -282,7 +283,7 @@ def _columns(source: Any, keep: np.ndarray, genes: np.ndarray, *, log_normalize:
     """Values of some genes in some cells, by column."""
     if not isinstance(source, LocalSource):
         msg = "`method='logistic'` by cell needs the matrix on this machine. Use 't', or name `sample_key`."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     blocks = []
     for part, block in source.blocks():
         x = as_matrix(block)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from .. import _anndata
 from .._utils.checks import whole_number
+from .._utils.errors import UserError
 from ..engine import LIKELIHOODS
 from ..engine.cpca import cpca as run_cpca
 from ..engine.rows.open import row_source
@@ -108,13 +109,13 @@ def cpca(
     names = [f"{key_added}_{alpha:g}" if several else key_added for alpha in weights]
     if not weights or not all(np.isfinite(alpha) and alpha >= 0 for alpha in weights) or len(set(names)) < len(names):
         msg = f"`alphas` must be different finite numbers of at least 0, got {alphas!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     genes = _anndata.read_genes(adata, mask_var)
     whole_number("n_components", n_components, 1, min(len(genes), adata.n_obs), "the smaller of cells and genes used")
     for name, cells in (("target", design.target), ("background", design.background)):
         if cells.sum() < 2:  # noqa: PLR2004
             msg = f"`{name}` must have at least 2 cells for a covariance, got {int(cells.sum())}."
-            raise ValueError(msg)
+            raise UserError(msg)
     source = row_source(_anndata.read_matrix(adata, layer), genes=genes, block_rows=batch_size, n_threads=n_threads)
     groups = source.place(Groups, np.ones((adata.n_obs, 1), bool), np.zeros(adata.n_obs))
     summary = source.reduce(partial(summarise, likelihood=LIKELIHOODS["gaussian"]()), groups)

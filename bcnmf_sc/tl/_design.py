@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from .._utils.checks import listed, one_of, stack_level
+from .._utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +134,7 @@ class Units:
         code_of = {str(name): code for code, name in enumerate(column.categories)}
         if len(present) < 2:  # noqa: PLR2004
             msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {listed(present)}."
-            raise ValueError(msg)
+            raise UserError(msg)
         reference = _reference(adata, key, groupby, present, reference)
         tested = [groups] if isinstance(groups, str) else [name for name in present if name != reference]
         if groups is not None and not isinstance(groups, str):
@@ -144,7 +145,7 @@ class Units:
                 f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got "
                 f"{groups!r}. Present: {listed(present)}."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         contrasts = []
         for name in tested:
             side = np.full(adata.n_obs, -1)
@@ -161,7 +162,7 @@ class Units:
         else:
             if method == "paired_t":
                 msg = "`method='paired_t'` needs `sample_key` or `pair_key`: cells come in no pairs."
-                raise ValueError(msg)
+                raise UserError(msg)
             warnings.warn(
                 "The cells are the units of these tests. Cells of one donor are no independent observations, so the "
                 "p-values overstate the evidence. Name the donors with `sample_key`.",
@@ -174,7 +175,7 @@ class Units:
             both = np.unique(np.column_stack([sample, pair])[sample >= 0], axis=0)
             if len(np.unique(both[:, 0])) < len(both):
                 msg = f"Each {sample_key!r} must belong to one {pair_key!r}, but some belong to several."
-                raise ValueError(msg)
+                raise UserError(msg)
         return cls(groupby, contrasts, sample, pair, method, sample_key)
 
     def test(
@@ -231,11 +232,11 @@ class Units:
         if paired and self.method not in ("auto", "paired_t"):
             what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
             msg = f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'auto'."
-            raise ValueError(msg)
+            raise UserError(msg)
         if self.method == "paired_t" and not len(tested):
             both_in = f"both in {group!r} and {reference!r}"
             msg = f"`method='paired_t'` needs pairs, but no {self.sample_key!r} has cells {both_in}."
-            raise ValueError(msg)
+            raise UserError(msg)
         if left_out:
             warnings.warn(left_out, UserWarning, stacklevel=stack_level())
         self._check(min(len(np.intersect1d(part, tested)) for part in here), group, reference, pairs=paired)
@@ -324,7 +325,7 @@ class Units:
                 else f"{'cells' if self.sample is None else f'of {self.sample_key!r}'} in each group"
             )
             msg = f"{group!r} against {reference!r} of `groupby={self.groupby!r}` needs at least 2 {what}, got {n}."
-            raise ValueError(msg)
+            raise UserError(msg)
 
 
 def pairing(sides: Sequence[Any], names: tuple[str, str], *, asked: bool = False) -> tuple[np.ndarray, bool, str]:
@@ -398,11 +399,11 @@ def _cells(adata: AnnData, key: str, cells: str | np.ndarray | None) -> np.ndarr
         return adata.obs[f"{key}_role"].isin(["target", "both"]).to_numpy()
     if isinstance(cells, str) and cells not in adata.obs:
         msg = f"`cells` must be a bool column of `adata.obs`, 'target' or a bool array, got {cells!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     mask = np.asarray(adata.obs[cells] if isinstance(cells, str) else cells)
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, got {mask.dtype} {mask.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return mask
 
 
@@ -410,11 +411,11 @@ def _categories(adata: AnnData, argument: str, name: str) -> pd.Categorical:
     if name not in adata.obs:
         present = listed(adata.obs.columns)
         msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {present}."
-        raise ValueError(msg)
+        raise UserError(msg)
     column = adata.obs[name]
     if argument == "groupby" and pd.api.types.is_float_dtype(column):
         msg = f"`groupby` must be a column of groups, got {name!r} with numbers. Cut it into groups with `pandas.qcut`."
-        raise ValueError(msg)
+        raise UserError(msg)
     return pd.Categorical(column)
 
 
@@ -423,7 +424,7 @@ def _reference(adata: AnnData, key: str, groupby: str, present: list[str], refer
         if reference != REST and str(reference) not in present:
             groups = f"{listed(present)}, 'rest'"
             msg = f"`reference` must be a group of {groupby!r} with cells, got {reference!r}. Present: {groups}."
-            raise ValueError(msg)
+            raise UserError(msg)
         return str(reference)
     params = adata.uns[key].get("params", {})
     if str(params.get("background_key", "")) == groupby:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from .. import _anndata, get
 from .._utils.checks import listed, one_of, whole_number
+from .._utils.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -126,11 +127,11 @@ def enrich(
             f"{len(sets)} sets, the largest with {largest} of them. Genes here: {listed(universe[:3])}. "
             "Symbols or Ensembl ids? See `gene_symbols`."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     if method == "ora":
         if n_genes >= len(universe):
             msg = f"`n_genes` must be smaller than the {len(universe)} genes used, got {n_genes}."
-            raise ValueError(msg)
+            raise UserError(msg)
         table = _over_represented(ranked, kept, len(universe), n_genes)
     else:
         table = _ranked(ranked, kept, universe, by, n_perms=n_perms, random_state=random_state)
@@ -239,7 +240,7 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
         if not {"source", "target"} <= set(gene_sets.columns):
             got = listed(gene_sets.columns)
             msg = f"`gene_sets` as a table must have the columns 'source' and 'target', got {got}."
-            raise ValueError(msg)
+            raise UserError(msg)
         return {
             str(name): genes.astype(str).tolist()
             for name, genes in gene_sets.groupby("source", observed=True, sort=False)["target"]
@@ -248,7 +249,7 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
         wrong = [name for name, genes in gene_sets.items() if isinstance(genes, str)]
         if wrong:
             msg = f"`gene_sets` must map each name to several genes, got a string for {wrong[0]!r}."
-            raise TypeError(msg)
+            raise UserTypeError(msg)
         return {str(name): [str(gene) for gene in genes] for name, genes in gene_sets.items()}
     sets = {}
     for number, line in enumerate(Path(gene_sets).read_text(encoding="utf-8").splitlines(), 1):
@@ -260,6 +261,6 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
                 f"`gene_sets` must be a GMT file, with lines of name, description and genes, separated by tabs; line "
                 f"{number} of {gene_sets} is {line[:60]!r}."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         sets[name] = [gene.split(",")[0].strip() for gene in rest[1:] if gene.strip()]
     return sets

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 
 from .._utils.checks import whole_number
+from .._utils.errors import UserError, UserTypeError
 from .._utils.files import check_place
 from ..engine import Run
 
@@ -94,7 +95,7 @@ def no_checkpoint(run: RunOptions) -> None:
             f"`checkpoint` must be None where many fits are made, got {str(run['checkpoint'])!r}: a file holds the "
             "state of one. `max_time` bounds each of them."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def check_run(run: Mapping[str, Any], options: type) -> None:
@@ -102,7 +103,7 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
     unknown = set(run) - set(options.__annotations__)
     if unknown:
         msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     if run.get("checkpoint") is not None:
         check_place(run["checkpoint"], "checkpoint")
     for name in ("max_iter", "n_threads", "batch_size", "checkpoint_every", "n_samples"):
@@ -112,7 +113,7 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
         value = run.get(name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
             msg = f"`{name}` must be a number of at least 0, got {value!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
 
 
 class DeltaOptions(RunOptions, total=False):

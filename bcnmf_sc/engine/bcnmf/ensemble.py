@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
 from ..kernels.block import Pass, Rows
 from ..kernels.cpu import sweep
@@ -239,7 +240,7 @@ def consensus(
     kept = np.flatnonzero(near <= density)
     if len(kept) < n_topics:
         msg = f"`density` {density} leaves {len(kept)} of {len(near)} topics for {n_topics} clusters. Raise it."
-        raise ValueError(msg)
+        raise UserError(msg)
     # k-means on unit vectors clusters by cosine
     from sklearn.cluster import KMeans  # slow to import
 

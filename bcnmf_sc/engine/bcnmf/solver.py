@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
 from ..checkpoint import Checkpoint
 from ..kernels._loops import MAX_BETA, TINY
@@ -315,4 +316,4 @@ def transform(
 def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape:  # the kernels do not look
         msg = f"`{name}` must have shape {shape}, got {array.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
 from ..bcnmf.solver import Run, State
 from ..checkpoint import Checkpoint
@@ -192,7 +193,7 @@ def fit_stage(
     ):
         if shape != wanted:
             msg = f"`{name}` must have shape {wanted}, got {shape}."
-            raise ValueError(msg)
+            raise UserError(msg)
     if similarity is not None:
         keep = sparse.diags_array(used.astype(float))
         similarity = sparse.csr_array(keep @ similarity @ keep)

@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 from scipy import sparse
 
+from ..._utils.errors import UserError, UserTypeError
 from .sources import LocalSource, MemorySource, ReadSource, RowSource, to_block
 
 READ_VALUES = 2**22
@@ -60,7 +61,7 @@ def row_source(
         host = row_source(matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads, client=client)
         if not isinstance(host, LocalSource):
             msg = f"`device` must be 'cpu' for data that lie on other workers, got {device!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
         return TorchSource(host, device, memory=device_memory, block_rows=block_rows)
     if "torch" in sys.modules and isinstance(matrix, sys.modules["torch"].Tensor):
         from .torch_source import from_torch
@@ -83,7 +84,7 @@ def row_source(
             f"`client` must come with a dask array, got {type(matrix).__name__}. Read the matrix with "
             "`anndata.experimental.read_elem_lazy`, or leave `client` out."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
 
     n_threads = n_threads or joblib.cpu_count()
     if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
@@ -115,7 +116,7 @@ def _chunk_cuts(matrix: Any) -> list[int]:
     rows = np.array(matrix.chunks[0], float)
     if not np.isfinite([*rows, matrix.shape[1]]).all():
         msg = "A dask array must know the sizes of its chunks. Call its `compute_chunk_sizes()` first."
-        raise ValueError(msg)
+        raise UserError(msg)
     return np.unique([0, *np.cumsum(rows).astype(int)]).tolist()
 
 
@@ -125,7 +126,7 @@ def _disk_cuts(matrix: Any) -> list[int]:
         msg = (
             f"The matrix must be an array of cells x genes in memory, on disk or in dask, got {type(matrix).__name__}."
         )
-        raise TypeError(msg)
+        raise UserTypeError(msg)
     n_rows, n_genes = matrix.shape
     if not hasattr(matrix, "group"):
         step = max(1, READ_VALUES // max(n_genes, 1))
@@ -135,7 +136,7 @@ def _disk_cuts(matrix: Any) -> list[int]:
             f"A sparse matrix on disk must be CSR to be read by cells, got {matrix.format.upper()}. Read it into "
             "memory, or store it as CSR."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     ends = matrix.group["indptr"][1:]
     inner = np.searchsorted(ends, np.arange(READ_VALUES, ends[-1], READ_VALUES), side="right")
     return np.unique([0, *inner, n_rows]).tolist()

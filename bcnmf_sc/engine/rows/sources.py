@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from ..._utils.errors import UserError
 from ..kernels.block import CSR, Block
 
 if TYPE_CHECKING:
@@ -277,11 +278,11 @@ def check_compressed(matrix: Any, what: str) -> None:
     most = matrix.shape[1 if matrix.format == "csr" else 0]
     if ends[0] != 0 or ends[-1] > min(len(numbers), len(matrix.data)) or (ends[1:] < ends[:-1]).any():
         msg = f"{what} must have `indptr` that rises from 0 to the number of its values: it is broken. Read it again."
-        raise ValueError(msg)
+        raise UserError(msg)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < most:
         bad = numbers.min() if numbers.min() < 0 else numbers.max()
         msg = f"{what} must have `indices` from 0 to {most - 1}, got {bad}: it is broken. Read it again."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def piecewise(function: F) -> F:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from ..._utils.errors import UserError, UserTypeError
 from ..kernels.block import CSR, Block, Rows
 from ..kernels.torch import DenseCells, SparseCells, TorchBlock, TorchRows, TorchSums
 from .sources import MemorySource, RowSource, cut, part_of
@@ -295,7 +296,7 @@ def from_torch(matrix: torch.Tensor) -> Any:
         parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
         return sparse.csr_array(tuple(part.numpy(force=True) for part in parts), shape=tuple(matrix.shape))
     msg = f"A tensor must be dense, sparse COO or sparse CSR, got {matrix.layout}. Convert it with `.to_sparse_csr()`."
-    raise TypeError(msg)
+    raise UserTypeError(msg)
 
 
 def cuda_device(device: str) -> str:
@@ -308,5 +309,5 @@ def cuda_device(device: str) -> str:
     if parsed.type != "cuda" or (parsed.index or 0) >= n_devices:
         present = ", ".join(["'cpu'", *(f"'cuda:{number}'" for number in range(n_devices))])
         msg = f"`device` must be a device for fits, got {device!r}. Present: {present}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return device

@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _anndata
 from ..._utils.checks import one_of, whole_number
+from ..._utils.errors import UserError
 from ...engine import transform
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
@@ -87,7 +88,7 @@ def consensus(
     check_alpha(alpha)
     if not density > 0:
         msg = f"`density` must be above 0, got {density!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     one_alpha(background)
     no_checkpoint(run)
     design = _anndata.read_design(adata, background_key, background, target)

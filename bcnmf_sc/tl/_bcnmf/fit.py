@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _anndata
 from ..._utils.checks import one_of, whole_number
+from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
@@ -319,7 +320,7 @@ def nmf(
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
         got = f"{learn.dtype} {learn.shape}"
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
-        raise ValueError(msg)
+        raise UserError(msg)
     problem = Problem.read(
         adata,
         _anndata.Design(learn, {}),
@@ -361,7 +362,7 @@ def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) 
         whole_number("cross_fit", cross_fit, 2)
     if not 0 < fdr_level < 1:
         msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
@@ -374,7 +375,7 @@ def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
         msg = "`alpha` must not be 'auto' with `basis='split'`, where background topics take its place. Leave it out."
     else:
         return
-    raise ValueError(msg)
+    raise UserError(msg)
 
 
 def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from ..._utils.checks import stack_level
+from ..._utils.errors import UserError
 from ...engine.bcnmf.ensemble import OutOfFold, shares_of
 from .._design import pairing
 
@@ -41,7 +42,7 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
                 "`background` and `target` must have at least 2 cells each, to learn from some and score others; got "
                 f"{design.background.sum()} and {design.target.sum()}."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         for kind in np.unique(role[role > 0]):
             cells = rng.permutation(np.flatnonzero(role == kind))
             fold[cells] = np.arange(len(cells)) % n_folds
@@ -56,7 +57,7 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
             "`sample_key` must name at least 2 donors with target cells and 2 with background cells, to learn from "
             f"some and score others; got {with_target} and {with_background}. Leave it out to deal cells one by one."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     # In this order donors with target cells are neighbours, and so are donors with background cells: dealt out in
     # turn, either kind reaches every fold.
     turn = np.concatenate([rng.permutation(kinds.index[kinds == kind]) for kind in (1, 3, 2)])

@@ -14,6 +14,7 @@ from scipy import sparse
 from ... import _anndata
 from ..._mudata import check_modalities, check_weights, forget_joint, in_memory, obs_column, order_of
 from ..._utils.checks import listed
+from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted
 from ...engine import Joint
 from .problem import PARAMETERS, Problem, check_parameters
@@ -44,7 +45,7 @@ class Modalities:
             return cls.read(data, weights=weights, **how)
         if weights is not None or any(isinstance(how[name], Mapping) for name in ("likelihood", "layer", "mask_var")):
             msg = "`weights`, and mappings of modalities, must only come with a MuData, got an AnnData."
-            raise ValueError(msg)
+            raise UserError(msg)
         return None
 
     @classmethod
@@ -65,11 +66,11 @@ class Modalities:
         for option in ("device", "checkpoint", "client"):
             if run.get(option) is not None:
                 msg = f"`{option}` must be None for a MuData, got {run[option]!r}."
-                raise ValueError(msg)
+                raise UserError(msg)
         names = list(likelihood) if isinstance(likelihood, Mapping) else list(mdata.mod)
         if not names:
             msg = f"`likelihood` must name at least one modality. Present: {listed(mdata.mod)}."
-            raise ValueError(msg)
+            raise UserError(msg)
         asked = {"likelihood": likelihood, "weights": weights, "layer": layer, "mask_var": mask_var}
         for argument, given in asked.items():
             check_modalities(argument, given, mdata.mod)
@@ -79,7 +80,7 @@ class Modalities:
         weight = {name: float((weights or {}).get(name, 1.0)) for name in names}
         if not all(0 < value < np.inf for value in weight.values()):
             msg = f"`weights` must be above 0, got {weights!r}. Leave a modality out by naming others in `likelihood`."
-            raise ValueError(msg)
+            raise UserError(msg)
         problems, blocks = [], []
         for name in names:
             part = mdata[name]

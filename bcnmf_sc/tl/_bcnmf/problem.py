@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
 from ..._utils.checks import listed, stack_level, whole_number
+from ..._utils.errors import UserError
 from ...engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
 from ...engine.bcnmf.ensemble import Model, shares_of
 from ...engine.rows.summary import Groups, summarise
@@ -115,7 +116,7 @@ class Problem:
         genes = _anndata.read_genes(adata, mask_var)
         if len(genes) < 2:  # noqa: PLR2004
             msg = f"At least 2 genes must be used, got {len(genes)}. See `mask_var`."
-            raise ValueError(msg)
+            raise UserError(msg)
         if n_topics is not None:
             whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
         if n_background_topics != "auto":
@@ -142,7 +143,7 @@ class Problem:
                     f"The {name!r} cells hold nothing but zeros in the {len(genes)} genes used. "
                     "Check `layer` and `mask_var`."
                 )
-                raise ValueError(msg)
+                raise UserError(msg)
         n_empty_cells = int((source.gather(groups, "total") == 0).sum())
         expressed = summary.mass[-1] > 0
         n_empty_genes = int((~expressed).sum())
@@ -209,7 +210,7 @@ class Problem:
                 f"`init` must be finite, non-negative loadings of {len(self.genes)} genes used x {n_topics} topics, "
                 f"got shape {start.shape}. Cut an array over all genes down to those of `mask_var`."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
         return start
 
     def deviance_explained(self, factors: Factors) -> dict[str, float]:
@@ -325,14 +326,14 @@ def check_alpha(value: Any, where: str = "") -> None:
     """Refuse what is no strength of a contrast."""
     if isinstance(value, str) or not (np.isscalar(value) and np.isfinite(value) and value >= 0):  # type: ignore[operator]
         msg = f"`alpha` must be a finite number of at least 0, got {value!r}{where}."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def one_alpha(background: Any) -> None:
     """Refuse alphas of single backgrounds where all have one."""
     if isinstance(background, Mapping):
         msg = "`background` must name categories here, got a mapping: its alphas would not be used."
-        raise ValueError(msg)
+        raise UserError(msg)
 
 
 def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) -> None:
@@ -341,7 +342,7 @@ def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) 
     for name in names:
         if name not in LIKELIHOODS:
             msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {name!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
     for argument, value in (("dispersion", dispersion), ("dropout", dropout)):
         if value != "estimate" and not any(argument in PARAMETERS.get(name, ()) for name in names):
             having = " or ".join(repr(name) for name, own in PARAMETERS.items() if argument in own)
@@ -349,7 +350,7 @@ def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) 
                 f"`{argument}` is a parameter of the likelihood {having}, got {value!r} with {listed(names)}. "
                 "Leave it out, or name another `likelihood`."
             )
-            raise ValueError(msg)
+            raise UserError(msg)
 
 
 def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
@@ -366,15 +367,15 @@ def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple
         if isinstance(value, str):
             if value != "estimate":
                 msg = f"`{argument}` must be a number or 'estimate', got {value!r}."
-                raise ValueError(msg)
+                raise UserError(msg)
             continue
         if not 0 < value < most:
             msg = f"`{argument}` must lie between 0 and {most}, got {value!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
         given[name] = float(value)
     if estimate and given:
         msg = "`dispersion` and `dropout` must both be numbers or both 'estimate'."
-        raise ValueError(msg)
+        raise UserError(msg)
     return LIKELIHOODS[likelihood](**given), bool(estimate)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ... import _anndata
 from ..._utils.checks import listed
+from ..._utils.errors import UserError
 from ...engine import fit, transform
 from .._run import run_settings
 from .problem import SAFE_ALPHA, Contrast, Problem
@@ -156,14 +157,14 @@ def update(
     split = (stored["topics"]["kind"] == "background").any()
     if not params.get("background_key") or "weight" not in stored or split:
         msg = f"`key` {key!r} must be a factorisation by `bcnmf_sc.tl.bcnmf` without background topics."
-        raise ValueError(msg)
+        raise UserError(msg)
     missing = names.difference(adata.var_names)
     if len(missing):
         msg = (
             f"`adata` must hold all {len(names)} genes of the factorisation {key!r}, got {len(missing)} missing: "
             f"{listed(missing)}."
         )
-        raise ValueError(msg)
+        raise UserError(msg)
     background = [str(name) for name in params["background"]]
     target = params.get("target")
     target = target if target is None else np.asarray(target).tolist()

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ... import _anndata
 from ..._utils.checks import one_of, whole_number
+from ..._utils.errors import UserError
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .folds import make_folds
@@ -149,7 +150,7 @@ def select_alpha(
     _anndata.check_backed(adata, copy=copy)
     if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
         msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     whole_number("n_restarts", n_restarts, 1)
     whole_number("n_folds", n_folds, 2)
     one_alpha(background)
@@ -328,7 +329,7 @@ def select_n_topics(
     for name, numbers in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
         if numbers is not None and not len(numbers):
             msg = f"`{name}` must name at least one number to try."
-            raise ValueError(msg)
+            raise UserError(msg)
         for number in () if numbers is None else numbers:
             whole_number(name, number, 1)
     whole_number("n_folds", n_folds, 2)

@@ -14,6 +14,7 @@ from scipy import stats
 
 from ... import _anndata
 from ..._utils.checks import listed, one_of, stack_level, whole_number
+from ..._utils.errors import UserError, UserTypeError
 from ...engine.bcnmf.ensemble import shares_of
 from ...engine.deltanmf.hals import moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
@@ -69,7 +70,7 @@ class Asked:
         }
         if unknown := sorted(set(given) - set(defaults)):
             msg = f"Unknown argument {unknown[0]!r}. Options: {', '.join([*defaults, *RunOptions.__annotations__])}."
-            raise TypeError(msg)
+            raise UserTypeError(msg)
         values: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
         one_of("library", values["library"], ("median", "tpm", "none"))
         one_of("scale", values["scale"], ("control", "pooled", "separate", "none"))
@@ -122,7 +123,7 @@ class CaseControl:
             out = adata.var_names.isin(asked.exclude_genes)
             if not out.any():
                 msg = f"`exclude_genes` must name genes of `adata.var_names`, got {listed(asked.exclude_genes)}."
-                raise ValueError(msg)
+                raise UserError(msg)
             mask &= ~out
         problem = Problem.read(
             adata,
@@ -157,7 +158,7 @@ class CaseControl:
         keep = (found.n_cells >= max(asked.min_cells, 1)) & (pooled > 0)
         if keep.sum() < 2:  # noqa: PLR2004
             msg = f"At least 2 genes must have counts in {asked.min_cells} cells, got {keep.sum()}. Lower `min_cells`."
-            raise ValueError(msg)
+            raise UserError(msg)
         params = {name: problem.params[name] for name in ("layer", "random_state")} | {
             "n_genes": int(keep.sum()),
             "library_size": size,

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
 from ..._utils.checks import listed, stack_level, whole_number
+from ..._utils.errors import UserError
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
 from .._run import all_gone_through
@@ -161,10 +162,10 @@ def deltanmf(
     for name, value in strengths.items():
         if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
             msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
-            raise ValueError(msg)
+            raise UserError(msg)
     if rel_alpha and similarity is None:
         msg = f"`similarity` must be given where `rel_alpha` is above 0, got {rel_alpha!r} and none."
-        raise ValueError(msg)
+        raise UserError(msg)
     design = _read_design(adata, condition_key, control, case, one_stage=n_topics_case == 0)
     donors = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     data = CaseControl.read(adata, design, asked, layer=layer, mask_var=mask_var, random_state=random_state)
@@ -176,7 +177,7 @@ def deltanmf(
     start = None if init is None else data.scaled_loadings(_start(adata, init, data.problem, n_topics_control))
     if asked.reuse_control and start is None:
         msg = "`init` must be given where `reuse_control` is True, got None."
-        raise ValueError(msg)
+        raise UserError(msg)
 
     common: dict[str, Any] = {"similarity": graph, "rel_alpha": float(rel_alpha), "random_state": random_state}
     stages: dict[str, Stage] = {}
@@ -275,7 +276,7 @@ def _read_design(adata: AnnData, key: str, control: Any, case: Any, *, one_stage
     design = _anndata.read_design(adata, key, control, case, WORDS)
     if (design.target & design.background).any():
         msg = f"`case` must name other categories than `control`, got {case!r} and {control!r}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return design
 
 
@@ -284,7 +285,7 @@ def _of_varp(adata: AnnData, similarity: Any) -> Any:
         return similarity
     if similarity not in adata.varp:
         msg = f"`similarity` {similarity!r} is not in `adata.varp`. Present: {listed(adata.varp.keys())}."
-        raise ValueError(msg)
+        raise UserError(msg)
     return adata.varp[similarity], adata.var_names
 
 

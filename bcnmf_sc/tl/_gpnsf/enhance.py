@@ -15,6 +15,7 @@ from ..._mudata import (
     stored_fit,
 )
 from ..._utils.checks import listed, one_of, whole_number
+from ..._utils.errors import UserError
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -84,10 +85,10 @@ def enhance(
         modality = "atac" if "atac" in names else names[0]
         if len(names) > 1 and modality != "atac":
             msg = f"`modality` must be named where there are several, got None. Present: {listed(names)}."
-            raise ValueError(msg)
+            raise UserError(msg)
     if modality not in names:
         msg = f"`modality` must be one of the fit's, got {modality!r}. Present: {listed(names)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     name = f"{key}_enhanced" if key_added is None else key_added
     _anndata.check_key(name)
     mdata = mdata.copy() if copy else mdata

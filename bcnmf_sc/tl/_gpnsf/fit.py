@@ -23,6 +23,7 @@ from ..._mudata import (
     read_slices,
 )
 from ..._utils.checks import number, one_of, stack_level, whole_number
+from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
 
@@ -178,7 +179,7 @@ def gpnsf(
     if n_topics + n_nonspatial > most:
         n_all = n_topics + n_nonspatial
         msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
-        raise ValueError(msg)
+        raise UserError(msg)
     slices, names = read_slices(mdata, sample_key)
     coordinates = read_coordinates(mdata, spatial_key, slices=slices, names=names)
 

@@ -13,6 +13,7 @@ from ..._mudata import (
     stored_fit,
 )
 from ..._utils.checks import listed, one_of
+from ..._utils.errors import UserError
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -71,12 +72,12 @@ def gpnsf_predict(
     names = [str(x) for x in record["params"]["slices"]]
     if (sample is None and len(names) > 1) or (sample is not None and str(sample) not in names):
         msg = f"`sample` must name one of the slices, got {sample!r}. Present: {listed(names)}."
-        raise ValueError(msg)
+        raise UserError(msg)
     places = np.asarray(coordinates, dtype=np.float64)
     n_dims = np.asarray(record["posterior"]["centre"]).shape[1]
     if places.ndim != 2 or places.shape[1] != n_dims or not np.isfinite(places).all():  # noqa: PLR2004
         msg = f"`coordinates` must be finite numbers, places x {n_dims}, got shape {places.shape}."
-        raise ValueError(msg)
+        raise UserError(msg)
     if modality is not None:
         one_of("modality", modality, tuple(map(str, record["params"]["modalities"])))
     mean, sd = predict(record["posterior"], places, 0 if sample is None else names.index(str(sample)))
