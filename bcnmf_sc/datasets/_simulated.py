@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._utils.errors import UserError
-from ._sizes import BLOCK_ELEMENTS as _BLOCK_ELEMENTS
+from ._sizes import BLOCK_ELEMENTS
 from ._sizes import check_count as _check_count
 from ._sizes import check_number as _check_number
 
@@ -160,7 +160,7 @@ def simulated(
 
     gene_effect = np.exp(rng.normal(0.0, donor_effect, size=(2 * n_donors, n_genes)))
     blocks = []
-    n_rows = max(1, _BLOCK_ELEMENTS // n_genes)
+    n_rows = max(1, BLOCK_ELEMENTS // n_genes)
     for start in range(0, n_obs, n_rows):
         rows = slice(start, start + n_rows)
         mean = (usage[rows] @ loadings.T) * gene_effect[donor[rows]]

@@ -27,7 +27,9 @@ from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
 from bcnmf_sc import _anndata, cli
-from bcnmf_sc.cli import options as _options
+from bcnmf_sc.cli import files
+from bcnmf_sc.cli.demo import DEMO_FILES
+from bcnmf_sc.cli.options import options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,8 +155,8 @@ class TestResults:
         assert call("demo", "-o", folder, "--seeds", "1") == 0
         text, err = capsys.readouterr()
         assert "Warning" not in err  # a newcomer's first command
-        assert sorted(p.name for p in folder.iterdir()) == sorted(cli.DEMO_FILES)
-        assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in cli.DEMO_FILES if name.endswith("png"))
+        assert sorted(p.name for p in folder.iterdir()) == sorted(DEMO_FILES)
+        assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in DEMO_FILES if name.endswith("png"))
         adata = ad.read_h5ad(folder / "demo.h5ad")
         assert {"X_nmf", "X_bcnmf"} <= set(adata.obsm)
         rows = {line.split()[0]: line.split()[1] for line in text.splitlines() if re.match(r"(bc)?NMF +-?\d", line)}
@@ -259,7 +261,7 @@ class TestOutput:
         assert "is no folder" in refused("fit", source, *FIT, "-o", tmp_path / "none" / "out.h5ad")
         assert "is no folder" in refused("fit", source, *FIT, "-o", source / "out.h5ad")
         assert "is a folder" in refused("fit", source, *FIT, "-o", tmp_path, "--force")
-        monkeypatch.setattr(cli.os, "access", lambda _, mode: mode != os.W_OK)
+        monkeypatch.setattr(files.os, "access", lambda _, mode: mode != os.W_OK)
         assert "no permission" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
 
     @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
@@ -358,7 +360,7 @@ class TestGenerator:
         arguments = set(inspect.signature(function).parameters)
         if "run" in arguments:
             arguments = arguments - {"run"} | set(bc.tl.RunOptions.__annotations__)
-        made = _options.options(function)
+        made = options(function)
         assert {option.name for option in made} == arguments - skipped
         assert all(option.help for option in made)
         for option in made:
@@ -410,7 +412,7 @@ class TestGenerator:
             """
 
         tool.__annotations__ |= {"run": Unpack[Options]}
-        made = {option.name: option for option in _options.options(tool)}
+        made = {option.name: option for option in options(tool)}
         assert set(made) == {"other", "grid", "n", "names", "fast"}
         assert made["n"].help == "Two of them."
         assert made["names"].help == "Names. Second paragraph. Repeat the option for several."
@@ -429,7 +431,7 @@ class TestGenerator:
 
     def test_repeated_background(self):
         def collect(*given: str):
-            return _options.collect(given, mapping=True, scalar=True)
+            return collect_option(given, mapping=True, scalar=True)
 
         assert collect("a") == "a"
         assert collect("a", "b") == ["a", "b"]
