@@ -29,6 +29,7 @@ import bcnmf_sc as bc
 from bcnmf_sc import _anndata, cli
 from bcnmf_sc.cli import files
 from bcnmf_sc.cli.demo import DEMO_FILES
+from bcnmf_sc.cli.options import collect as collect_option
 from bcnmf_sc.cli.options import options
 
 if TYPE_CHECKING:
