@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
+from anndata import AnnData
 
 from ... import _anndata
+from ..._anndata import MaskVar
 from ..._utils.checks import one_of, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
-from .._run import run_settings
+from .._run import LikelihoodName, RunOptions, run_settings
 from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
 from .modalities import Modalities
 from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
-    from ..._anndata import Design, MaskVar
-    from .._run import LikelihoodName, RunOptions
+    from ..._anndata import Design
 
 N_FOLDS = 5
 """Folds on which the number of background topics is chosen where cells are not scored."""

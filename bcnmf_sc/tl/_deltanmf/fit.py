@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
+from ..._anndata import MaskVar
 from ..._utils.checks import listed, stack_level, whole_number
 from ..._utils.errors import UserError
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
-from .._run import all_gone_through
+from .._run import DeltaOptions, all_gone_through
 from .data import Asked, CaseControl, emergence_table, shift_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ..._anndata import Design, MaskVar
+    from ..._anndata import Design
     from .._bcnmf.problem import Problem
-    from .._run import DeltaOptions
 
 WORDS = ("condition_key", "control", "case")
 
