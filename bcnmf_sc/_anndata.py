@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from ._methods import METHODS, fields_written
 from ._utils.checks import listed, stack_level
 from ._utils.errors import UserError, UserTypeError
 from ._utils.files import uninterrupted
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from .engine.likelihoods import Likelihood
     from .engine.rows.summary import Summary
 
-CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
-GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
+CELL_FIELDS = fields_written("obs")
+GENE_FIELDS = fields_written("var")
 """What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1
 """Of what is written. Raised when an earlier package would misread it; what has none is the first."""
@@ -164,10 +165,9 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
         return
     msg = f"`{argument}` must be an AnnData, got {type(adata).__name__}."
     if hasattr(adata, "mod"):
-        msg += (
-            " Fits that take a MuData are `bcnmf_sc.tl.bcnmf` and `bcnmf_sc.tl.gpnsf`; to anything else pass one "
-            f"modality, as `mdata[{next(iter(adata.mod), 'rna')!r}]`."
-        )
+        fits = " and ".join(f"`bcnmf_sc.tl.{method.name}`" for method in METHODS if method.multimodal)
+        first = next(iter(adata.mod), "rna")
+        msg += f" Fits that take a MuData are {fits}; to anything else pass one modality, as `mdata[{first!r}]`."
     raise UserTypeError(msg)
 
 
@@ -248,7 +248,8 @@ def forget(data: Any, key: str) -> None:
         stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
         if stale:
             setattr(data, axis, table.drop(columns=stale))
-    data.obsm.pop(f"X_{key}_sd", None)
+    for name in fields_written("obsm"):
+        data.obsm.pop(f"X_{key}_{name}", None)
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._anndata import gene_labels, stored, stored_slot
+from .._methods import METHODS, method_of
 from .._utils.errors import UserError
 from .._utils.files import check_place, replacing
 
@@ -74,8 +75,10 @@ def report(
     '<!DOCTYPE html>'
     """
     record = stored(adata, key)
-    if "posterior" in record:
-        msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
+    method = method_of(record)
+    if method.report is None:
+        shown = ", ".join(f"`{other.name}`" for other in METHODS if other.report)
+        msg = f"`key` must name a fit of {shown}, got {key!r}, which is of `{method.name}`. Draw it with `bcnmf_sc.pl`."
         raise UserError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
     stored_slot(adata, "varm", key)
