@@ -1,10 +1,10 @@
 """The engine: arrays in, arrays out. It knows nothing of AnnData."""
 
 from .bcnmf.solver import Factors, Run, fit, transform
+from .joint import Joint
 from .likelihoods import (
     LIKELIHOODS,
     Gaussian,
-    Joint,
     Likelihood,
     NegativeBinomial,
     Poisson,
