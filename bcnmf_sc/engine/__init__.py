@@ -9,6 +9,7 @@ from .likelihoods import (
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
+    as_likelihood,
 )
 from .rows.open import row_source
 from .rows.sources import RowSource
@@ -24,6 +25,7 @@ __all__ = [
     "RowSource",
     "Run",
     "ZeroInflatedNegativeBinomial",
+    "as_likelihood",
     "fit",
     "row_source",
     "transform",

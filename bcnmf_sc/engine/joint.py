@@ -7,43 +7,48 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from .likelihoods import Likelihood
+
 if TYPE_CHECKING:
-    from .likelihoods import Array, Likelihood, NKind
+    from .likelihoods import Array
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Likelihood):
     """Several modalities of the same cells, side by side: every gene has the likelihood and the weight of its own.
 
     The loss is ``sum_m w_m L_m``, so ``p`` and ``n`` are each modality's times its weight. NumPy only.
     """
 
     parts: tuple[Likelihood, ...]
-    """A likelihood for each modality; parameters per gene are over that modality's genes."""
+    """A likelihood for each modality, with numbers; parameters per gene are over that modality's genes."""
     weights: tuple[float, ...]
     part: np.ndarray
     """Number of each gene's modality."""
-    estimate: bool = False
-    """Whether the parts' parameters are to be estimated."""
+    estimates: tuple[bool, ...] = ()
+    """Whether each part's parameters are to be estimated; none by default."""
 
     name: ClassVar[str] = "joint"
     counts: ClassVar[bool] = False
-    n_kind: ClassVar[NKind] = "full"
-    n_evidence: ClassVar[int] = 3
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def p(self, x: Array, mu: Array) -> Array:
+        """Return each modality's, weighted."""
         return self._each("p", x, mu)
 
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def n(self, x: Array, mu: Array) -> Array:
+        """Return each modality's, weighted."""
         return self._each("n", x, mu)
 
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return each modality's, weighted."""
         return self._each("loss", x, mu)
 
-    def mass(self, x: Array) -> Array:  # noqa: D102
+    def mass(self, x: Array) -> Array:
+        """Return each modality's, weighted."""
         return self._each("mass", x)
 
-    def at(self, genes: Array) -> Joint:  # noqa: D102
+    def at(self, genes: Array) -> Joint:
+        """Return the parts for values of these genes only."""
         part = self.part[genes]
         place = np.zeros(len(self.part), int)  # of a gene among those of its modality
         for i in range(len(self.parts)):
@@ -51,9 +56,14 @@ class Joint:
         here = tuple(each.at(place[genes[part == i]]) for i, each in enumerate(self.parts))
         return replace(self, parts=here, part=part)
 
+    @property
+    def estimated(self) -> bool:
+        """Whether any modality's parameters are to be estimated."""
+        return any(self.estimates)
+
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
         """Return each modality's, on its genes; zeros where it has less."""
-        sums = np.zeros((self.n_evidence, *mu.shape))
+        sums = np.zeros((max(each.n_evidence for each in self.parts), *mu.shape))
         for i, each in enumerate(self.parts):
             here = self.part == i
             for row, values in enumerate(each.evidence(x if np.ndim(x) == 0 else x[..., here], mu[..., here])):
@@ -61,27 +71,20 @@ class Joint:
         return tuple(sums)
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> Joint:
-        """Refine each modality's on its genes."""
+        """Refine the modalities that are to be estimated, each on its genes."""
         parts = [
-            each.refined(evidence[: each.n_evidence, self.part == i], n_cells) for i, each in enumerate(self.parts)
+            each.refined(evidence[: each.n_evidence, self.part == i], n_cells) if estimated else each
+            for i, (each, estimated) in enumerate(zip(self.parts, self.estimates, strict=True))
         ]
         return replace(self, parts=tuple(parts))
 
-    @property
-    def theta(self) -> np.ndarray:
-        """Dispersion of each gene, NaN where its modality has none."""
-        return self._parameter("theta")
-
-    @property
-    def pi(self) -> np.ndarray:
-        """Probability of dropout of each gene, likewise."""
-        return self._parameter("pi")
-
-    def _parameter(self, name: str) -> np.ndarray:
-        out = np.full(len(self.part), np.nan, np.float32)
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Return those of any modality, NaN for the genes of others."""
+        own: dict[str, np.ndarray] = {}
         for i, each in enumerate(self.parts):
-            out[self.part == i] = getattr(each, name, np.nan)
-        return out
+            for name, values in each.parameters().items():
+                own.setdefault(name, np.full(len(self.part), np.nan, np.float32))[self.part == i] = values
+        return own
 
     def _each(self, method: str, x: Array, *mu: Array) -> Array:
         out = np.empty_like(mu[0] if mu else x)
