@@ -22,5 +22,7 @@ def test_imports(script, monkeypatch):
 
 def test_every_script_is_listed_once():
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^\| `python benchmarks/(\w+\.py)", page, re.MULTILINE)) == [path.name for path in SCRIPTS]
+    assert sorted(re.findall(r"^\| `python benchmarks/(\w+\.py)", page, re.MULTILINE)) == [
+        path.name for path in SCRIPTS
+    ]
     assert re.findall(r"^## (.+)", page, re.MULTILINE)[:4] == ["Speed", "bcNMF", "DeltaNMF", "GPNSF"]
