@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..._anndata import MaskVar
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
 
 
 def background_check(
@@ -37,7 +37,7 @@ def background_check(
     alpha: float = 0.3,
     sample_key: str | None = None,
     confounders: Sequence[str] = (),
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,

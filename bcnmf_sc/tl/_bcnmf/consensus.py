@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..._anndata import MaskVar
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
 
 
 def consensus(
@@ -36,7 +36,7 @@ def consensus(
     n_restarts: int = 10,
     alpha: float | None = None,
     density: float = 0.5,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,

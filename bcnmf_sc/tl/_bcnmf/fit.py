@@ -15,7 +15,7 @@ from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
-from .._run import LikelihoodName, RunOptions, run_settings
+from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
 from .modalities import Modalities
 from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
@@ -44,9 +44,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
-    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood | Mapping[str, LikelihoodName | Likelihood] = "poisson",
     weights: Mapping[str, float] | None = None,
     layer: str | Mapping[str, str | None] | None = None,
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
@@ -110,13 +108,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
-        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
-    dispersion
-        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
-        the target's cells; a number, the same for all genes, is what the paper does.
-    dropout
-        Of ``"zinb"``: the probability that a count is lost, likewise.
+        error) for images, proteins or log-normalised values. Under ``"nb"`` and ``"zinb"`` a dispersion, and a dropout,
+        is estimated for each gene on the target's cells; an object of `bcnmf_sc.likelihoods` sets them instead, as
+        ``NegativeBinomial(dispersion=2.0)``. Of a MuData one for all, or a mapping of the modalities to use, as
+        ``{"rna": "poisson", "protein": "gaussian"}``.
     weights
         Of the modalities of a MuData, above 0; 1 where none is given.
     layer
@@ -181,8 +176,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     _anndata.check_key(key_added)
-    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
-    data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
+    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var, "run": run}
     modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
     if modalities is not None:
         adata = modalities.adata
@@ -264,9 +258,7 @@ def nmf(
     *,
     n_topics: int = 10,
     cells: np.ndarray | None = None,
-    likelihood: LikelihoodName = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     init: np.ndarray | None = None,
@@ -289,7 +281,7 @@ def nmf(
         Number of topics.
     cells
         Bool array: the cells to learn from; the others are projected. All by default.
-    likelihood, dispersion, dropout, layer, mask_var, init, random_state, key_added, copy, **run
+    likelihood, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
     Returns
@@ -329,8 +321,6 @@ def nmf(
         layer=layer,
         mask_var=mask_var,
         random_state=random_state,
-        dispersion=dispersion,
-        dropout=dropout,
         run=run,
     )
     contrast = problem.contrast({}, "sum", pooled=True, key=key_added)

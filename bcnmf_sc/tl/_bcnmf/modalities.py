@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from ..._mudata import check_modalities, check_weights, forget_joint, in_memory,
 from ..._utils.checks import listed
 from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted
-from ...engine import Joint
-from .problem import PARAMETERS, Problem, check_parameters
+from ...engine import Joint, Likelihood, as_likelihood
+from .problem import Problem
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -32,8 +32,8 @@ class Modalities:
     mdata: MuData
     adata: AnnData
     """Their features used, side by side, with the columns of ``obs`` that are asked for."""
-    likelihood: str | Joint
-    """One name where one likelihood of all features, unweighted, is the same."""
+    likelihood: Likelihood
+    """That of all features where it is one for all, unweighted; else joint."""
     used: dict[str, np.ndarray]
     """Numbers of the features used, per modality."""
     params: dict[str, Any]
@@ -54,12 +54,10 @@ class Modalities:
         mdata: MuData,
         *,
         columns: tuple[str | None, ...],
-        likelihood: str | Mapping[str, str],
+        likelihood: str | Likelihood | Mapping[str, str | Likelihood],
         weights: Mapping[str, float] | None,
         layer: str | Mapping[str, str | None] | None,
         mask_var: Any,
-        dispersion: float | Literal["estimate"],
-        dropout: float | Literal["estimate"],
         run: RunOptions,
     ) -> Modalities:
         """Read and check every modality. Raises before anything is done."""
@@ -74,36 +72,31 @@ class Modalities:
         asked = {"likelihood": likelihood, "weights": weights, "layer": layer, "mask_var": mask_var}
         for argument, given in asked.items():
             check_modalities(argument, given, mdata.mod)
-        likelihoods = {name: likelihood[name] if isinstance(likelihood, Mapping) else likelihood for name in names}
-        check_parameters(likelihoods.values(), dispersion, dropout)
+        kinds = [as_likelihood(likelihood[name] if isinstance(likelihood, Mapping) else likelihood) for name in names]
         check_weights(weights)
         weight = {name: float((weights or {}).get(name, 1.0)) for name in names}
         if not all(0 < value < np.inf for value in weight.values()):
             msg = f"`weights` must be above 0, got {weights!r}. Leave a modality out by naming others in `likelihood`."
             raise UserError(msg)
         problems, blocks = [], []
-        for name in names:
+        for name, kind in zip(names, kinds, strict=True):
             part = mdata[name]
             order = order_of(mdata, name, part, argument="adata", what="cells")
             part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
-            options = {
+            options: dict[str, Any] = {
                 argument: given.get(name, "auto" if argument == "mask_var" else None)
                 if isinstance(given, Mapping)
                 else given
-                for argument, given in (("likelihood", likelihood), ("layer", layer), ("mask_var", mask_var))
-            }
-            own = PARAMETERS.get(likelihoods[name], ())
-            options |= {
-                argument: given if argument in own else "estimate"
-                for argument, given in (("dispersion", dispersion), ("dropout", dropout))
+                for argument, given in (("layer", layer), ("mask_var", mask_var))
             }
             try:
                 problem = Problem.read(
                     part,
                     _anndata.Design(np.ones(part.n_obs, bool), {}),
+                    likelihood=kind,
                     n_topics=None,
                     run=run,
-                    **options,  # type: ignore[arg-type]
+                    **options,
                 )
             except ValueError as error:
                 error.add_note(f"In the modality {name!r}.")
@@ -120,12 +113,12 @@ class Modalities:
             obs=pd.DataFrame({name: x for name, x in obs.items() if x is not None}, index=mdata.obs_names),
             var=pd.DataFrame(index=genes),
         )
-        kinds = [problem.likelihood for problem in problems]
-        joint: str | Joint = kinds[0].name
-        if len({kind.name for kind in kinds}) > 1 or set(weight.values()) != {1.0}:
+        joint = kinds[0]
+        per_gene = any(np.ndim(value) for kind in kinds for value in kind.parameters().values())
+        if per_gene or any(kind != joint for kind in kinds) or set(weight.values()) != {1.0}:
             number = np.repeat(np.arange(len(names)), [len(problem.genes) for problem in problems])
-            refine = any(problem.refine for problem in problems)
-            joint = Joint(tuple(kinds), tuple(weight.values()), number, estimate=refine)
+            started, estimates = zip(*((problem.likelihood, problem.refine) for problem in problems), strict=True)
+            joint = Joint(started, tuple(weight.values()), number, estimates)
         params = {
             "modalities": names,
             "likelihood": [kind.name for kind in kinds],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -15,9 +15,9 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
-from ..._utils.checks import listed, stack_level, whole_number
+from ..._utils.checks import stack_level, whole_number
 from ..._utils.errors import UserError
-from ...engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
+from ...engine import Factors, Likelihood, RowSource, Run, as_likelihood, row_source, transform
 from ...engine.bcnmf.ensemble import Model, shares_of
 from ...engine.rows.summary import Groups, summarise
 from .._run import RunOptions, all_gone_through, check_run
@@ -32,8 +32,6 @@ MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
 VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
-PARAMETERS = {"nb": ("dispersion",), "zinb": ("dispersion", "dropout")}
-"""Arguments that only some likelihoods have."""
 ROUNDING = 1e-6
 """Share of the values' mass below which a deviance in single precision says nothing."""
 SAFE_ALPHA = 0.5
@@ -103,20 +101,19 @@ class Problem:
         mask_var: MaskVar,
         n_background_topics: int | Literal["auto"] = 0,
         random_state: int = 0,
-        dispersion: float | Literal["estimate"] = "estimate",
-        dropout: float | Literal["estimate"] = "estimate",
         run: RunOptions,
     ) -> Problem:
         """Read and check all that a fit needs. Raises before anything is done."""
         check_run(run, RunOptions)
         whole_number("random_state", random_state, 0)
-        model, refine = _model(likelihood, dispersion, dropout)
+        given = as_likelihood(likelihood)
         _anndata.check_names(adata)
         matrix = _anndata.read_matrix(adata, layer)
         genes = _anndata.read_genes(adata, mask_var)
         if len(genes) < 2:  # noqa: PLR2004
             msg = f"At least 2 genes must be used, got {len(genes)}. See `mask_var`."
             raise UserError(msg)
+        model = given.started(len(genes))
         if n_topics is not None:
             whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
         if n_background_topics != "auto":
@@ -159,7 +156,9 @@ class Problem:
             "n_empty_cells": n_empty_cells,
             "n_empty_genes": n_empty_genes,
         }
-        return cls(design, source, model, refine, genes, expressed, summary.sums[:-1], summary.mass[:-1], params)
+        return cls(
+            design, source, model, given.estimated, genes, expressed, summary.sums[:-1], summary.mass[:-1], params
+        )
 
     def contrast(self, alphas: Mapping[str, float], scale: str, *, pooled: bool, key: str) -> Contrast:
         """Set each background's weight; warn where it suppresses many genes.
@@ -280,9 +279,8 @@ class Problem:
         genes: dict[str, np.ndarray] = {}
         if self.design.backgrounds:
             genes["suppressed"] = contrast.suppressed_at(factors.W)
-        for name, attribute in (("dispersion", "theta"), ("dropout", "pi")):
-            if hasattr(factors.likelihood, attribute):
-                genes[name] = np.broadcast_to(getattr(factors.likelihood, attribute), len(self.genes))
+        for name, values in factors.likelihood.parameters().items():
+            genes[name] = np.broadcast_to(values, len(self.genes))
         _anndata.write(
             adata,
             key,
@@ -334,49 +332,6 @@ def one_alpha(background: Any) -> None:
     if isinstance(background, Mapping):
         msg = "`background` must name categories here, got a mapping: its alphas would not be used."
         raise UserError(msg)
-
-
-def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) -> None:
-    """Refuse unknown likelihoods, and parameters that none of them has."""
-    names = list(likelihoods)
-    for name in names:
-        if name not in LIKELIHOODS:
-            msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {name!r}."
-            raise UserError(msg)
-    for argument, value in (("dispersion", dispersion), ("dropout", dropout)):
-        if value != "estimate" and not any(argument in PARAMETERS.get(name, ()) for name in names):
-            having = " or ".join(repr(name) for name, own in PARAMETERS.items() if argument in own)
-            msg = (
-                f"`{argument}` is a parameter of the likelihood {having}, got {value!r} with {listed(names)}. "
-                "Leave it out, or name another `likelihood`."
-            )
-            raise UserError(msg)
-
-
-def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
-    """Return the likelihood, and whether its parameters are to be estimated."""
-    if not isinstance(likelihood, str):
-        return likelihood, isinstance(likelihood, Joint) and likelihood.estimate
-    check_parameters([likelihood], dispersion, dropout)
-    values = {"dispersion": dispersion, "dropout": dropout}
-    asked = {argument: values[argument] for argument in PARAMETERS.get(likelihood, ())}
-    estimate = [value for value in asked.values() if isinstance(value, str)]
-    given: dict[str, Any] = {}
-    for argument, value in asked.items():
-        name, most = {"dispersion": ("theta", np.inf), "dropout": ("pi", 1.0)}[argument]
-        if isinstance(value, str):
-            if value != "estimate":
-                msg = f"`{argument}` must be a number or 'estimate', got {value!r}."
-                raise UserError(msg)
-            continue
-        if not 0 < value < most:
-            msg = f"`{argument}` must lie between 0 and {most}, got {value!r}."
-            raise UserError(msg)
-        given[name] = float(value)
-    if estimate and given:
-        msg = "`dispersion` and `dropout` must both be numbers or both 'estimate'."
-        raise UserError(msg)
-    return LIKELIHOODS[likelihood](**given), bool(estimate)
 
 
 def _warn_of_fit(factors: Factors, explained: dict[str, float], run: Run) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..._anndata import MaskVar
     from ...engine import Run
     from ...engine.bcnmf.ensemble import Gain
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
     from .problem import Contrast
 
 NO_GAIN = 1e-3  # of the background's null deviance: less is the precision of the usage
@@ -91,7 +91,7 @@ def select_alpha(
     n_restarts: int = 3,
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -274,7 +274,7 @@ def select_n_topics(
     basis: Literal["split", "shared"] = "split",
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
