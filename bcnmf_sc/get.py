@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from ._anndata import gene_labels, pick_topics, stored, stored_slot
+from ._stored import gene_labels, pick_topics, stored, stored_slot
 from ._utils.checks import listed
 from ._utils.errors import UserError
 

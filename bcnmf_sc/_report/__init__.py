@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._anndata import gene_labels, stored, stored_slot
+from .._stored import gene_labels, stored, stored_slot
 from .._utils.errors import UserError
 from .._utils.files import check_place, replacing
 

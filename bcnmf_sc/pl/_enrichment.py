@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import pick_topics
+from .._stored import pick_topics
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._mudata import stored_fit
+from .._spots import stored_fit
 from ._axes import PALETTE, literal
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .._mudata import read_places, stored_fit
+from .._spots import read_places, stored_fit
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import literal

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from .. import _anndata, get
+from .._stored import pick_topics
 from .._utils.checks import listed, stack_level
 from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
@@ -117,7 +118,7 @@ def associate(
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
         _anndata.check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
-    names = _anndata.pick_topics(share.columns, topics)
+    names = pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
     design = Units.read(

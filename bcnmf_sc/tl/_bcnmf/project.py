@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from ... import _anndata
+from ... import _anndata, _stored
 from ..._utils.checks import listed
 from ..._utils.errors import UserError
 from ...engine import fit, transform
@@ -76,13 +76,13 @@ def project(
     _anndata.check_backed(adata, copy=copy)
     _anndata.check_names(adata)
     _anndata.check_names(reference, "reference")
-    stored = _anndata.stored(reference, key)
-    W = _anndata.aligned_loadings(adata, reference, key)
+    stored = _stored.stored(reference, key)
+    W = _stored.aligned_loadings(adata, reference, key)
     used = np.asarray(W.any(axis=1))
     problem = Problem.read(
         adata,
         _anndata.Design(np.zeros(adata.n_obs, bool), {}),
-        likelihood=_anndata.stored_likelihood(adata, reference, key, used),
+        likelihood=_stored.stored_likelihood(adata, reference, key, used),
         n_topics=None,
         layer=layer,
         mask_var=used,
@@ -149,9 +149,9 @@ def update(
     _anndata.check_backed(adata, copy=copy)
     _anndata.check_names(adata)
     _anndata.check_names(reference, "reference")
-    stored = _anndata.stored(reference, key)
+    stored = _stored.stored(reference, key)
     params = stored.get("params", {})
-    W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
+    W = np.asarray(_stored.stored_slot(reference, "varm", key), np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
     split = (stored["topics"]["kind"] == "background").any()
@@ -171,7 +171,7 @@ def update(
     design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
     mask = np.asarray(adata.var_names.isin(names))
     order = names.get_indexer(adata.var_names[mask])
-    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
+    likelihood = _stored.stored_likelihood(adata, reference, key, mask)
     problem = Problem.read(
         adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
-from ... import _anndata
+from ... import _anndata, _stored
 from ..._utils.checks import listed, stack_level, whole_number
 from ..._utils.errors import UserError
 from ...engine.deltanmf.stages import Stage, fit_stage
@@ -292,8 +292,8 @@ def _of_varp(adata: AnnData, similarity: Any) -> Any:
 def _start(adata: AnnData, init: np.ndarray | str, problem: Problem, n_topics: int) -> np.ndarray:
     """Read loadings in counts, of the genes used."""
     if isinstance(init, str):
-        topics = _anndata.stored(adata, init)["topics"]
-        W = np.asarray(_anndata.stored_slot(adata, "varm", init), np.float64)[problem.genes]
+        topics = _stored.stored(adata, init)["topics"]
+        W = np.asarray(_stored.stored_slot(adata, "varm", init), np.float64)[problem.genes]
         if (topics.get("kind") == "control").any():
             W = W[:, (topics["kind"] == "control").to_numpy()]
     else:

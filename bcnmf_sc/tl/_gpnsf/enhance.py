@@ -9,11 +9,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from ... import _anndata
-from ..._mudata import (
-    in_memory,
-    modality_of,
-    stored_fit,
-)
+from ..._mudata import in_memory
+from ..._spots import modality_of, stored_fit
 from ..._utils.checks import listed, one_of, whole_number
 from ..._utils.errors import UserError
 

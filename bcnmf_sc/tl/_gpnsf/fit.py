@@ -12,16 +12,8 @@ from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
-from ..._mudata import (
-    Spatial,
-    SpotModality,
-    check_weights,
-    forget_joint,
-    modality_of,
-    read_coordinates,
-    read_modalities,
-    read_slices,
-)
+from ..._mudata import check_weights, forget_joint
+from ..._spots import Spatial, SpotModality, modality_of, read_coordinates, read_modalities, read_slices
 from ..._utils.checks import number, one_of, stack_level, whole_number
 from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted

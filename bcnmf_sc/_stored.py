@@ -1,0 +1,138 @@
+"""What an earlier fit has stored in an AnnData, read back and checked."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ._anndata import FORMAT, check_anndata
+from ._utils.checks import listed, stack_level
+from ._utils.errors import UserError
+from .engine.likelihoods import LIKELIHOODS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from anndata import AnnData
+
+    from .engine.likelihoods import Likelihood
+
+
+def stored(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return the record of a stored factorisation."""
+    record = adata.uns.get(key)
+    if not hasattr(record, "keys") or "topics" not in record:
+        present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
+        msg = (
+            f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
+            "Run `bcnmf_sc.tl.bcnmf` first."
+        )
+        raise UserError(msg)
+    check_format(record, key)
+    return record
+
+
+def check_format(record: Mapping[str, Any], key: str) -> None:
+    """Refuse what a later package has written in a format that this one does not know."""
+    params = record.get("params", {})
+    if int(params.get("format", FORMAT)) > FORMAT:
+        msg = (
+            f"`key` {key!r} must be of a format up to {FORMAT}, got {int(params['format'])}, written by bcnmf_sc "
+            f"{params.get('version')}. This is bcnmf_sc {version('bcnmf-sc')}: update it."
+        )
+        raise UserError(msg)
+
+
+def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
+    """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
+    if attribute == "varm":  # which a MuData has in its modalities
+        check_anndata(adata)
+    slots = getattr(adata, attribute)
+    if name not in slots:
+        msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
+        raise UserError(msg)
+    return slots[name]
+
+
+def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
+    """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
+    params = reference.uns[key].get("params", {})
+    if "likelihood" not in params:
+        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
+        raise UserError(msg)
+    kind = LIKELIHOODS[str(params["likelihood"])]
+    columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
+    parameters = {
+        name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)
+        for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
+    }
+    return kind(**parameters)
+
+
+def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
+    """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
+    W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)
+    W = W[(W > 0).any(axis=1)]
+    shared = W.index.intersection(adata.var_names)
+    share = len(shared) / len(W)
+    if share < 0.5:  # noqa: PLR2004
+        msg = (
+            f"`adata` must share at least half of the {len(W)} genes of the factorisation {key!r}, got {len(shared)} "
+            f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
+        )
+        msg += _where_names_match(adata, reference, W.index)
+        raise UserError(msg)
+    if share < 1:
+        warnings.warn(
+            f"{len(W) - len(shared)} of the {len(W)} genes of the factorisation {key!r} are not in `adata`.",
+            UserWarning,
+            stacklevel=stack_level(),
+        )
+    return W.reindex(adata.var_names, fill_value=0.0).to_numpy()
+
+
+def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> str:
+    """Say which column of ``var``, here or there, holds the other side's names of half of the genes, if any does."""
+    there = reference.var.loc[genes]
+    sides = {
+        "adata": {column: genes.isin(adata.var[column].astype(str)).mean() for column in adata.var},
+        "reference": {column: there[column].astype(str).isin(adata.var_names).mean() for column in there},
+    }
+    for name, share in sides.items():
+        for column in share:
+            if share[column] >= 0.5:  # noqa: PLR2004
+                where = f"{name}.var[{column!r}]"
+                return f" `{where}` holds matching names: set `{name}.var_names = {where}`."
+    return ""
+
+
+def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
+    names = list(names)
+    if chosen is None:
+        return names
+    picked = [chosen] if isinstance(chosen, str) else list(chosen)
+    unknown = [topic for topic in picked if topic not in names]
+    if unknown or not picked or len(set(picked)) < len(picked):
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
+        raise UserError(msg)
+    return picked
+
+
+def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+    """Return the genes' names, or their symbols where a column of them is named."""
+    if gene_symbols is None:
+        return adata.var_names
+    if gene_symbols not in adata.var:
+        present = listed(adata.var.columns)
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
+        raise UserError(msg)
+    symbols = adata.var[gene_symbols]
+    missing = symbols.isna().to_numpy()
+    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
+    return pd.Index(labels, name=gene_symbols)
