@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ._utils.checks import listed, stack_level
+from ._utils.checks import listed, matrix_values, warn_of_fractions
 from ._utils.errors import UserError, UserTypeError
 from ._utils.files import uninterrupted
 from .engine.rows.sources import check_compressed
@@ -151,7 +150,7 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     if matrix is None:
         msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
         raise UserError(msg)
-    check_compressed(matrix, "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`")
+    check_compressed(matrix, matrix_name(layer))
     return matrix
 
 
@@ -182,30 +181,18 @@ def check_names(adata: AnnData, argument: str = "adata") -> None:
             raise UserError(msg)
 
 
-def check_finite(n_invalid: int, layer: str | None) -> str:
-    """Refuse NaN and infinity; return what the matrix is called."""
-    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    if n_invalid:
-        msg = f"{where} must be finite, got {n_invalid} values that are NaN or infinite. Drop or impute them first."
-        raise UserError(msg)
-    return where
+def matrix_name(layer: str | None) -> str:
+    """Return what ``X`` or a layer is called in messages."""
+    return "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
 
 
-def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer: str | None) -> None:
+def check_values(summary: Summary, likelihood: Likelihood, layer: str | None) -> None:
     """Refuse values that no likelihood can have; warn of values that counts do not have."""
-    where = check_finite(summary.n_invalid, layer)
-    if summary.smallest < 0:
-        low = summary.smallest
-        msg = f"{where} must be non-negative, got {low:g}. Scaled or centred data? Use counts or their logarithms."
-        raise UserError(msg)
-    if likelihood.counts and summary.n_fractional:
-        looks = "log-normalised" if summary.largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
-        msg = (
-            f"{where} holds {summary.n_fractional} values that are not whole numbers, but "
-            f"`likelihood={likelihood.name!r}` models counts. Is it {looks}? Name the layer of counts with `layer=` "
-            f"(present: {listed(adata.layers.keys())}), or use `likelihood='gaussian'`."
-        )
-        warnings.warn(msg, UserWarning, stacklevel=stack_level())
+    where = matrix_name(layer)
+    matrix_values(where, summary.n_invalid, summary.smallest)
+    if likelihood.counts:
+        use = f"`likelihood={likelihood.name!r}` models counts and 'gaussian' takes any"
+        warn_of_fractions(where, summary.n_fractional, summary.largest, use)
 
 
 @uninterrupted()

@@ -16,7 +16,7 @@ from scipy import sparse
 from ._anndata import check_names, read_genes, read_matrix
 from ._mudata import check_modalities, in_memory, obs_column, order_of
 from ._stored import check_format
-from ._utils.checks import listed, stack_level
+from ._utils.checks import listed, matrix_values, stack_level, warn_of_fractions
 from ._utils.errors import UserError, UserTypeError
 
 logger = logging.getLogger(__name__)
@@ -114,30 +114,21 @@ def _read_modality(
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     x = matrix.data
-    if not np.isfinite(x).all():
-        msg = f"{where} must be finite, got {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
-        raise UserError(msg)
-    if x.min(initial=0) < 0:
-        msg = f"{where} must be non-negative, got {x.min():g}. Scaled or centred data? Use counts or their logarithms."
-        raise UserError(msg)
+    matrix_values(where, int((~np.isfinite(x)).sum()), x.min(initial=0))
     if not len(x):
         msg = f"{where} holds nothing but zeros in the {len(features)} features used. Check `layer` and `mask_var`."
         raise UserError(msg)
-    whole = bool((x == np.round(x)).all())
+    n_fractional = int((x != np.round(x)).sum())
     if kind == "auto":
         sparse_name = any(word in name.lower() for word in ("atac", "peak"))
-        kind = "bernoulli" if (x == 1).all() or sparse_name else "nb" if whole else "gaussian"
+        kind = "bernoulli" if (x == 1).all() or sparse_name else "gaussian" if n_fractional else "nb"
     model = OBSERVATIONS[kind]
     if kind == "bernoulli" and (x != 1).any():
         msg = f"{where} holds values other than 0 and 1; all above 0 are made 1 for `likelihood='bernoulli'`."
         warnings.warn(msg, stacklevel=stack_level())
         matrix.data = np.ones_like(x)
-    elif model.counts and not whole:
-        msg = (
-            f"{where} holds {int((x != np.round(x)).sum())} values that are not whole numbers, but "
-            f"`likelihood={kind!r}` models counts. Name the layer of counts with `layer=`, or use 'gaussian'."
-        )
-        warnings.warn(msg, stacklevel=stack_level())
+    elif model.counts:
+        warn_of_fractions(where, n_fractional, x.max(), f"`likelihood={kind!r}` models counts and 'gaussian' takes any")
     factors = _size_factors(name, size, matrix, adata, order, obs)
     return SpotModality(
         name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
@@ -239,6 +230,15 @@ def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
         raise UserError(msg)
     check_format(record, key)
     return record
+
+
+def correlation(kernel: str, distance: np.ndarray) -> np.ndarray:
+    """Correlation of a kernel at distances in units of the lengthscale."""
+    import torch
+
+    from .engine.gpnsf.model import KERNELS
+
+    return KERNELS[kernel](torch.as_tensor(distance)).numpy()
 
 
 def modality_of(mdata: Spatial, name: str) -> AnnData:

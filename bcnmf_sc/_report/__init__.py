@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._stored import gene_labels, stored, stored_slot
+from .._utils.checks import whole_number
 from .._utils.errors import UserError
 from .._utils.files import check_place, replacing
 
@@ -80,9 +81,7 @@ def report(
     stored_slot(adata, "obsm", f"X_{key}")
     stored_slot(adata, "varm", key)
     gene_labels(adata, gene_symbols)
-    if n_genes < 1:
-        msg = f"`n_genes` must be at least 1, got {n_genes}."
-        raise UserError(msg)
+    whole_number("n_genes", n_genes, 1)
     target = check_place(path, "path")
     from ._content import sections
     from ._page import render

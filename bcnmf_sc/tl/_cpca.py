@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _anndata
-from .._utils.checks import whole_number
+from .._utils.checks import matrix_values, number, whole_number
 from .._utils.errors import UserError
 from ..engine import LIKELIHOODS
 from ..engine.cpca import cpca as run_cpca
@@ -104,11 +104,14 @@ def cpca(
     _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
-    several = not isinstance(alphas, int | float | np.number)
-    weights = [float(alpha) for alpha in alphas] if isinstance(alphas, Sequence | np.ndarray) else [float(alphas)]
+    several = isinstance(alphas, Iterable)
+    weights: list[Any] = list(alphas) if isinstance(alphas, Iterable) else [alphas]
+    for alpha in weights:
+        number("alphas", alpha)
+    weights = [float(alpha) for alpha in weights]
     names = [f"{key_added}_{alpha:g}" if several else key_added for alpha in weights]
-    if not weights or not all(np.isfinite(alpha) and alpha >= 0 for alpha in weights) or len(set(names)) < len(names):
-        msg = f"`alphas` must be different finite numbers of at least 0, got {alphas!r}."
+    if len(set(names)) < len(names) or not names:
+        msg = f"`alphas` must be one or more different numbers, got {alphas!r}."
         raise UserError(msg)
     genes = _anndata.read_genes(adata, mask_var)
     whole_number("n_components", n_components, 1, min(len(genes), adata.n_obs), "the smaller of cells and genes used")
@@ -119,7 +122,7 @@ def cpca(
     source = row_source(_anndata.read_matrix(adata, layer), genes=genes, block_rows=batch_size, n_threads=n_threads)
     groups = source.place(Groups, np.ones((adata.n_obs, 1), bool), np.zeros(adata.n_obs))
     summary = source.reduce(partial(summarise, likelihood=LIKELIHOODS["gaussian"]()), groups)
-    _anndata.check_finite(summary.n_invalid, layer)
+    matrix_values(_anndata.matrix_name(layer), summary.n_invalid, 0)
     found = run_cpca(source, design.target, design.background, alphas=weights, n_components=n_components)
 
     adata = adata.copy() if copy else adata

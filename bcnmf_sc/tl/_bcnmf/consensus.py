@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 import numpy as np
 
 from ... import _anndata
-from ..._utils.checks import one_of, whole_number
-from ..._utils.errors import UserError
+from ..._utils.checks import number, one_of, seed_32, whole_number
 from ...engine import transform
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
@@ -86,9 +85,7 @@ def consensus(
     one_of("basis", basis, ("split", "shared"))
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
     check_alpha(alpha)
-    if not density > 0:
-        msg = f"`density` must be above 0, got {density!r}."
-        raise UserError(msg)
+    number("density", density, closed="right")
     one_alpha(background)
     no_checkpoint(run)
     design = _anndata.read_design(adata, background_key, background, target)
@@ -108,9 +105,8 @@ def consensus(
     model = problem.model(contrast, n_topics, n_background_topics, basis)
     fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
     kinds = [slice(n_topics), slice(n_topics, None)][: 1 + bool(n_background_topics)]
-    found = [
-        ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=random_state) for kind in kinds
-    ]
+    seed = seed_32(random_state)
+    found = [ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=seed) for kind in kinds]
     W, stability, members = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
     last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
     H, cell_loss = transform(problem.source, last.likelihood, W)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import numpy as np
 
 from ... import _anndata
-from ..._utils.checks import one_of, whole_number
+from ..._utils.checks import number, one_of, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf import ensemble
@@ -360,9 +360,7 @@ def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) 
     one_of("basis", basis, ("split", "shared"))
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
-    if not 0 < fdr_level < 1:
-        msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
-        raise UserError(msg)
+    number("fdr_level", fdr_level, 0, 1, "neither")
 
 
 def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:

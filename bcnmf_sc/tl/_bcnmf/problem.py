@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
-from ..._utils.checks import listed, stack_level, whole_number
+from ..._utils.checks import listed, number, random_seed, stack_level, whole_number
 from ..._utils.errors import UserError
 from ...engine import LIKELIHOODS, Factors, Joint, Likelihood, RowSource, Run, row_source, transform
 from ...engine.bcnmf.ensemble import Model, shares_of
@@ -109,7 +109,7 @@ class Problem:
     ) -> Problem:
         """Read and check all that a fit needs. Raises before anything is done."""
         check_run(run, RunOptions)
-        whole_number("random_state", random_state, 0)
+        random_seed(random_state)
         model, refine = _model(likelihood, dispersion, dropout)
         _anndata.check_names(adata)
         matrix = _anndata.read_matrix(adata, layer)
@@ -136,7 +136,7 @@ class Problem:
         member = np.column_stack([design.target, *design.backgrounds.values(), every])
         groups = source.place(Groups, member, np.zeros(adata.n_obs))
         summary = source.reduce(partial(summarise, likelihood=model), groups)
-        _anndata.check_values(summary, model, adata, layer)
+        _anndata.check_values(summary, model, layer)
         for name, cells, mass in zip(["target", *design.backgrounds], member.T, summary.mass, strict=False):
             if cells.any() and not mass.any():
                 msg = (
@@ -324,9 +324,7 @@ def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> flo
 
 def check_alpha(value: Any, where: str = "") -> None:
     """Refuse what is no strength of a contrast."""
-    if isinstance(value, str) or not (np.isscalar(value) and np.isfinite(value) and value >= 0):  # type: ignore[operator]
-        msg = f"`alpha` must be a finite number of at least 0, got {value!r}{where}."
-        raise UserError(msg)
+    number("alpha", value, why=where)
 
 
 def one_alpha(background: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ... import _anndata
-from ..._utils.checks import one_of, whole_number
+from ..._utils.checks import number, one_of, whole_number
 from ..._utils.errors import UserError
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
@@ -148,9 +148,11 @@ def select_alpha(
     """
     _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
-    if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
-        msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
+    if not len(alphas):
+        msg = f"`alphas` must name at least one number to try, got {alphas!r}."
         raise UserError(msg)
+    for alpha in alphas:
+        number("alphas", alpha)
     whole_number("n_restarts", n_restarts, 1)
     whole_number("n_folds", n_folds, 2)
     one_alpha(background)
@@ -330,8 +332,8 @@ def select_n_topics(
         if numbers is not None and not len(numbers):
             msg = f"`{name}` must name at least one number to try."
             raise UserError(msg)
-        for number in () if numbers is None else numbers:
-            whole_number(name, number, 1)
+        for n in () if numbers is None else numbers:
+            whole_number(name, n, 1)
     whole_number("n_folds", n_folds, 2)
     one_of("basis", basis, ("split", "shared"))
     one_alpha(background)

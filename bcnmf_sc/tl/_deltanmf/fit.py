@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata, _stored
-from ..._utils.checks import listed, stack_level, whole_number
+from ..._utils.checks import listed, number, stack_level, whole_number
 from ..._utils.errors import UserError
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
@@ -160,18 +160,16 @@ def deltanmf(
     whole_number("n_topics_case", n_topics_case, 0)
     strengths: dict[str, Any] = {"rel_alpha": rel_alpha, "rel_gamma": rel_gamma}
     for name, value in strengths.items():
-        if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
-            msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
-            raise UserError(msg)
+        number(name, value)
     if rel_alpha and similarity is None:
         msg = f"`similarity` must be given where `rel_alpha` is above 0, got {rel_alpha!r} and none."
         raise UserError(msg)
     design = _read_design(adata, condition_key, control, case, one_stage=n_topics_case == 0)
     donors = None if sample_key is None else _anndata.read_samples(adata, sample_key)
     data = CaseControl.read(adata, design, asked, layer=layer, mask_var=mask_var, random_state=random_state)
-    for name, number, cells in (("control", n_topics_control, data.control), ("case", n_topics_case, data.case)):
+    for name, n, cells in (("control", n_topics_control, data.control), ("case", n_topics_case, data.case)):
         most = int(min(cells.sum(), (data.deviation > 0).sum()))
-        whole_number(f"n_topics_{name}", number, 0, most, f"the smaller of {name} cells and genes used")
+        whole_number(f"n_topics_{name}", n, 0, most, f"the smaller of {name} cells and genes used")
     names = adata.var_names[data.problem.genes]
     graph, n_known = (None, 0) if similarity is None else _similarity.align(_of_varp(adata, similarity), names)
     start = None if init is None else data.scaled_loadings(_start(adata, init, data.problem, n_topics_control))

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from ... import _anndata
 from ..._mudata import check_weights, forget_joint
 from ..._spots import Spatial, SpotModality, modality_of, read_coordinates, read_modalities, read_slices
-from ..._utils.checks import number, one_of, stack_level, whole_number
+from ..._utils.checks import number, one_of, random_seed, stack_level, whole_number
 from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from ...engine.gpnsf.fit import SpatialFactors
 
-KERNELS = ("matern32", "exponential", "rbf")
-OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
 MORAN_NEIGHBOURS = 8
 
 
@@ -148,12 +146,14 @@ def gpnsf(
     ((196, 4), (120, 4))
     """
     from ...engine.gpnsf import fit as gpnsf_fit
+    from ...engine.gpnsf.model import KERNELS
+    from ...engine.gpnsf.observations import OBSERVATIONS
     from ...engine.gpnsf.start import Shape, Values
 
     _anndata.check_key(key_added)
     check_run(run, SpatialRunOptions)
     one_of("kernel", kernel, KERNELS)
-    whole_number("random_state", random_state, 0)
+    random_seed(random_state)
     if n_inducing is not None:
         whole_number("n_inducing", n_inducing, 1)
     number("kl_weight", kl_weight)

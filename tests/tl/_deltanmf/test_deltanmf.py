@@ -334,7 +334,7 @@ def test_bad_similarities(small, case):
         ({"rel_gamma": -1.0}, "`rel_gamma` must be a finite number of at least 0"),
         ({"rel_gamma": np.nan}, "`rel_gamma` must be a finite number"),
         ({"sample_key": "no"}, "`sample_key` 'no' is not in"),
-        ({"library": "mean"}, "`library` must be 'median' or 'tpm' or 'none', got 'mean'"),
+        ({"library": "mean"}, "`library` must be one of 'median', 'tpm', 'none', got 'mean'"),
         ({"scale": "case"}, "`scale` must be"),
         ({"min_cells": 10_000}, "At least 2 genes must have counts in 10000 cells, got 0"),
         ({"exclude_genes": ["x"]}, "`exclude_genes` must name genes"),
