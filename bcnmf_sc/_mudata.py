@@ -1,20 +1,136 @@
-"""Everything that is read from and written to a MuData. No mathematics."""
+"""The front door for a MuData: modalities are read one by one and fitted side by side. No mathematics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import forget
-from ._utils.checks import listed
+from . import _anndata
+from ._anndata import Data, Reading, read_matrix
+from ._stored import CELL_FIELDS, GENE_FIELDS, forget, write
+from ._utils.checks import listed, number
 from ._utils.errors import UserError, UserTypeError
+from ._utils.files import uninterrupted
+from .engine import Joint
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
+    from mudata import MuData
+
+    from .engine import Likelihood
+
+
+@dataclass(frozen=True)
+class Modalities(Data):
+    """Modalities that are fitted together: their features used, side by side, as one AnnData."""
+
+    mdata: MuData
+    used: dict[str, np.ndarray]
+    """Numbers of the features used, per modality."""
+    own: dict[str, Any]
+    """What to record of the modalities."""
+
+    @uninterrupted()
+    def write(self, **result: Any) -> Any:
+        """Write usage and cells to the whole, loadings and genes to each modality."""
+        key, copy = self.asked.key, self.asked.copy
+        mdata = self.mdata.copy() if copy else self.mdata
+        write(self.adata, key, used=self.genes, **result)
+        forget_joint(mdata, key, list(self.used))
+        mdata.obsm["X_" + key] = self.adata.obsm["X_" + key]
+        for name in CELL_FIELDS:
+            if f"{key}_{name}" in self.adata.obs:
+                mdata.obs[f"{key}_{name}"] = self.adata.obs[f"{key}_{name}"]
+        mdata.uns.update(self.adata.uns)
+        record = mdata.uns[key]
+        record["params"] |= self.own
+        W, start = self.adata.varm[key], 0
+        for name, used in self.used.items():
+            part, here = mdata[name], slice(start, start + len(used))
+            start = here.stop
+            record["topics"]["share_" + name] = W[here].sum(0)
+            loadings = np.zeros((part.n_vars, W.shape[1]), np.float32)
+            loadings[used] = W[here]
+            part.varm[key] = loadings
+            for field in GENE_FIELDS:
+                column = f"{key}_{field}"
+                values = self.adata.var[column].iloc[here] if column in self.adata.var else pd.Series(dtype=float)
+                if values.notna().any():
+                    full = np.zeros(part.n_vars, bool) if values.dtype == bool else np.full(part.n_vars, np.nan, "f4")
+                    full[used] = values
+                    part.var[column] = full
+        for name, kind in zip(self.used, self.own["likelihood"], strict=True):
+            params = record["params"] | {"likelihood": kind}
+            mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
+        return mdata if copy else None
+
+
+def read(
+    mdata: MuData,
+    asked: Reading,
+    likelihoods: Mapping[str, Likelihood],
+    weights: Mapping[str, float] | None,
+    *,
+    estimate: bool,
+) -> Modalities:
+    """Read and check every modality, then all together. Raises before anything is done."""
+    for option in ("device", "checkpoint", "client"):
+        if asked.run.get(option) is not None:
+            msg = f"`{option}` must be None for a MuData, got {asked.run[option]!r}."
+            raise UserError(msg)
+    if not likelihoods:
+        msg = f"`likelihood` must name at least one modality. Present: {listed(mdata.mod)}."
+        raise UserError(msg)
+    given: dict[str, Any] = {"likelihood": likelihoods, "weights": weights}
+    for argument, value in (given | {"layer": asked.layer, "mask_var": asked.mask_var}).items():
+        check_modalities(argument, value, mdata.mod)
+    weight = read_weights(weights, likelihoods)
+    parts: dict[str, Data] = {}
+    for name, likelihood in likelihoods.items():
+        part = mdata[name]
+        order = order_of(mdata, name, part, argument="adata", what="cells")
+        part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
+        layer = asked.layer.get(name) if isinstance(asked.layer, Mapping) else asked.layer
+        mask_var = asked.mask_var.get(name, "auto") if isinstance(asked.mask_var, Mapping) else asked.mask_var
+        try:
+            own_reading = Reading(asked.key, copy=False, layer=layer, mask_var=mask_var, run=asked.run)
+            parts[name] = _anndata.read(part, own_reading, likelihood)
+        except ValueError as error:
+            error.add_note(f"In the modality {name!r}.")
+            raise
+    blocks = [in_memory(read_matrix(part.adata, part.params["layer"]))[:, part.genes] for part in parts.values()]
+    columns = {
+        column: obs_column(mdata, column) for column in (asked.background_key, asked.sample_key, *asked.confounders)
+    }
+    if any(sparse.issparse(block) for block in blocks):
+        matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
+    else:
+        matrix = np.hstack(blocks, dtype=np.float32)
+    names = [f"{name}:{gene}" for name, part in parts.items() for gene in part.adata.var_names[part.genes]]
+    adata = AnnData(
+        matrix,
+        obs=pd.DataFrame({name: x for name, x in columns.items() if x is not None}, index=mdata.obs_names),
+        var=pd.DataFrame(index=names),
+    )
+    kinds = list(likelihoods.values())
+    joint = kinds[0]
+    if len({kind.name for kind in kinds}) > 1 or set(weight.values()) != {1.0}:
+        of_gene = np.repeat(np.arange(len(parts)), [len(part.genes) for part in parts.values()])
+        joint = Joint(tuple(kinds), tuple(weight.values()), of_gene, estimate=estimate)
+    own = {
+        "modalities": list(parts),
+        "likelihood": [kind.name for kind in kinds],
+        "weights": list(weight.values()),
+        "layer": ["X" if part.params["layer"] is None else part.params["layer"] for part in parts.values()],
+        "mask_var": ["none" if part.params["mask_var"] is None else part.params["mask_var"] for part in parts.values()],
+    }
+    whole = _anndata.read(adata, replace(asked, layer=None, mask_var=None), joint)
+    return Modalities(**vars(whole), mdata=mdata, used={name: part.genes for name, part in parts.items()}, own=own)
 
 
 def in_memory(matrix: Any) -> Any:
@@ -24,11 +140,15 @@ def in_memory(matrix: Any) -> Any:
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
 
 
-def check_weights(weights: object) -> None:
-    """Refuse weights that are not named by modality."""
+def read_weights(weights: Any, names: Iterable[str]) -> dict[str, float]:
+    """Return the weight of each modality, 1 where none is given."""
     if weights is not None and not isinstance(weights, Mapping):
         msg = f"`weights` must be a mapping of modalities to numbers, as {{'rna': 2.0}}, or None, got {weights!r}."
         raise UserTypeError(msg)
+    for name, weight in (weights or {}).items():
+        why = ": leave a modality out by naming others in `likelihood`"
+        number(f"weights[{name!r}]", weight, closed="right", why=why)
+    return {name: float((weights or {}).get(name, 1.0)) for name in names}
 
 
 def forget_joint(mdata: Any, key: str, modalities: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Everything that is read from a MuData or an AnnData of spots in space. No mathematics."""
+"""The front door of spatial fits: all that is read from a MuData or an AnnData of spots. No mathematics."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_names, read_genes, read_matrix
-from ._mudata import check_modalities, in_memory, obs_column, order_of
+from ._anndata import check_backed, check_key, check_names, read_genes, read_matrix
+from ._mudata import check_modalities, in_memory, obs_column, order_of, read_weights
 from ._stored import check_format
-from ._utils.checks import listed, matrix_values, stack_level, warn_of_fractions
+from ._utils.checks import listed, matrix_values, random_seed, stack_level, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
 
 logger = logging.getLogger(__name__)
@@ -46,15 +46,40 @@ class SpotModality:
     layer: str | None
 
 
-def read_modalities(
+@dataclass(frozen=True)
+class Spots:
+    """A MuData or an AnnData as a spatial fit sees it: read and checked."""
+
+    modalities: list[SpotModality]
+    slices: np.ndarray
+    """Number of each spot's slice."""
+    slice_names: list[str]
+    coordinates: np.ndarray
+
+
+def read(
     mdata: Spatial,
+    *,
+    key: str,
+    copy: bool,
+    random_state: int,
+    n_topics: int,
+    n_nonspatial: int,
     likelihood: str | Mapping[str, str],
     size_factors: str | Mapping[str, str | None] | None,
     weights: Mapping[str, float] | None,
     layer: str | Mapping[str, str | None] | None,
     mask_var: str | None,
-) -> list[SpotModality]:
-    """Read all modalities. Raises before anything is done."""
+    spatial_key: str,
+    sample_key: str | None,
+) -> Spots:
+    """Read and check all that a spatial fit needs, once and in one order. Raises before anything is done."""
+    check_key(key)
+    random_seed(random_state)
+    whole_number("n_topics", n_topics, 1)
+    whole_number("n_nonspatial", n_nonspatial, 0)
+    if isinstance(mdata, AnnData):
+        check_backed(mdata, copy=copy)
     parts = {ALONE: mdata} if isinstance(mdata, AnnData) else dict(getattr(mdata, "mod", {}))
     if not parts:
         msg = f"`mdata` must be a MuData with modalities or an AnnData, got {type(mdata).__name__}."
@@ -67,14 +92,15 @@ def read_modalities(
         parts = {name: parts[name] for name in likelihood}
     for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
         check_modalities(argument, given, parts)
+    weight = read_weights(weights, parts)
     if not mdata.obs_names.is_unique:
         msg = "`mdata.obs_names` must be unique."
         raise UserError(msg)
-    read = []
+    modalities = []
     for name, adata in parts.items():
         check_names(adata)
         order = order_of(mdata, name, adata, argument="mdata", what="spots")
-        read.append(
+        modalities.append(
             _read_modality(
                 name,
                 adata,
@@ -83,14 +109,17 @@ def read_modalities(
                 size=size_factors.get(name, "library") if isinstance(size_factors, Mapping) else size_factors,
                 layer=layer.get(name) if isinstance(layer, Mapping) else layer,
                 mask_var=mask_var,
-                weight=float((weights or {}).get(name, 1.0)),
+                weight=weight[name],
                 obs=mdata.obs,
             )
         )
-    if not all(each.weight > 0 for each in read):
-        msg = "`weights` must be above 0; leave a modality out of `likelihood` to leave it out of the fit."
+    most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
+    if n_topics + n_nonspatial > most:
+        n_all = n_topics + n_nonspatial
+        msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
         raise UserError(msg)
-    return read
+    slices, names = read_slices(mdata, sample_key)
+    return Spots(modalities, slices, names, read_coordinates(mdata, spatial_key, slices=slices, names=names))
 
 
 def _read_modality(

@@ -1,18 +1,19 @@
-"""What an earlier fit has stored in an AnnData, read back and checked."""
+"""What fits store in an AnnData: written, and read back and checked."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import fields
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from ._anndata import FORMAT, check_anndata
 from ._utils.checks import listed, stack_level
 from ._utils.errors import UserError
+from ._utils.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
@@ -21,6 +22,67 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from .engine.likelihoods import Likelihood
+
+CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
+GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
+"""What a fit of any kind may write to obs and var, after its key."""
+FORMAT = 1
+"""Of what is written. Raised when an earlier package would misread it; what has none is the first."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@uninterrupted()
+def write(
+    adata: AnnData,
+    key: str,
+    *,
+    used: np.ndarray,
+    W: np.ndarray,
+    H: np.ndarray,
+    cells: Mapping[str, Any],
+    genes: Mapping[str, np.ndarray],
+    record: dict[str, Any],
+    notes: Mapping[str, Any] = NOTHING,
+) -> None:
+    """Write a factorisation into the slots that carry its key, and notes into those of the key with a name after it."""
+    forget(adata, key)
+    loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
+    loadings[used] = W
+    adata.obsm["X_" + key] = np.asarray(H, np.float32)
+    adata.varm[key] = loadings
+    for name, values in cells.items():
+        adata.obs[f"{key}_{name}"] = values
+    for name, values in genes.items():
+        column = (
+            np.zeros(adata.n_vars, values.dtype) if values.dtype == bool else np.full(adata.n_vars, np.nan, np.float32)
+        )
+        column[used] = values
+        adata.var[f"{key}_{name}"] = column
+    adata.uns[key] = record | {"params": recorded(record["params"])}
+    for name, note in notes.items():
+        adata.uns[key + name] = note
+
+
+def forget(data: Any, key: str) -> None:
+    """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
+
+    Usage, loadings and the record, which every fit writes, are left to be written over.
+    """
+    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
+        table = getattr(data, axis)
+        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
+        if stale:
+            setattr(data, axis, table.drop(columns=stale))
+    data.obsm.pop(f"X_{key}_sd", None)
+
+
+def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as they are stored: which package wrote them and in which format, and without those of None.
+
+    In an h5ad, None makes the whole file unreadable for anndata before 0.12 and for readers in R.
+    """
+    given = {name: value for name, value in params.items() if value is not None}
+    return given | {"version": version("bcnmf-sc"), "format": FORMAT}
 
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
@@ -50,8 +112,6 @@ def check_format(record: Mapping[str, Any], key: str) -> None:
 
 def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
     """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
-    if attribute == "varm":  # which a MuData has in its modalities
-        check_anndata(adata)
     slots = getattr(adata, attribute)
     if name not in slots:
         msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."

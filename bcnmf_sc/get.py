@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from ._anndata import check_anndata
 from ._stored import gene_labels, pick_topics, stored, stored_slot
 from ._utils.checks import listed, number, one_of, whole_number
 from ._utils.errors import UserError
@@ -81,6 +82,7 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
     [1.0, 1.0, 1.0, 1.0]
     """
     names = _topic_names(adata, key)
+    check_anndata(adata)  # a MuData has them in its modalities
     values = np.array(stored_slot(adata, "varm", key))
     return pd.DataFrame(values, index=gene_labels(adata, gene_symbols), columns=names)
 

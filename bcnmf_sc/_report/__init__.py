@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._anndata import check_anndata
 from .._stored import gene_labels, stored, stored_slot
 from .._utils.checks import whole_number
 from .._utils.errors import UserError
@@ -79,6 +80,7 @@ def report(
         msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
         raise UserError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
+    check_anndata(adata)
     stored_slot(adata, "varm", key)
     gene_labels(adata, gene_symbols)
     whole_number("n_genes", n_genes, 1)

@@ -86,14 +86,30 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise UserError(msg)
 
 
-def matrix_values(where: str, n_invalid: int, smallest: float) -> None:
+def matrix_values(
+    where: str, n_invalid: int, smallest: float, advice: str = "Scaled or centred data? Use counts or their logarithms."
+) -> None:
     """Raise unless the values of a matrix are finite and non-negative."""
     if n_invalid:
         msg = f"{where} must be finite, got {n_invalid} values that are NaN or infinite. Drop or impute them first."
         raise UserError(msg)
     if smallest < 0:
-        msg = f"{where} must be non-negative, got {smallest:g}. Scaled or centred data? Use counts or their logarithms."
+        msg = f"{where} must be non-negative, got {smallest:g}. {advice}"
         raise UserError(msg)
+
+
+def start_loadings(init: Any, n_genes: int, n_topics: int) -> np.ndarray | None:
+    """Return the loadings to start from, if any are given."""
+    if init is None:
+        return None
+    start = np.asarray(init, np.float64)
+    if start.shape != (n_genes, n_topics) or not np.isfinite(start).all() or (start < 0).any():
+        msg = (
+            f"`init` must be finite, non-negative loadings of {n_genes} genes used x {n_topics} topics, got shape "
+            f"{start.shape}. Cut an array over all genes down to those of `mask_var`."
+        )
+        raise UserError(msg)
+    return start
 
 
 def warn_of_fractions(where: str, n_fractional: int, largest: float, use: str) -> None:

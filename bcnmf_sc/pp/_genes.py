@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._anndata import check_anndata, check_names
-
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -22,11 +20,6 @@ LEAST = 2  # cells, genes
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
-
-
-def check_adata(adata: AnnData) -> None:
-    check_anndata(adata)
-    check_names(adata)
 
 
 def write_var(adata: AnnData, columns: pd.DataFrame) -> None:

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from .._anndata import matrix_name, read_design, read_matrix
+from .._anndata import check_names, matrix_name, read_design, read_matrix
 from .._utils.checks import matrix_values, one_of, warn_of_fractions, whole_number
 from .._utils.errors import UserError, UserTypeError
-from ._genes import LEAST, check_adata, flag_column, logger, n_expressed, write_var
+from ._genes import LEAST, flag_column, logger, n_expressed, write_var
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def highly_variable_genes(
     >>> int(adata.var["highly_variable"].sum())
     200
     """
-    check_adata(adata)
+    check_names(adata)
     in_target, in_background, record = conditions_of(adata, background_key, background=background, target=target)
     columns = choose_genes(
         counts_of(adata, layer),

@@ -122,7 +122,8 @@ def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
         raise UserError(msg)
     _check_unique(names, "similarity")
     graph = sparse.coo_array(matrix).astype(np.float64)
-    matrix_values("`similarity`", int((~np.isfinite(graph.data)).sum()), graph.data.min(initial=0.0))
+    n_invalid = int((~np.isfinite(graph.data)).sum())
+    matrix_values("`similarity`", n_invalid, graph.data.min(initial=0.0), "Set negative values to 0.")
     graph = sparse.csr_array(graph)
     if abs(graph - graph.T).max() > ASYMMETRY * graph.max():
         msg = "`similarity` must be symmetric, got different values for the two orders of a pair. Use `S.maximum(S.T)`."

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .. import _anndata, get
+from .. import get
+from .._anndata import check_backed
 from .._utils.checks import listed, one_of, random_seed, whole_number
 from .._utils.errors import UserError, UserTypeError
 
@@ -104,7 +105,7 @@ def enrich(
     >>> bc.get.enrichment(adata).columns.tolist()[:5]
     ['topic', 'gene_set', 'method', 'set_size', 'n_overlap']
     """
-    _anndata.check_backed(adata, copy=copy)
+    check_backed(adata, copy=copy)
     one_of("method", method, ("ora", "gsea"))
     whole_number("n_genes", n_genes, 1)
     whole_number("min_size", min_size, 1)

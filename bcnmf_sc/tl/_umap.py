@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import _anndata, get
+from .. import get
+from .._anndata import check_backed
 from .._utils.checks import random_seed, seed_32, whole_number
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def umap(
     from anndata import AnnData
 
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
-        _anndata.check_backed(adata, copy=copy)
+        check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True).to_numpy(np.float32)
     whole_number("n_neighbors", n_neighbors, 2, adata.n_obs - 1, "one less than there are cells")
     random_seed(random_state)

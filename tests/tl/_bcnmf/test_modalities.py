@@ -187,7 +187,7 @@ def test_what_takes_no_mudata_says_what_does(adata, mdata, call):
             "`likelihood` must name modalities, got 'atac'. Present: 'rna', 'protein'",
         ),
         ({"weights": {"atac": 1.0}}, "`weights` must name modalities"),
-        ({"weights": {"rna": 0.0}}, "`weights` must be above 0"),
+        ({"weights": {"rna": 0.0}}, r"`weights\['rna'\]` must be a finite number above 0, got 0.0"),
         (
             {"likelihood": {"rna": "poisson", "protein": "gaussian"}, "dispersion": 2.0},
             "`dispersion` is a parameter of the likelihood 'nb' or 'zinb', got 2.0 with 'poisson', 'gaussian'",
