@@ -13,7 +13,7 @@ from scipy import sparse
 
 from .. import _anndata, _methods
 from .._mudata import in_memory
-from .._utils.checks import listed
+from .._utils.checks import listed, matrix_values
 from .._utils.errors import UserError, UserTypeError
 from ..engine import as_likelihood
 from ..engine.rows.moments import as_matrix, log_normalized
@@ -284,13 +284,11 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
     genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
     matrix = as_matrix(to_block(in_memory(_anndata.read_matrix(adata, layer)), None, np.float32))
     values = matrix.data if sparse.issparse(matrix) else matrix
-    where = _anndata.check_finite(int(values.size - np.isfinite(values).sum()), layer)
     work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
-    if as_likelihood(options.get("likelihood", "poisson")).counts:
-        if values.min(initial=0) < 0:
-            low = f"{values.min():g}"
-            msg = f"{where} must be non-negative, got {low}. Scaled or centred data? Name the `layer` of counts."
-            raise UserError(msg)
+    counts = as_likelihood(options.get("likelihood", "poisson")).counts
+    n_invalid = int(values.size - np.isfinite(values).sum())
+    matrix_values(_anndata.matrix_name(layer), n_invalid, values.min(initial=0) if counts else 0)
+    if counts:
         work.layers[LAYER] = log_normalized(matrix)[:, genes]
     return work
 

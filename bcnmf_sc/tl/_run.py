@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from .._utils.checks import whole_number
+from .._utils.checks import number, whole_number
 from .._utils.errors import UserError, UserTypeError
 from .._utils.files import check_place
 from ..engine import LIKELIHOODS, Run
@@ -171,10 +171,8 @@ def check_run(run: Mapping[str, Any], options: type) -> None:
         if run.get(name) is not None:
             whole_number(name, run[name], 1)
     for name in ("tol", "max_time", "learning_rate"):
-        value = run.get(name)
-        if value is not None and not (isinstance(value, int | float | np.number) and value >= 0):
-            msg = f"`{name}` must be a number of at least 0, got {value!r}."
-            raise UserError(msg)
+        if run.get(name) is not None:
+            number(name, run[name], most=np.inf)
 
 
 class DeltaOptions(RunOptions, total=False):

@@ -279,10 +279,10 @@ def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
     return order, cosine[np.arange(len(order)), order]
 
 
-def shares_of(H: np.ndarray) -> np.ndarray:
+def shares_of(H: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
     """Usage as proportions; zero for cells without any."""
-    total = H.sum(1, keepdims=True, dtype=np.float64)
-    return np.divide(H, total, out=np.zeros(H.shape), where=total > 0)
+    total = H.sum(1, keepdims=True, dtype=dtype)
+    return np.divide(H, total, out=np.zeros(H.shape, dtype), where=total > 0)
 
 
 def _rough(run: Run) -> Run:

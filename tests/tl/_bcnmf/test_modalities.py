@@ -192,7 +192,7 @@ def test_what_takes_no_mudata_says_what_does(adata, mdata, call):
             "`likelihood` must name modalities, got 'atac'. Present: 'rna', 'protein'",
         ),
         ({"weights": {"atac": 1.0}}, "`weights` must name modalities"),
-        ({"weights": {"rna": 0.0}}, "`weights` must be above 0"),
+        ({"weights": {"rna": 0.0}}, r"`weights\['rna'\]` must be a finite number above 0, got 0.0"),
         ({"likelihood": {"rna": "normal"}}, "`likelihood` must be one of.*got 'normal'"),
         ({"likelihood": NegativeBinomial([1.0, 2.0])}, "`dispersion` must be .* for each of 333 genes"),
         ({"likelihood": {"rna": "nb"}, "dispersion": 2.0}, "likelihood=bc.likelihoods.NegativeBinomial"),
