@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from ._methods import METHODS
 from ._stored import write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
@@ -342,10 +343,9 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
         return
     msg = f"`{argument}` must be an AnnData, got {type(adata).__name__}."
     if hasattr(adata, "mod"):
-        msg += (
-            " Fits that take a MuData are `bcnmf_sc.tl.bcnmf` and `bcnmf_sc.tl.gpnsf`; to anything else pass one "
-            f"modality, as `mdata[{next(iter(adata.mod), 'rna')!r}]`."
-        )
+        fits = " and ".join(f"`bcnmf_sc.tl.{method.name}`" for method in METHODS if method.multimodal)
+        first = next(iter(adata.mod), "rna")
+        msg += f" Fits that take a MuData are {fits}; to anything else pass one modality, as `mdata[{first!r}]`."
     raise UserTypeError(msg)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from ._methods import fields_written
 from ._utils.checks import listed, stack_level
 from ._utils.errors import UserError
 from ._utils.files import uninterrupted
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from .engine.likelihoods import Likelihood
 
-CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
-GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
+CELL_FIELDS = fields_written("obs")
+GENE_FIELDS = fields_written("var")
 """What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1
 """Of what is written. Raised when an earlier package would misread it; what has none is the first."""
@@ -73,7 +74,8 @@ def forget(data: Any, key: str) -> None:
         stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
         if stale:
             setattr(data, axis, table.drop(columns=stale))
-    data.obsm.pop(f"X_{key}_sd", None)
+    for name in fields_written("obsm"):
+        data.obsm.pop(f"X_{key}_{name}", None)
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def described() -> str:
 def _block(name: str, value: object) -> str:
     lines = [name]
     if typing.is_typeddict(value):
-        lines += [f"    {field}: {kind}" for field, kind in inspect.get_annotations(value).items()]
+        lines += [f"    {field}: {kind.__forward_arg__}" for field, kind in inspect.get_annotations(value).items()]
     elif inspect.isfunction(value):
         signature = inspect.signature(value)
         lines += [f"    {parameter}" for parameter in signature.parameters.values()]

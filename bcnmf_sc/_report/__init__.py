@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._anndata import check_anndata
+from .._methods import METHODS, method_of
 from .._stored import gene_labels, stored, stored_slot
 from .._utils.checks import whole_number
 from .._utils.errors import UserError
@@ -76,8 +77,10 @@ def report(
     '<!DOCTYPE html>'
     """
     record = stored(adata, key)
-    if "posterior" in record:
-        msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
+    method = method_of(record)
+    if method.report is None:
+        shown = ", ".join(f"`{other.name}`" for other in METHODS if other.report)
+        msg = f"`key` must name a fit of {shown}, got {key!r}, which is of `{method.name}`. Draw it with `bcnmf_sc.pl`."
         raise UserError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
     check_anndata(adata)

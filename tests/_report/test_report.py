@@ -367,7 +367,7 @@ def test_calls_ask_for_the_same_data(plain, tmp_path):
 def test_spatial_fits_are_refused(plain, tmp_path):
     other = plain.copy()
     other.uns["mine"]["posterior"] = {}
-    with pytest.raises(ValueError, match="without places"):
+    with pytest.raises(ValueError, match=r"must name a fit of `nmf`.*of `gpnsf`"):
         bc.report(other, tmp_path / "report.html", key="mine")
 
 

@@ -389,7 +389,7 @@ LARGE = {
     "checkpoint": "checkpoint.Checkpoint(files.Path(path), 'x').write(lambda file: np.savez(file, np.ones(10**5)), 1)",
     "checkpoint of gpnsf": """
         import torch, types
-        from bcnmf_sc.engine import gpnsf_fit
+        from bcnmf_sc.engine.gpnsf import fit as gpnsf_fit
         optimiser = types.SimpleNamespace(state_dict=dict)
         state = types.SimpleNamespace(
             params={"a": torch.ones(10**5)}, optimiser=optimiser, generator=torch.Generator(), elbo=[1.0], gain=1.0
@@ -607,7 +607,7 @@ def server():
 
 
 DOWNLOAD = """
-from bcnmf_sc._download import download
+from bcnmf_sc._utils.download import download
 os.environ["BCNMF_SC_DATA"] = cache
 try:
     download(url, "file.bin")

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from ..._anndata import Reading
+import numpy as np
+from anndata import AnnData
+
+from ..._anndata import MaskVar, Reading
 from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf.ensemble import fit_model, spawn
-from .._run import run_settings
+from .._run import LikelihoodName, RunOptions, run_settings
 from .folds import deal, score
 from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
-    import numpy as np
-    from anndata import AnnData
     from mudata import MuData
-
-    from ..._anndata import MaskVar
-    from .._run import LikelihoodName, RunOptions
 
 N_FOLDS = 5
 """Folds on which the number of background topics is chosen where cells are not scored."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import numpy as np
+from anndata import AnnData
 
 from ... import _stored
 from ..._anndata import Reading, check_names
 from ..._utils.checks import listed
 from ..._utils.errors import UserError
 from ...engine import fit, transform
-from .._run import run_settings
+from .._run import RunOptions, run_settings
 from .problem import SAFE_ALPHA, Contrast, Problem
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from .._run import RunOptions
 
 
 def project(

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
-from ..._anndata import Reading
+from ..._anndata import MaskVar, Reading
 from ..._stored import stored, stored_slot
 from ..._utils.checks import listed, number, stack_level, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import Gaussian
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
-from .._run import all_gone_through
+from .._run import DeltaOptions, all_gone_through
 from .data import Asked, CaseControl, emergence_table, shift_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ..._anndata import Data, MaskVar
-    from .._run import DeltaOptions
+    from ..._anndata import Data
 
 STAGES: tuple[Literal["control", "case"], ...] = ("control", "case")
 WORDS = ("condition_key", "control", "case")

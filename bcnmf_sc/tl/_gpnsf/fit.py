@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _spots
@@ -19,7 +20,6 @@ from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
     from ..._spots import Spatial, SpotModality, Spots
@@ -70,7 +70,7 @@ def gpnsf(
         Number of topics, beside the spatial ones, whose usage varies from spot to spot with a standard normal prior.
     likelihood
         Per modality: ``"nb"`` (negative binomial, a dispersion for each feature is estimated), ``"poisson"``,
-        ``"bernoulli"`` (0 or 1 with :math:`P(1) = 1 - e^{-\text{rate}}`; larger counts are made 1, with a warning) or
+        ``"bernoulli"`` (0 or 1 with P(1) = 1 - exp(-rate); larger counts are made 1, with a warning) or
         ``"gaussian"`` (non-negative measurements, a standard deviation for each feature). One name for all, or a
         mapping of modalities, which are then the ones used. ``"auto"``: Bernoulli where all values are 0 or 1 or the
         modality is called ``atac`` or ``peaks``, negative binomial for other whole numbers, Gaussian else.
@@ -94,7 +94,7 @@ def gpnsf(
         them. Their coordinates need no common origin, but a common unit.
     kernel
         Correlation over distance: ``"matern32"`` (once differentiable), ``"exponential"``
-        (:math:`e^{-d / 2l}`, rough) or ``"rbf"`` (:math:`e^{-d^2 / 2l^2}`, very smooth).
+        (``exp(-d / 2l)``, rough) or ``"rbf"`` (``exp(-d^2 / 2l^2)``, very smooth).
     n_inducing
         Inducing points per slice, centres of k-means; every place where it has no more. By default all places up to
         600, 300 above. The fewer, the smoother the finest pattern that can be found.
