@@ -82,7 +82,6 @@ METHODS = (
         "nmf",
         "tl._bcnmf.fit",
         obs=("role",),
-        var=("dispersion", "dropout"),
         compared={"nmf": {}},
         report=Report("Which gene programs describe the {target} cells that were learned from?", BCNMF, again="nmf"),
     ),
@@ -94,7 +93,7 @@ METHODS = (
         multimodal=True,
         sides=("background_key", "background", "target"),
         obs=("role", "target_share", "enriched", "pvalue"),
-        var=("suppressed", "dispersion", "dropout"),
+        var=("suppressed",),
         compared={
             "bcnmf": {"n_background_topics": 0, "sample_key": None},
             "bcnmf_split": {"basis": "split", "alpha": None},  # alpha is of the plain contrast

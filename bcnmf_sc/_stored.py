@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from .engine.likelihoods import Likelihood
 
+PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
+"""Those of any likelihood."""
 CELL_FIELDS = fields_written("obs")
-GENE_FIELDS = fields_written("var")
+GENE_FIELDS = tuple(dict.fromkeys([*fields_written("var"), *PARAMETERS]))
 """What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1
 """Of what is written. Raised when an earlier package would misread it; what has none is the first."""
@@ -127,13 +129,19 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
     if "likelihood" not in params:
         msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
         raise UserError(msg)
-    kind = LIKELIHOODS[str(params["likelihood"])]
-    columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
+    name = str(params["likelihood"])
+    columns = {each.name: f"{key}_{each.name}" for each in fields(LIKELIHOODS[name])} if name in LIKELIHOODS else None
+    if columns is None or not set(columns.values()) <= set(reference.var):
+        msg = (
+            f"`key` must name a factorisation under a likelihood of {listed(LIKELIHOODS)} with its parameters in "
+            f"`reference.var`, got {key!r} under {name!r}."
+        )
+        raise UserError(msg)
     parameters = {
-        name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)
-        for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
+        parameter: reference.var[column].reindex(adata.var_names[used]).to_numpy(np.float32)
+        for parameter, column in columns.items()
     }
-    return kind(**parameters)
+    return LIKELIHOODS[name](**parameters)
 
 
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:

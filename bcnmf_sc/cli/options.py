@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import types
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import click
 
+from .._utils.checks import listed
 from .._utils.errors import UserTypeError
 
 SHORT = {"n_topics": "-k"}
@@ -49,6 +51,9 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
         return click.Option([flag], type=PATH, metavar="FILE.h5ad", **more)
     if bool in members:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **more)
+    if any(getattr(member, "__name__", "") == "Likelihood" for member in members):
+        words = [w for m in members if typing.get_origin(m) is Literal for w in typing.get_args(m)]
+        return click.Option([flag], type=likelihood, metavar="|".join(words) + "[:PARAMETER=NUMBER,...]", **more)
     several = [x for m in members if typing.get_origin(m) is Sequence for x in _members(typing.get_args(m)[0])]
     inner = members + several
     kinds: list[type] = [kind for kind in (int, float, str) if kind in inner]
@@ -87,6 +92,23 @@ def _reader(kinds: Sequence[type], words: Sequence[str], *, none: bool) -> Calla
         raise click.BadParameter(msg)
 
     return value
+
+
+def likelihood(text: str) -> Any:
+    """Return the likelihood that ``NAME`` or ``NAME:PARAMETER=NUMBER,...`` stands for."""
+    from ..engine import as_likelihood
+
+    name, _, rest = text.partition(":")
+    given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    try:
+        named = as_likelihood(name)
+        own = [each.name for each in dataclasses.fields(named)]
+        if unknown := [parameter for parameter in given if parameter not in own]:
+            msg = f"must name parameters of {name!r} ({listed(own)}), got {listed(unknown)}."
+            raise click.BadParameter(msg)
+        return dataclasses.replace(named, **{parameter: float(value) for parameter, value in given.items()})
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def collect(given: Sequence[Any], *, mapping: bool, scalar: bool) -> Any:

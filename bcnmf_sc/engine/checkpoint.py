@@ -60,7 +60,7 @@ class Checkpoint:
         """Write the state of the solver; where interrupted, stop here."""
 
         def content(file: BinaryIO) -> None:
-            parameters = {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}  # type: ignore[arg-type]
+            parameters = {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}
             np.savez(
                 file,
                 identity=np.array(self.identity),
@@ -152,5 +152,5 @@ class Checkpoint:
 
 
 def _with(likelihood: Likelihood, stored: dict[str, np.ndarray]) -> Likelihood:
-    parameters = {f.name: stored["likelihood_" + f.name] for f in fields(likelihood)}  # type: ignore[arg-type]
+    parameters = {f.name: stored["likelihood_" + f.name] for f in fields(likelihood)}
     return type(likelihood)(**parameters)

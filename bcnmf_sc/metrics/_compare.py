@@ -15,7 +15,7 @@ from .. import _anndata, _methods
 from .._mudata import in_memory
 from .._utils.checks import listed, matrix_values
 from .._utils.errors import UserError, UserTypeError
-from ..engine import LIKELIHOODS
+from ..engine import as_likelihood
 from ..engine.rows.moments import as_matrix, log_normalized
 from ..engine.rows.sources import to_block
 from ._scores import ari_bootstrap, auc, leakage
@@ -203,9 +203,10 @@ def compare(
 
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse what no fit takes, and what `compare` sets itself."""
-    from ..tl._run import arguments
+    from ..tl._run import arguments, no_parameters
 
     known = {name for method, _ in COMPARED.values() for name in arguments(method.function)}
+    no_parameters(options)
     if unknown := sorted(set(options) - known):
         msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of a fit that it makes."
         raise UserTypeError(msg)
@@ -284,9 +285,7 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
     matrix = as_matrix(to_block(in_memory(_anndata.read_matrix(adata, layer)), None, np.float32))
     values = matrix.data if sparse.issparse(matrix) else matrix
     work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
-    likelihood = options.get("likelihood", "poisson")
-    model = LIKELIHOODS[likelihood] if isinstance(likelihood, str) and likelihood in LIKELIHOODS else likelihood
-    counts = getattr(model, "counts", True)
+    counts = as_likelihood(options.get("likelihood", "poisson")).counts
     n_invalid = int(values.size - np.isfinite(values).sum())
     matrix_values(_anndata.matrix_name(layer), n_invalid, values.min(initial=0) if counts else 0)
     if counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
@@ -13,9 +14,9 @@ import numpy as np
 from .._utils.checks import number, whole_number
 from .._utils.errors import UserError, UserTypeError
 from .._utils.files import check_place
-from ..engine import Run
-
-LikelihoodName = Literal["gaussian", "poisson", "nb", "zinb"]
+from ..engine import LIKELIHOODS, Run
+from ..engine.likelihoods import Likelihood as Likelihood
+from ..engine.likelihoods import LikelihoodName as LikelihoodName
 
 
 class SpatialRunOptions(TypedDict, total=False):
@@ -124,10 +125,10 @@ def all_gone_through(run: Run, n_iter: int) -> bool:
     return not run.tol and n_iter >= run.max_iter
 
 
-def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
+def run_settings(options: Mapping[str, Any], *, accelerate: bool) -> Run:
     """Return the solver's share of the options."""
     names = ("max_iter", "tol", "max_time", "checkpoint", "checkpoint_every")
-    given = {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
+    given = {name: options[name] for name in names if options.get(name) is not None}
     if options.get("accelerate") is not None:
         accelerate = bool(options["accelerate"])
     return Run(accelerate=accelerate, progress=options.get("progress", True), **given)
@@ -143,10 +144,25 @@ def no_checkpoint(run: RunOptions) -> None:
         raise UserError(msg)
 
 
+def no_parameters(given: Mapping[str, Any]) -> None:
+    """Refuse parameters of a likelihood, which its object takes."""
+    of_kind = {
+        kind: [f"{each.name}={given[each.name]!r}" for each in fields(kind) if each.name in given]
+        for kind in LIKELIHOODS.values()
+    }
+    kind, own = max(of_kind.items(), key=lambda item: len(item[1]))
+    if own:
+        write = f"likelihood=bc.likelihoods.{kind.__name__}({', '.join(own)})"
+        msg = f"`{own[0].partition('=')[0]}` must be given to the likelihood, got {own[0]}. Write `{write}`."
+        raise UserTypeError(msg)
+
+
 def check_run(run: Mapping[str, Any], options: type) -> None:
     """Refuse ways to run that are none of the `options`, and values that they cannot have."""
     unknown = set(run) - set(options.__annotations__)
     if unknown:
+        if options is RunOptions:
+            no_parameters(run)
         msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
         raise UserTypeError(msg)
     if run.get("checkpoint") is not None:

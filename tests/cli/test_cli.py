@@ -94,6 +94,16 @@ class TestResults:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
         assert "Topic 3" in capsys.readouterr().out
 
+    def test_a_likelihood_with_its_parameters(self, small, tmp_path):
+        source, out = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+        small.write_h5ad(source)
+        run = ["--background-key", "condition", "--background", "ctrl", "-k", "2", "--tol", "0.05", "--no-progress"]
+        assert call("fit", source, "-o", out, *run, "--likelihood", "zinb:dispersion=2,dropout=1e-1") == 0
+        fitted = ad.read_h5ad(out)
+        assert fitted.uns["bcnmf"]["params"]["likelihood"] == "zinb"
+        assert (fitted.var["bcnmf_dispersion"] == 2).all()
+        assert (fitted.var["bcnmf_dropout"] == np.float32(0.1)).all()
+
     def test_every_kind_of_option(self, small, tmp_path):
         small.layers["raw"] = small.X.copy()
         small.var["some"] = np.arange(small.n_vars) % 2 == 0
@@ -314,6 +324,9 @@ class TestUsage:
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--nonsense"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "-k", "2.5"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nonsense"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:size=2"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=two"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=-2"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--background", "other=1"],
             ["demo", "--seeds", "0"],
         ],

@@ -215,7 +215,7 @@ def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
     sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
     totals = [np.ravel(sums), source.gather(groups, "total")]
     rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
-    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]  # type: ignore[arg-type]
+    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]
     return [np.array(likelihood.name), *rounded, *parameters]
 
 

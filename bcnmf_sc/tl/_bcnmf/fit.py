@@ -13,9 +13,9 @@ from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf.ensemble import fit_model, spawn
-from .._run import LikelihoodName, RunOptions, run_settings
+from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .folds import deal, score
-from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
-    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood | Mapping[str, LikelihoodName | Likelihood] = "poisson",
     weights: Mapping[str, float] | None = None,
     layer: str | Mapping[str, str | None] | None = None,
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
@@ -105,13 +103,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
-        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
-    dispersion
-        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
-        the target's cells; a number, the same for all genes, is what the paper does.
-    dropout
-        Of ``"zinb"``: the probability that a count is lost, likewise.
+        error) for images, proteins or log-normalised values. Under ``"nb"`` and ``"zinb"`` a dispersion, and a dropout,
+        is estimated for each gene on the target's cells; an object of `bcnmf_sc.likelihoods` sets them instead, as
+        ``NegativeBinomial(dispersion=2.0)``. Of a MuData one for all, or a mapping of the modalities to use, as
+        ``{"rna": "poisson", "protein": "gaussian"}``.
     weights
         Of the modalities of a MuData, above 0; 1 where none is given.
     layer
@@ -185,6 +180,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
+        weights=weights,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
@@ -192,13 +189,12 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood, dispersion, dropout, several=True, weights=weights)
+    problem = Problem.read(adata, asked, several=True)
     data = problem.data
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
-        rough = run | {"checkpoint": None}  # which is of the fit that follows
-        choice = alpha_path(problem, ALPHAS, n_topics=n_topics, random_state=random_state, run=rough)
+        choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
         notes, alpha = {"_alpha": choice}, choice["alpha"]
     given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
     alphas = {str(name): float(value) for name, value in given.items()}
@@ -248,9 +244,7 @@ def nmf(
     *,
     n_topics: int = 10,
     cells: np.ndarray | None = None,
-    likelihood: LikelihoodName = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     init: np.ndarray | None = None,
@@ -273,7 +267,7 @@ def nmf(
         Number of topics.
     cells
         Bool array: the cells to learn from; the others are projected. All by default.
-    likelihood, dispersion, dropout, layer, mask_var, init, random_state, key_added, copy, **run
+    likelihood, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
     Returns
@@ -302,13 +296,14 @@ def nmf(
         key_added,
         copy,
         cells=cells,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood, dispersion, dropout)
+    problem = Problem.read(adata, asked)
     data = problem.data
     contrast = problem.contrast({}, "sum", pooled=True)
     settings = run_settings(run, accelerate=True)
@@ -320,7 +315,7 @@ def nmf(
         background=contrast.weight,
         expressed=data.expressed,
         start=start_loadings(init, len(data.genes), n_topics),
-        refine=problem.refine,
+        refine=data.estimated,
         random_state=random_state,
         run=settings,
     )
@@ -342,7 +337,7 @@ def _check_alphas(alpha: Any, background: Any, alpha_scale: str, *, split: bool)
     if alpha != "auto":
         given = background if isinstance(background, Mapping) else {"": alpha}
         for name, value in given.items():
-            check_alpha(value, f" for background {str(name)!r}" if name != "" else "")
+            number("alpha", value, why=f" for background {str(name)!r}" if name != "" else "")
         return
     if isinstance(background, Mapping):
         msg = "`alpha` must not be 'auto' where `background` gives each background its own. Name the backgrounds only."

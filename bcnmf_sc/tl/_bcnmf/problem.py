@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,11 +12,10 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata, _mudata
-from ..._anndata import alone
 from ..._stored import NOTHING
-from ..._utils.checks import listed, number, stack_level
+from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
-from ...engine import LIKELIHOODS, Factors, Joint, Likelihood, Run, transform
+from ...engine import Factors, Run, transform
 from ...engine.bcnmf.ensemble import Model, shares_of
 from .._run import RunOptions, all_gone_through, check_run
 
@@ -25,14 +24,11 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from ..._anndata import Data, Design, Reading
-    from .._run import LikelihoodName
 
 MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
 VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
-PARAMETERS = {"nb": ("dispersion",), "zinb": ("dispersion", "dropout")}
-"""Arguments that only some likelihoods have."""
 ROUNDING = 1e-6
 """Share of the values' mass below which a deviance in single precision says nothing."""
 SAFE_ALPHA = 0.5
@@ -75,36 +71,13 @@ class Problem:
     """A factorisation to be solved."""
 
     data: Data
-    refine: bool
-    """Whether the likelihood's parameters are to be estimated."""
 
     @classmethod
-    def read(
-        cls,
-        adata: AnnData | MuData,
-        asked: Reading,
-        likelihood: LikelihoodName | Likelihood | Mapping[str, LikelihoodName],
-        dispersion: float | Literal["estimate"] = "estimate",
-        dropout: float | Literal["estimate"] = "estimate",
-        *,
-        several: bool = False,
-        weights: Mapping[str, float] | None = None,
-    ) -> Problem:
-        """Read and check all that a fit needs; if ``several``, also of the modalities of a MuData."""
+    def read(cls, adata: AnnData | MuData, asked: Reading, *, several: bool = False) -> Problem:
+        """Read and check all that a fit needs; if ``several``, the modalities of a MuData, too."""
         check_run(asked.run, RunOptions)
-        if several and hasattr(adata, "mod"):
-            kinds: Any = likelihood if isinstance(likelihood, Mapping) else dict.fromkeys(adata.mod, likelihood)
-            check_parameters(kinds.values(), dispersion, dropout)
-            models = {name: _model_of_several(kind, dispersion, dropout) for name, kind in kinds.items()}
-            refine = any(estimate for _, estimate in models.values())
-            likelihoods = {name: model for name, (model, _) in models.items()}
-            data: Data = _mudata.read(adata, asked, likelihoods, weights, estimate=refine)
-        else:
-            alone(None if weights is None else {})
-            kind: Any = alone(likelihood)
-            model, refine = _model(kind, dispersion, dropout)
-            data = _anndata.read(adata, asked, model)
-        return Problem(data, refine)
+        data = _mudata.read(adata, asked) if several else _anndata.read(adata, asked)
+        return Problem(data)
 
     def contrast(self, alphas: Mapping[str, float], scale: str, *, pooled: bool) -> Contrast:
         """Set each background's weight; warn where it suppresses many genes.
@@ -173,7 +146,7 @@ class Problem:
             expressed=self.data.expressed,
             n_background_topics=n_background_topics,
             basis=basis,
-            refine=self.refine,
+            refine=self.data.estimated,
         )
 
     def record(
@@ -211,9 +184,8 @@ class Problem:
         genes: dict[str, np.ndarray] = {}
         if self.data.design.backgrounds:
             genes["suppressed"] = contrast.suppressed_at(factors.W)
-        for name, attribute in (("dispersion", "theta"), ("dropout", "pi")):
-            if hasattr(factors.likelihood, attribute):
-                genes[name] = np.broadcast_to(getattr(factors.likelihood, attribute), len(self.data.genes))
+        for name, values in factors.likelihood.parameters().items():
+            genes[name] = np.broadcast_to(values, len(self.data.genes))
         cells = {"role": self.data.design.role} | dict(cells)
         return self.data.write(W=factors.W, H=factors.H, cells=cells, genes=genes, record=record, notes=notes)
 
@@ -245,66 +217,11 @@ def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> flo
     return 0.5 if basis == "shared" else 0.0
 
 
-def check_alpha(value: Any, where: str = "") -> None:
-    """Refuse what is no strength of a contrast."""
-    number("alpha", value, why=where)
-
-
 def one_alpha(background: Any) -> None:
     """Refuse alphas of single backgrounds where all have one."""
     if isinstance(background, Mapping):
         msg = "`background` must name categories here, got a mapping: its alphas would not be used."
         raise UserError(msg)
-
-
-def check_parameters(likelihoods: Iterable[str], dispersion: Any, dropout: Any) -> None:
-    """Refuse unknown likelihoods, and parameters that none of them has."""
-    names = list(likelihoods)
-    for name in names:
-        if name not in LIKELIHOODS:
-            msg = f"`likelihood` must be one of {', '.join(map(repr, LIKELIHOODS))}, got {name!r}."
-            raise UserError(msg)
-    for argument, value in (("dispersion", dispersion), ("dropout", dropout)):
-        if value != "estimate" and not any(argument in PARAMETERS.get(name, ()) for name in names):
-            having = " or ".join(repr(name) for name, own in PARAMETERS.items() if argument in own)
-            msg = (
-                f"`{argument}` is a parameter of the likelihood {having}, got {value!r} with {listed(names)}. "
-                "Leave it out, or name another `likelihood`."
-            )
-            raise UserError(msg)
-
-
-def _model(likelihood: str | Likelihood, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
-    """Return the likelihood, and whether its parameters are to be estimated."""
-    if not isinstance(likelihood, str):
-        return likelihood, isinstance(likelihood, Joint) and likelihood.estimate
-    check_parameters([likelihood], dispersion, dropout)
-    values = {"dispersion": dispersion, "dropout": dropout}
-    asked = {argument: values[argument] for argument in PARAMETERS.get(likelihood, ())}
-    estimate = [value for value in asked.values() if isinstance(value, str)]
-    given: dict[str, Any] = {}
-    for argument, value in asked.items():
-        name, most = {"dispersion": ("theta", np.inf), "dropout": ("pi", 1.0)}[argument]
-        if isinstance(value, str):
-            if value != "estimate":
-                msg = f"`{argument}` must be a number or 'estimate', got {value!r}."
-                raise UserError(msg)
-            continue
-        if not 0 < value < most:
-            msg = f"`{argument}` must lie between 0 and {most}, got {value!r}."
-            raise UserError(msg)
-        given[name] = float(value)
-    if estimate and given:
-        msg = "`dispersion` and `dropout` must both be numbers or both 'estimate'."
-        raise UserError(msg)
-    return LIKELIHOODS[likelihood](**given), bool(estimate)
-
-
-def _model_of_several(likelihood: str, dispersion: Any, dropout: Any) -> tuple[Likelihood, bool]:
-    """Return the likelihood of one modality, with those of the parameters given that it has."""
-    own = PARAMETERS.get(likelihood, ())
-    given = {"dispersion": dispersion, "dropout": dropout}
-    return _model(likelihood, *(value if name in own else "estimate" for name, value in given.items()))
 
 
 def _warn_of_fit(factors: Factors, explained: dict[str, float], run: Run) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..._anndata import MaskVar
     from ...engine import Run
     from ...engine.bcnmf.ensemble import Gain
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
     from .problem import Contrast
 
 NO_GAIN = 1e-3  # of the background's null deviance: less is the precision of the usage
@@ -91,7 +91,7 @@ def select_alpha(
     n_restarts: int = 3,
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -162,16 +162,15 @@ def select_alpha(
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
-    choice = alpha_path(
-        problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds, random_state=random_state, run=run
-    )
+    problem = Problem.read(adata, asked)
+    choice = alpha_path(problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds)
     return problem.data.note("_alpha", choice)
 
 
@@ -182,12 +181,11 @@ def alpha_path(
     n_topics: int,
     n_restarts: int = 1,
     n_folds: int = ensemble.N_SELECT_FOLDS,
-    random_state: int,
-    run: RunOptions,
 ) -> dict[str, Any]:
     """Return the alpha to take, why, and the table over alphas, as they are stored."""
     data = problem.data
-    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    run = {**data.asked.run, "checkpoint": None}  # which is of the fit that follows
+    fold_seed, fit_seed = ensemble.spawn(data.asked.random_state, 2)
     fold = make_folds(data.design, data.samples, n_folds, fold_seed)
     rows: dict[float, dict[str, float]] = {}
     start: np.ndarray | None = None
@@ -266,7 +264,7 @@ def select_n_topics(
     basis: Literal["split", "shared"] = "split",
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -333,6 +331,7 @@ def select_n_topics(
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={} if n_topics is None else {"n_topics": max(n_topics)},
@@ -340,7 +339,7 @@ def select_n_topics(
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
+    problem = Problem.read(adata, asked)
     data = problem.data
     alpha = default_alpha(1, basis)
     contrast = problem.contrast(dict.fromkeys(data.design.backgrounds, alpha), "effective", pooled=True)

@@ -12,6 +12,7 @@ from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _spots
+from ..._anndata import Reading
 from ..._mudata import forget_joint
 from ..._spots import modality_of
 from ..._stored import recorded
@@ -158,21 +159,18 @@ def gpnsf(
     number("kl_weight", kl_weight)
     for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
         one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
-    spots = _spots.read(
-        mdata,
-        key=key_added,
-        copy=copy,
-        random_state=random_state,
-        n_topics=n_topics,
-        n_nonspatial=n_nonspatial,
+    asked = Reading(
+        key_added,
+        copy,
+        sample_key=sample_key,
         likelihood=likelihood,
-        size_factors=size_factors,
         weights=weights,
         layer=layer,
         mask_var=mask_var,
-        spatial_key=spatial_key,
-        sample_key=sample_key,
+        sizes={"n_topics": n_topics, "n_nonspatial": n_nonspatial},
+        random_state=random_state,
     )
+    spots = _spots.read(mdata, asked, size_factors, spatial_key)
     modalities = spots.modalities
 
     shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
