@@ -47,7 +47,7 @@ MUTANTS = {
         ("state.change > run.tol", "state.change > 10 * run.tol"),
         ("state.n_iter < run.max_iter", "state.n_iter <= run.max_iter"),
         ("time.monotonic() < deadline", "True"),
-        ("if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0", "if False"),
+        ("if checkpoint.due(state.n_iter, run.checkpoint_every)", "if False"),
         ("converged=state.change <= run.tol", "converged=True"),
         ("transform(source, state.likelihood, state.W, project", "transform(source, likelihood, state.W, project"),
         ("steps=USAGE_STEPS, tol=tol, cold=True", "steps=2, tol=tol, cold=True"),

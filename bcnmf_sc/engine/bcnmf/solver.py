@@ -38,6 +38,8 @@ UNREST = 4.0
 """Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
 USAGE_STEPS = 1000
 """Steps per cell, at most, in a projection on given loadings."""
+NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
+"""Of a fit's state."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,13 @@ def fit(
     if prior is not None:
         _check_shape("prior", prior, W.shape)
         past = (W * prior, prior)
-    state = State(W, W, np.ones(W.shape[1]), None, likelihood)
-    make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
     numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
     what = () if run.checkpoint is None else identity(source, likelihood)
     checkpoint = Checkpoint.open(run.checkpoint, W, target, background, *numbers, *what)
-    if not checkpoint.restore(source, state, target, background):
-        state.rows = source.place(make_rows, target, background)
+    state = restore(checkpoint, source, W.shape[1], [target, background], likelihood, run)
+    if state is None:
+        make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
+        state = State(W, W, np.ones(W.shape[1]), source.place(make_rows, target, background), likelihood)
     refine_on = float(target.sum()) if refine else 0.0
     deadline = time.monotonic() + run.max_time
     with (
@@ -189,11 +191,12 @@ def fit(
             state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline
         ):
             iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
-            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
-                checkpoint.save(source, state)
+            if checkpoint.due(state.n_iter, run.checkpoint_every):
+                checkpoint.write(save(source, state), state.n_iter)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
-        checkpoint.save(source, state)
+        if checkpoint.due(state.n_iter):
+            checkpoint.write(save(source, state), state.n_iter)
     H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
     return Factors(
         W=state.W,
@@ -217,6 +220,38 @@ def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
     rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
     parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]  # type: ignore[arg-type]
     return [np.array(likelihood.name), *rounded, *parameters]
+
+
+def save(source: RowSource, state: State) -> dict[str, Any]:
+    """Return arrays and numbers from which `restore` takes the fit up."""
+    content = {name: getattr(state, name) for name in (*NUMBERS, "W", "W_prev", "scale", "weight", "loss")}
+    content |= {name: source.gather(state.rows, name) for name in ("H", "H_prev")}
+    return content | {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}  # type: ignore[arg-type]
+
+
+def restore(
+    checkpoint: Checkpoint,
+    source: RowSource,
+    n_topics: int,
+    weights: list[np.ndarray],
+    likelihood: Likelihood,
+    run: Run,
+) -> State | None:
+    """Return the state that a checkpoint holds; None where there is none yet."""
+    n_cells, n_genes = source.shape
+    parameters = {f.name: "likelihood_" + f.name for f in fields(likelihood)}  # type: ignore[arg-type]
+    stored = checkpoint.read(
+        dict.fromkeys(("W", "W_prev", "weight"), (n_genes, n_topics))
+        | {"scale": (n_topics,), "H": (n_cells, n_topics), "H_prev": (n_cells * run.accelerate, n_topics)}
+        | dict.fromkeys(NUMBERS, ())
+        | dict.fromkeys(("loss", *parameters.values()))
+    )
+    if stored is None:
+        return None
+    likelihood = type(likelihood)(**{name: stored.pop(key) for name, key in parameters.items()})
+    cells = [each.astype(source.dtype) for each in weights]
+    rows = source.place(Rows, *cells, stored.pop("H"), stored.pop("H_prev"), np.zeros(0))
+    return State(rows=rows, likelihood=likelihood, **stored | {"loss": stored["loss"].tolist()})
 
 
 def iterate(

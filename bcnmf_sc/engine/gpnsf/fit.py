@@ -9,7 +9,6 @@ nothing.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import time
@@ -30,7 +29,6 @@ from .start import LOADING_FLOOR, PARAMETER_BOUNDS, Shape, Values, begin, joint_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
-    from typing import BinaryIO
 
     from .observations import Block, Params
 
@@ -50,6 +48,8 @@ WINDOW = 20
 """Passes that the bound is averaged over, to see whether it still rises."""
 CHANCE = 2.0
 """Standard errors by which the averages may fall by chance."""
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,12 @@ def _climb(
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
-            if checkpoint.interrupted or len(state.elbo) % climb.checkpoint_every == 0:
-                _save(checkpoint, state)
+            if checkpoint.due(len(state.elbo), climb.checkpoint_every):
+                checkpoint.write(_save(state), len(state.elbo))
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
             bar.update()
-        _save(checkpoint, state)
+        if checkpoint.due(len(state.elbo)):
+            checkpoint.write(_save(state), len(state.elbo))
     return state
 
 
@@ -319,33 +320,28 @@ def _bound(params: Params) -> None:
             value.clamp_(math.log(PARAMETER_BOUNDS[0]), math.log(PARAMETER_BOUNDS[1]))
 
 
-def _save(checkpoint: Checkpoint, state: _State) -> None:
-    content = {
-        "identity": checkpoint.identity,
-        "params": {name: p.detach() for name, p in state.params.items()},
-        "optimiser": state.optimiser.state_dict(),
-        "generator": state.generator.get_state(),
-        "elbo": state.elbo,
-    }
-
-    def write(file: BinaryIO) -> None:
-        buffer = io.BytesIO()  # torch answers a full disk with an error of its own
-        torch.save(content, buffer)
-        file.write(buffer.getbuffer())
-
-    checkpoint.write(write, len(state.elbo))
+def _save(state: _State) -> dict[str, Any]:
+    """Return arrays from which `_restore` takes the fit up."""
+    moments = state.optimiser.state_dict()["state"]
+    content = {name: p.detach() for name, p in state.params.items()} | {"generator": state.generator.get_state()}
+    content |= {f"adam{i}_{name}": x for i, each in moments.items() for name, x in each.items()}
+    return {name: x.cpu().numpy() for name, x in content.items()} | {"elbo": state.elbo}
 
 
 @torch.no_grad()
 def _restore(checkpoint: Checkpoint, state: _State) -> None:
     """Take up what an earlier call left."""
-    stored = checkpoint.read(lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+    learnt = list(enumerate(p for group in state.optimiser.param_groups for p in group["params"]))
+    shapes: dict[str, tuple[int, ...] | None] = {name: tuple(p.shape) for name, p in state.params.items()}
+    shapes |= {f"adam{i}_{name}": tuple(p.shape) * (name != "step") for i, p in learnt for name in ADAM}
+    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": None})
     if stored is not None:
         for name, p in state.params.items():
-            p.copy_(stored["params"][name])
-        state.optimiser.load_state_dict(stored["optimiser"])
-        state.generator.set_state(stored["generator"])
-        state.elbo = stored["elbo"]
+            p.copy_(torch.as_tensor(stored[name]))
+        moments = {i: {name: torch.as_tensor(stored[f"adam{i}_{name}"]) for name in ADAM} for i, _ in learnt}
+        state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
+        state.generator.set_state(torch.as_tensor(stored["generator"]))
+        state.elbo = stored["elbo"].tolist()
 
 
 def _identity(

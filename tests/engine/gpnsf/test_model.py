@@ -439,7 +439,7 @@ def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, batch):
     places, slices, values = simulated()
     shape, how = Shape(2, 1, n_inducing=12), {"max_iter": 14, "batch_size": batch, "device": "cpu"}
     whole = fit(places, slices, values, shape, climb=Climb(**how))
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state"
     first = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, max_time=0.0))
     assert first.n_iter == 0
     rate = gpnsf_fit.learning_rate_share
@@ -453,10 +453,10 @@ def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, batch):
         patch.setattr(gpnsf_fit, "learning_rate_share", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path, checkpoint_every=6))
-    assert len(torch.load(path, weights_only=True)["elbo"]) == 6
+    assert len(np.load(path)["elbo"]) == 6
     resumed = fit(places, slices, values, shape, climb=Climb(**how, checkpoint=path))
-    np.testing.assert_allclose(resumed.elbo, whole.elbo, rtol=1e-6)
-    np.testing.assert_allclose(resumed.usage, whole.usage, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(resumed.elbo, whole.elbo)
+    np.testing.assert_array_equal(resumed.usage, whole.usage)
     other = [Values(v.name, v.matrix, OBSERVATIONS["poisson"], v.size) for v in values]
     for changed, seed in ((values, 1), (other, 0)):
         with pytest.raises(ValueError, match="another fit"):
