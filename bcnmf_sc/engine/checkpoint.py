@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +13,7 @@ from .._utils.files import Held, Stopped, check_place, replacing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
@@ -42,15 +41,15 @@ class Checkpoint:
             digest.update(np.ascontiguousarray(part).tobytes())
         return cls(place, digest.hexdigest())
 
-    def due(self, n_iter: int, every: int = 1) -> bool:
-        """Whether to write now: after every so many iterations, and where the fit was asked to stop."""
-        return self.path is not None and n_iter > 0 and (n_iter % every == 0 or self._held.number != 0)
+    def write(self, content: Callable[[], Mapping[str, Any]], n_iter: int, every: int = 1) -> None:
+        """Put arrays and numbers in the place of the last ones, after every so many iterations.
 
-    def write(self, content: Mapping[str, Any], n_iter: int) -> None:
-        """Put arrays and numbers in the place of the last ones; where interrupted, stop here."""
-        if self.path is not None:
-            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
-                np.savez(file, identity=np.array(self.identity), **content)
+        Where the fit was asked to stop, write in any case, and stop here.
+        """
+        if self.path is None or n_iter == 0 or (n_iter % every and not self._held.number):
+            return
+        with replacing(self.path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, identity=np.array(self.identity), **content())
         if self._held.number:
             msg = (
                 f"The fit was interrupted after {n_iter} iterations. The same call takes it up from {str(self.path)!r}."
@@ -68,13 +67,8 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
-            with self.path.open("rb") as file:
-                with zipfile.ZipFile(file) as archive:
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(damaged)
-                file.seek(0)
-                with np.load(file, allow_pickle=False) as arrays:
-                    stored = {name: arrays[name] for name in ("identity", *shapes)}
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                stored = {name: arrays[name] for name in ("identity", *shapes)}
             identity = str(stored.pop("identity"))
         except Exception as error:  # a damaged or foreign file can end in anything
             if isinstance(error, OSError) and error.errno:  # the system's, not one of the content

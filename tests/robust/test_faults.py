@@ -137,7 +137,7 @@ def test_checkpoint_of_a_killed_process(tmp_path, logs):
     code = """
     import itertools
     for i in itertools.count():
-        checkpoint.Checkpoint(files.Path(path), "x").write({"a": np.full(200_000, i)}, 1)
+        checkpoint.Checkpoint(files.Path(path), "x").write(lambda: {"a": np.full(200_000, i)}, 1)
     """
 
     def whole(path):
@@ -386,7 +386,7 @@ def used(folder: Path) -> int:
 
 
 LARGE = {
-    "checkpoint": "checkpoint.Checkpoint(files.Path(path), 'x').write({'a': np.ones(10**5)}, 1)",
+    "checkpoint": "checkpoint.Checkpoint(files.Path(path), 'x').write(lambda: {'a': np.ones(10**5)}, 1)",
     "report": """
         adata = bc.datasets.simulated(n_target=60, n_background=40, n_genes=80)
         bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=3, max_iter=3)

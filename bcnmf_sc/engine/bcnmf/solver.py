@@ -95,7 +95,6 @@ class State:
     rows: Any
     """The cells' `Rows`, as `RowSource.place` left them."""
     likelihood: Likelihood
-    sums: Sums = field(default_factory=Sums.zeros)
     weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
     max_beta: float = MAX_BETA
@@ -165,13 +164,13 @@ def fit(
         ("start", free, (n_genes, n_topics)),
         ("frozen", frozen, (n_genes, frozen.shape[1])),
     ):
-        _check_shape(name, array, shape)
+        check_shape(name, array, shape)
     free = normalise(free, expressed)[0]
     W = np.hstack([frozen, free])
     n_frozen = frozen.shape[1]
     past = None
     if prior is not None:
-        _check_shape("prior", prior, W.shape)
+        check_shape("prior", prior, W.shape)
         past = (W * prior, prior)
     numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
     what = () if run.checkpoint is None else identity(source, likelihood)
@@ -191,12 +190,10 @@ def fit(
             state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline
         ):
             iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
-            if checkpoint.due(state.n_iter, run.checkpoint_every):
-                checkpoint.write(save(source, state), state.n_iter)
+            checkpoint.write(partial(save, source, state), state.n_iter, run.checkpoint_every)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
-        if checkpoint.due(state.n_iter):
-            checkpoint.write(save(source, state), state.n_iter)
+        checkpoint.write(partial(save, source, state), state.n_iter)
     H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
     return Factors(
         W=state.W,
@@ -287,7 +284,7 @@ def iterate(
         state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale = np.append(np.ones(n_frozen), scale)
-    state.weight, state.sums = down * state.scale, sums
+    state.weight = down * state.scale
     if refine:
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
@@ -335,9 +332,9 @@ def transform(
     Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends on W and that cell alone, and is had in one
     pass over the data.
     """
-    _check_shape("W", W, (source.shape[1], W.shape[1]))
+    check_shape("W", W, (source.shape[1], W.shape[1]))
     use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
-    _check_shape("cells", use, source.shape[:1])
+    check_shape("cells", use, source.shape[:1])
     rows = source.place(
         partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
     )
@@ -348,7 +345,8 @@ def transform(
     return source.gather(rows, "H"), source.gather(rows, "loss")
 
 
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise if an argument has another shape."""
     if array.shape != shape:  # the kernels do not look
         msg = f"`{name}` must have shape {shape}, got {array.shape}."
         raise UserError(msg)

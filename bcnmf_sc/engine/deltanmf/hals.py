@@ -126,7 +126,7 @@ def sweep(block: Block, rows: StageRows, todo: StagePass) -> StageSums:
 
 
 @dataclass
-class Moments:
+class ShareMoments:
     """Sums of shares (values over their cell's total) and of their squares, groups x genes. Adds up over blocks."""
 
     first: np.ndarray
@@ -134,7 +134,7 @@ class Moments:
     n_cells: np.ndarray
     """Cells with a value, per gene."""
 
-    def __iadd__(self, other: Moments) -> Self:
+    def __iadd__(self, other: ShareMoments) -> Self:
         """Add another block's."""
         self.first += other.first
         self.second += other.second
@@ -149,14 +149,14 @@ class Moments:
 
 
 @piecewise
-def moments(block: Block, rows: Groups, *, divide: bool) -> Moments:
-    """Moments of a block's cells; ``divide`` by their totals, or take the values as they are."""
+def share_moments(block: Block, rows: Groups, *, divide: bool) -> ShareMoments:
+    """ShareMoments of a block's cells; ``divide`` by their totals, or take the values as they are."""
     member, x = rows.member.T.astype(np.float64), as_matrix(block)
     rows.total[:] = np.asarray(x.sum(1)).ravel()
     factor = 1 / np.maximum(rows.total, TINY) if divide else np.ones(len(rows.total))
     scaled = member * factor
     present = member.any(0).astype(np.float64) @ (x > 0)
-    return Moments(scaled @ x, (member * factor**2) @ (x * x), present)
+    return ShareMoments(scaled @ x, (member * factor**2) @ (x * x), present)
 
 
 @jit

@@ -22,9 +22,8 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
-from ..bcnmf.solver import Run
+from ..bcnmf.solver import Run, check_shape
 from ..checkpoint import Checkpoint
 from ..kernels._loops import TINY
 from .hals import StagePass, StageRows, StageSums, sweep
@@ -131,7 +130,6 @@ class StageState:
     """The cells' `StageRows`, as `RowSource.place` left them."""
     n_held: int
     penalties: Penalties = Penalties()
-    sums: StageSums = field(default_factory=lambda: StageSums(np.zeros(()), np.zeros(()), 0.0))
     change: float = np.inf
     n_iter: int = 0
     loss: list[list[float]] = field(default_factory=list)
@@ -199,15 +197,11 @@ def fit_stage(
     n_cells, n_genes = data.source.shape
     held = np.asarray(np.zeros((n_genes, 0)) if held is None else held)
     used = data.genes > 0
-    for name, shape, wanted in (
-        ("cells", data.cells.shape, (n_cells,)),
-        ("genes", data.genes.shape, (n_genes,)),
-        ("held", held.shape, (n_genes, held.shape[1])),
-        ("start", (n_genes, n_topics) if start is None else start.shape, (n_genes, n_topics)),
-    ):
-        if shape != wanted:
-            msg = f"`{name}` must have shape {wanted}, got {shape}."
-            raise UserError(msg)
+    check_shape("cells", data.cells, (n_cells,))
+    check_shape("genes", data.genes, (n_genes,))
+    check_shape("held", held, (n_genes, held.shape[1]))
+    if start is not None:
+        check_shape("start", start, (n_genes, n_topics))
     if similarity is not None:
         keep = sparse.diags_array(used.astype(float))
         similarity = sparse.csr_array(keep @ similarity @ keep)
@@ -231,21 +225,20 @@ def fit_stage(
     with checkpoint, data.source.working():
         bar = progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it")
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
-            loss = usage_step(data, state)
+            sums = usage_step(data, state)
+            loss = sums.loss
             if state.n_iter == 1:
                 state.penalties = penalties.resolved(state.own, loss, (rel_alpha, rel_gamma))
             objective = loss + state.penalties.value(state.own)
-            loadings_step(state)
+            loadings_step(state, sums)
             if state.n_iter == 1 or state.n_iter % run.check_every == 0 or state.change <= run.tol:
                 a, g = state.penalties.a, state.penalties.g
                 state.loss.append([state.n_iter, loss, objective, a, g, state.change])
-            if checkpoint.due(state.n_iter, run.checkpoint_every):
-                checkpoint.write(save(data, state), state.n_iter)
+            checkpoint.write(partial(save, data, state), state.n_iter, run.checkpoint_every)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
         bar.close()
-        if checkpoint.due(state.n_iter):
-            checkpoint.write(save(data, state), state.n_iter)
+        checkpoint.write(partial(save, data, state), state.n_iter)
     table = np.array(state.loss).reshape(-1, 6)
     return Stage(state.W, table, state.n_iter, state.change <= run.tol, state.change)
 
@@ -307,11 +300,10 @@ def one_by_one(data: Scaled, n_topics: int, held: np.ndarray, *, random_state: i
 
 def descend(data: Scaled, state: StageState, *, n_iter: int, residual: bool = False) -> float:
     """Take some iterations; return half the squared error."""
-    loss = np.inf
     for _ in range(n_iter):
-        loss = usage_step(data, state, residual=residual)
-        loadings_step(state, residual=residual)
-    return loss
+        sums = usage_step(data, state, residual=residual)
+        loadings_step(state, sums, residual=residual)
+    return sums.loss
 
 
 def begin(data: Scaled, held: np.ndarray, free: np.ndarray, *, H: np.ndarray) -> StageState:
@@ -327,11 +319,11 @@ def usage(data: Scaled, W: np.ndarray, *, tol: float = USAGE_TOL) -> tuple[np.nd
     return data.source.gather(rows, "H"), data.source.gather(rows, "loss")
 
 
-def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> float:
-    """Solve every cell's usage for some rounds; return half the squared error then. The first step of an iteration."""
+def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> StageSums:
+    """Solve every cell's usage for some rounds, and gather the sums. The first step of an iteration."""
     cold = state.n_iter == 0
     state.n_iter += 1
-    state.sums = data.sweep(
+    return data.sweep(
         state.rows,
         state.W,
         state.scale,
@@ -340,14 +332,13 @@ def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> fl
         steps=COLD_ROUNDS if cold else USAGE_ROUNDS,
         cold=cold,
     )
-    return state.sums.loss
 
 
-def loadings_step(state: StageState, *, residual: bool = False) -> None:
+def loadings_step(state: StageState, sums: StageSums, *, residual: bool = False) -> None:
     """Take some rounds over the columns of W that are not held; none raises the objective. Ends an iteration."""
     first = state.n_held if residual else 0
     W = state.W[:, first:].copy()
-    P, C = state.sums.p.copy(), state.sums.n[first:, first:].copy()
+    P, C = sums.p.copy(), sums.n[first:, first:].copy()
     n_held = state.n_held - first
     scale = np.ones(W.shape[1])
     least = np.finfo(np.float32).eps * np.trace(C)

@@ -13,6 +13,7 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..._utils.progress import progress_bar
 from ..checkpoint import Checkpoint
 from ..rows.torch_source import cuda_device
-from .model import Model, Prior, moments
+from .model import Prior, SpatialModel, lognormal_moments
 from .space import Places
 from .start import LOADING_FLOOR, PARAMETER_BOUNDS, Shape, Values, begin, joint_nmf, reordered
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
 
-    from .observations import Block, Params
+    from .observations import Params, SpotValues
 
 SHORTEST, LONGEST = 1 / 20, 1.0
 """Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
@@ -98,10 +99,7 @@ class SpatialFactors:
     converged: bool
 
 
-# Fit ----------------------------------------------------------------------------------------------------------------
-
-
-def fit(
+def fit_spatial(
     coordinates: np.ndarray,
     slice: np.ndarray,
     values: Sequence[Values],
@@ -140,7 +138,7 @@ def fit(
 
 
 @dataclass
-class _State:
+class _ClimbState:
     """All that a pass hands to the next."""
 
     params: Params
@@ -158,7 +156,7 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
     """Parameters to learn: the kernels at half the rate, and what is held fixed not at all."""
     fixed = {f"F_{each.name}" for each in values}
     fixed |= {name for name in params if name.startswith("basis")}
-    fixed |= {f"aux_{each.name}" for each in values if not each.observation.parameter or each.parameter is not None}
+    fixed |= {f"aux_{each.name}" for each in values if not each.observation.parameter}
     kernel = ("log_length", "log_variance")
     learnt = [p for name, p in params.items() if name not in fixed and name not in kernel and p.numel()]
     return [
@@ -168,19 +166,21 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
 
 
 def _climb(
-    model: Model, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
-) -> _State:
+    model: SpatialModel, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
+) -> _ClimbState:
     """Adam on the bound, in passes over the spots."""
     groups = _groups(params, values, climb.learning_rate)
     for group in groups:
         for p in group["params"]:
             p.requires_grad_()
-    state = _State(params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state))
+    state = _ClimbState(
+        params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state)
+    )
     n_spots, device = len(model.place), model.place.device
     asked = climb.batch_size or (n_spots if n_spots <= AT_ONCE else BATCH)
     size = min(asked, n_spots)
     every = torch.arange(n_spots, device=device)
-    whole: list[Block] | None = [each.block(every) for each in model.modalities] if size == n_spots else None
+    whole: list[SpotValues] | None = [each.values_of(every) for each in model.modalities] if size == n_spots else None
     checkpoint = Checkpoint.open(climb.checkpoint, *_identity(params, values, kl_weight, random_state, climb))
     _restore(checkpoint, state)
     deadline = time.monotonic() + climb.max_time
@@ -213,17 +213,15 @@ def _climb(
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
-            if checkpoint.due(len(state.elbo), climb.checkpoint_every):
-                checkpoint.write(_save(state), len(state.elbo))
+            checkpoint.write(partial(_save, state), len(state.elbo), climb.checkpoint_every)
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
             bar.update()
-        if checkpoint.due(len(state.elbo)):
-            checkpoint.write(_save(state), len(state.elbo))
+        checkpoint.write(partial(_save, state), len(state.elbo))
     return state
 
 
 @torch.no_grad()
-def rebase(model: Model, state: _State) -> None:
+def rebase(model: SpatialModel, state: _ClimbState) -> None:
     """Turn the whitened inducing values into the basis in which their posterior is about independent.
 
     With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D
@@ -250,9 +248,9 @@ def rebase(model: Model, state: _State) -> None:
 
 
 def _pass(
-    model: Model,
-    state: _State,
-    whole: list[Block] | None,
+    model: SpatialModel,
+    state: _ClimbState,
+    whole: list[SpotValues] | None,
     kept: list[tuple[int, Tensor, Tensor]] | None,
     *,
     size: int,
@@ -320,7 +318,7 @@ def _bound(params: Params) -> None:
             value.clamp_(math.log(PARAMETER_BOUNDS[0]), math.log(PARAMETER_BOUNDS[1]))
 
 
-def _save(state: _State) -> dict[str, Any]:
+def _save(state: _ClimbState) -> dict[str, Any]:
     """Return arrays from which `_restore` takes the fit up."""
     moments = state.optimiser.state_dict()["state"]
     content = {name: p.detach() for name, p in state.params.items()} | {"generator": state.generator.get_state()}
@@ -329,7 +327,7 @@ def _save(state: _State) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _restore(checkpoint: Checkpoint, state: _State) -> None:
+def _restore(checkpoint: Checkpoint, state: _ClimbState) -> None:
     """Take up what an earlier call left."""
     learnt = list(enumerate(p for group in state.optimiser.param_groups for p in group["params"]))
     shapes: dict[str, tuple[int, ...] | None] = {name: tuple(p.shape) for name, p in state.params.items()}
@@ -358,14 +356,14 @@ def _identity(
 
 
 @torch.no_grad()
-def _finish(model: Model, state: _State, places: Places, shape: Shape, tol: float) -> SpatialFactors:
+def _finish(model: SpatialModel, state: _ClimbState, places: Places, shape: Shape, tol: float) -> SpatialFactors:
     """Posterior of all spots, in the order in which they came."""
     params = state.params
     spots = torch.arange(len(model.place), device=model.place.device).split(PREDICT_ROWS)
     mean, variance = (
         torch.cat(parts) for parts in zip(*(model.log_usage(params, part) for part in spots), strict=True)
     )
-    usage, sd = moments(mean.double(), variance.double())
+    usage, sd = lognormal_moments(mean.double(), variance.double())
     scale = usage.mean(0)
     back = np.argsort(places.order)
 
@@ -420,5 +418,5 @@ def predict(posterior: Mapping[str, Any], coordinates: np.ndarray, slice: int = 
     if n_free:
         mean = torch.cat([mean, mean.new_zeros(len(x), n_free)], 1)
         variance = torch.cat([variance, variance.new_ones(len(x), n_free)], 1)
-    usage, sd = moments(mean, variance)
+    usage, sd = lognormal_moments(mean, variance)
     return (usage / scale).numpy(), (sd / scale).numpy()

@@ -1,6 +1,6 @@
 """Compiled loops over the non-zeros of cells, a cell at a time while its row is in cache.
 
-Arrays only: what the loops are for stands in `kernels`.
+Arrays only: what the loops are for stands in `cpu`.
 """
 
 from __future__ import annotations

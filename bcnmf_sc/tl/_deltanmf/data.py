@@ -16,7 +16,7 @@ from ... import _anndata
 from ..._utils.checks import listed, one_of, stack_level, whole_number
 from ..._utils.errors import UserError, UserTypeError
 from ...engine.bcnmf.ensemble import shares_of
-from ...engine.deltanmf.hals import moments
+from ...engine.deltanmf.hals import share_moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
 from ...engine.rows.summary import Groups
 from .._bcnmf.problem import Problem
@@ -138,7 +138,7 @@ class CaseControl:
         member = np.column_stack([control, case])
         groups = problem.source.place(Groups, member, np.zeros(adata.n_obs))
         divide = asked.library != "none"
-        found = problem.source.reduce(partial(moments, divide=divide), groups)
+        found = problem.source.reduce(partial(share_moments, divide=divide), groups)
         total = problem.source.gather(groups, "total")
         size = {"median": float(np.median(total[(control | case) & (total > 0)])), "tpm": PER_MILLION, "none": 1.0}[
             asked.library

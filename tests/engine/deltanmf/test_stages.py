@@ -10,7 +10,7 @@ from scipy import optimize, sparse
 
 from bcnmf_sc.engine import Run, row_source
 from bcnmf_sc.engine.deltanmf import stages as delta
-from bcnmf_sc.engine.deltanmf.hals import StagePass, moments, sweep
+from bcnmf_sc.engine.deltanmf.hals import StagePass, share_moments, sweep
 from bcnmf_sc.engine.rows.summary import Groups
 
 QUIET = Run(progress=False, check_every=1, tol=1e-4, max_iter=60)
@@ -162,12 +162,12 @@ def test_loadings_step_is_plain_coordinate_descent_with_the_scale_moved_into_the
     H = np.where(data.cells[:, None] > 0, rng.random((140, 4)), 0)
     held = delta.unit(rng.random((60, 1)))
     state = delta.begin(data, held, rng.random((60, 3)), H=H)
-    state.sums = data.sweep(state.rows, state.W, state.scale, n_frozen=1, steps=0)
+    sums = data.sweep(state.rows, state.W, state.scale, n_frozen=1, steps=0)
     W = state.W.copy()
     for _ in range(delta.ROUNDS):
         for j in (1, 2, 3):
             W[:, j] = np.maximum(W[:, j] + (A - H @ W.T).T @ H[:, j] / (H[:, j] @ H[:, j]), 0)
-    delta.loadings_step(state)
+    delta.loadings_step(state, sums)
     np.testing.assert_allclose(state.W * state.scale, W, rtol=1e-7, atol=1e-9)
     # the next pass takes up the usage at its new scale
     loss = data.sweep(state.rows, state.W, state.scale, steps=0).loss
@@ -232,14 +232,14 @@ def test_checkpoint_gives_the_same_result(counts, graph, tmp_path):
         delta.fit_stage(data, 2, held=held, similarity=graph, run=run, rel_alpha=0.1, rel_gamma=0.1)
 
 
-def test_moments(counts):
+def test_share_moments(counts):
     member = np.column_stack([np.arange(140) < 80, np.arange(140) >= 100])
     for kind in (sparse.csr_matrix, np.asarray):
         source = row_source(kind(counts), block_rows=33)
         groups = source.place(Groups, member, np.zeros(140))
         total = counts.sum(1)
         for divide in (True, False):
-            found = source.reduce(lambda block, rows, divide=divide: moments(block, rows, divide=divide), groups)
+            found = source.reduce(lambda block, rows, divide=divide: share_moments(block, rows, divide=divide), groups)
             x = counts / total[:, None] if divide else counts
             sizes = member.sum(0)
             np.testing.assert_allclose(found.deviation([0], sizes), x[:80].std(0, ddof=1), rtol=1e-5, atol=1e-8)

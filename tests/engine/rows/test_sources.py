@@ -22,7 +22,7 @@ import bcnmf_sc as bc
 from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source
 from bcnmf_sc.engine.bcnmf import solver
 from bcnmf_sc.engine.deltanmf import hals
-from bcnmf_sc.engine.rows import moments, sources
+from bcnmf_sc.engine.rows import moments, sources, summary
 from bcnmf_sc.engine.rows import open as open_rows
 from bcnmf_sc.engine.rows.sources import MemorySource, ReadSource, to_block
 from bcnmf_sc.engine.rows.summary import Groups
@@ -163,9 +163,9 @@ def test_passes_that_copy_see_large_blocks_in_pieces(x, dense, monkeypatch):
         monkeypatch.setattr(sources, "cut", partial(sources.cut, block_values=size))
         rows = [Groups(member, np.zeros(N_CELLS)) for _ in range(2)]
         parts = [
-            sources.summarise(block, rows[0], likelihood=Poisson()),
-            hals.moments(block, rows[1], divide=True),
-            moments._moments(block, moments.Units(code), n_units=2, log=True),
+            summary.summarise(block, rows[0], likelihood=Poisson()),
+            hals.share_moments(block, rows[1], divide=True),
+            moments._moments(block, moments.Membership(code), n_units=2, log=True),
         ]
         found.append([value for each in parts for value in vars(each).values()] + [each.total for each in rows])
         monkeypatch.undo()
