@@ -176,7 +176,9 @@ def gpnsf(
     shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
     values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
-    factors = gpnsf_fit.fit(spots.coordinates, spots.slices, values, shape, random_state=random_state, climb=climb)
+    factors = gpnsf_fit.fit_spatial(
+        spots.coordinates, spots.slices, values, shape, random_state=random_state, climb=climb
+    )
 
     if not factors.converged and (climb.tol or factors.n_iter < climb.max_iter):  # with 0, no rest was asked for
         moved = "fell" if factors.gain < 0 else "rose"
