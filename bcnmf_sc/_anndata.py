@@ -115,7 +115,7 @@ class Data:
     params: dict[str, Any]
     """What to record of it."""
 
-    def write(self, **result: Any) -> Any:
+    def store(self, **result: Any) -> Any:
         """Write a factorisation; return the copy, if one is asked for."""
         adata = self.adata.copy() if self.asked.copy else self.adata
         write(adata, self.asked.key, used=self.genes, **result)

@@ -34,7 +34,7 @@ class Modalities(Data):
     """What to record of the modalities."""
 
     @uninterrupted()
-    def write(self, **result: Any) -> Any:
+    def store(self, **result: Any) -> Any:
         """Write usage and cells to the whole, loadings and genes to each modality."""
         key, copy = self.asked.key, self.asked.copy
         mdata = self.mdata.copy() if copy else self.mdata
@@ -83,15 +83,15 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
     for argument in ("likelihood", "weights", "layer", "mask_var"):
         check_modalities(argument, getattr(asked, argument), mdata.mod)
     weight = read_weights(asked.weights, names)
+    kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
     parts: dict[str, Data] = {}
-    for name in names:
+    for name, kind in zip(names, kinds, strict=True):
         part = mdata[name]
         order = order_of(mdata, name, part, argument="adata", what="cells")
         part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
-        own = {"likelihood": of(asked.likelihood, name), "layer": of(asked.layer, name)}
-        own["mask_var"] = of(asked.mask_var, name, "auto")
+        own = {"layer": of(asked.layer, name), "mask_var": of(asked.mask_var, name, "auto")}
         try:
-            parts[name] = _anndata.read(part, Reading(asked.key, copy=False, run=asked.run, **own))
+            parts[name] = _anndata.read(part, Reading(asked.key, copy=False, likelihood=kind, run=asked.run, **own))
         except ValueError as error:
             error.add_note(f"In the modality {name!r}.")
             raise
@@ -109,7 +109,6 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         obs=pd.DataFrame({name: x for name, x in columns.items() if x is not None}, index=mdata.obs_names),
         var=pd.DataFrame(index=features),
     )
-    kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
     joint, per_gene = kinds[0], any(np.ndim(value) for kind in kinds for value in kind.parameters().values())
     if per_gene or any(kind != joint for kind in kinds) or set(weight.values()) != {1.0}:
         of_gene = np.repeat(np.arange(len(parts)), [len(part.genes) for part in parts.values()])

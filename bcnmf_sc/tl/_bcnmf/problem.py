@@ -187,7 +187,7 @@ class Problem:
         for name, values in factors.likelihood.parameters().items():
             genes[name] = np.broadcast_to(values, len(self.data.genes))
         cells = {"role": self.data.design.role} | dict(cells)
-        return self.data.write(W=factors.W, H=factors.H, cells=cells, genes=genes, record=record, notes=notes)
+        return self.data.store(W=factors.W, H=factors.H, cells=cells, genes=genes, record=record, notes=notes)
 
 
 def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:

@@ -86,7 +86,7 @@ def project(
     data = Problem.read(adata, asked).data
     H, _ = transform(data.source, data.likelihood, W[used].astype(np.float64))
     record = {"params": dict(stored["params"]) | {"layer": layer}, "topics": stored["topics"].copy()}
-    return data.write(W=W[used], H=H, cells={"role": data.design.role}, genes={}, record=record)
+    return data.store(W=W[used], H=H, cells={"role": data.design.role}, genes={}, record=record)
 
 
 def update(

@@ -242,7 +242,7 @@ def deltanmf(
     }
     if n_topics_case:
         record["emergence"] = emergence_table(result, data, n_topics_control)
-    copied = read.write(
+    copied = read.store(
         W=result.loadings,
         H=result.H,
         cells={"role": data.role},
