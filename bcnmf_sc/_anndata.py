@@ -15,7 +15,7 @@ from ._methods import METHODS
 from ._stored import write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
-from .engine.likelihoods import Gaussian
+from .engine.likelihoods import Gaussian, as_likelihood
 from .engine.rows.open import row_source
 from .engine.rows.sources import check_compressed
 from .engine.rows.summary import Groups, summarise
@@ -74,6 +74,9 @@ class Reading:
     needs_target: bool = True
     cells: np.ndarray | None = None
     sample_key: str | None = None
+    likelihood: str | Likelihood | Mapping[str, str | Likelihood] | None = None
+    """Without one, values of any sign will do."""
+    weights: Mapping[str, float] | None = None
     confounders: Sequence[str] = ()
     layer: str | Mapping[str, str | None] | None = None
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto"
@@ -99,6 +102,8 @@ class Data:
     confounders: dict[str, pd.Categorical]
     source: RowSource
     likelihood: Likelihood
+    estimated: bool
+    """Whether the likelihood's parameters are to be estimated."""
     genes: np.ndarray
     """Numbers of the genes used."""
     expressed: np.ndarray
@@ -110,7 +115,7 @@ class Data:
     params: dict[str, Any]
     """What to record of it."""
 
-    def write(self, **result: Any) -> Any:
+    def store(self, **result: Any) -> Any:
         """Write a factorisation; return the copy, if one is asked for."""
         adata = self.adata.copy() if self.asked.copy else self.adata
         write(adata, self.asked.key, used=self.genes, **result)
@@ -123,11 +128,8 @@ class Data:
         return adata if self.asked.copy else None
 
 
-def read(adata: AnnData, asked: Reading, likelihood: Likelihood | None) -> Data:
-    """Read and check all that a fit needs, once and in one order. Raises before anything is done.
-
-    Without a likelihood, values of any sign will do.
-    """
+def read(adata: AnnData, asked: Reading) -> Data:
+    """Read and check all that a fit needs, once and in one order. Raises before anything is done."""
     check_key(asked.key)
     random_seed(asked.random_state)
     check_backed(adata, copy=asked.copy)
@@ -135,12 +137,14 @@ def read(adata: AnnData, asked: Reading, likelihood: Likelihood | None) -> Data:
     design = _design_of(adata, asked)
     samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
     confounders = {name: read_samples(adata, name, "confounders") for name in asked.confounders}
-    layer, mask_var = alone(asked.layer), alone(asked.mask_var)
+    layer, mask_var, likelihood = alone(asked.layer), alone(asked.mask_var), alone(asked.likelihood)
+    alone(None if asked.weights is None else {})
+    given = Gaussian() if likelihood is None else as_likelihood(likelihood)
     genes = read_genes(adata, mask_var, asked.exclude_genes)
     _check_sizes(asked, design, len(genes))
     matrix = read_matrix(adata, layer)
 
-    model = (likelihood or Gaussian()).started(len(genes))
+    model, refine = given.started(len(genes)), given.estimated
     source = row_source(
         matrix,
         genes=genes,
@@ -152,10 +156,10 @@ def read(adata: AnnData, asked: Reading, likelihood: Likelihood | None) -> Data:
     member = np.column_stack([design.target, *design.backgrounds.values(), np.ones(adata.n_obs, bool)])
     groups = source.place(Groups, member, np.zeros(adata.n_obs))
     summary = source.reduce(partial(summarise, likelihood=model), groups)
-    matrix_values(matrix_name(layer), summary.n_invalid, summary.smallest if likelihood else 0)
+    matrix_values(matrix_name(layer), summary.n_invalid, 0 if likelihood is None else summary.smallest)
     if likelihood is not None:
-        if likelihood.counts:
-            use = f"`likelihood={likelihood.name!r}` models counts and 'gaussian' takes any"
+        if model.counts:
+            use = f"`likelihood={model.name!r}` models counts and 'gaussian' takes any"
             warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use)
         for name, cells, found in zip([asked.words[2], *design.backgrounds], member.T, summary.mass, strict=False):
             if cells.any() and not found.any():
@@ -177,7 +181,7 @@ def read(adata: AnnData, asked: Reading, likelihood: Likelihood | None) -> Data:
         "n_empty_cells": n_empty_cells,
         "n_empty_genes": n_empty_genes,
     }
-    return Data(adata, asked, design, samples, confounders, source, model, genes, expressed, sums, mass, params)
+    return Data(adata, asked, design, samples, confounders, source, model, refine, genes, expressed, sums, mass, params)
 
 
 def alone(value: T | Mapping[str, T]) -> T:

@@ -17,12 +17,10 @@ from ._stored import CELL_FIELDS, GENE_FIELDS, forget, write
 from ._utils.checks import listed, number
 from ._utils.errors import UserError, UserTypeError
 from ._utils.files import uninterrupted
-from .engine import Joint
+from .engine import Joint, as_likelihood
 
 if TYPE_CHECKING:
     from mudata import MuData
-
-    from .engine import Likelihood
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Modalities(Data):
     """What to record of the modalities."""
 
     @uninterrupted()
-    def write(self, **result: Any) -> Any:
+    def store(self, **result: Any) -> Any:
         """Write usage and cells to the whole, loadings and genes to each modality."""
         key, copy = self.asked.key, self.asked.copy
         mdata = self.mdata.copy() if copy else self.mdata
@@ -70,34 +68,30 @@ class Modalities(Data):
         return mdata if copy else None
 
 
-def read(
-    mdata: MuData,
-    asked: Reading,
-    likelihoods: Mapping[str, Likelihood],
-    weights: Mapping[str, float] | None,
-) -> Modalities:
-    """Read and check every modality, then all together. Raises before anything is done."""
+def read(mdata: AnnData | MuData, asked: Reading) -> Data:
+    """Read and check every modality, then all together; or an AnnData. Raises before anything is done."""
+    if isinstance(mdata, AnnData) or not hasattr(mdata, "mod"):
+        return _anndata.read(mdata, asked)
     for option in ("device", "checkpoint", "client"):
         if asked.run.get(option) is not None:
             msg = f"`{option}` must be None for a MuData, got {asked.run[option]!r}."
             raise UserError(msg)
-    if not likelihoods:
+    names = list(asked.likelihood) if isinstance(asked.likelihood, Mapping) else list(mdata.mod)
+    if not names:
         msg = f"`likelihood` must name at least one modality. Present: {listed(mdata.mod)}."
         raise UserError(msg)
-    given: dict[str, Any] = {"likelihood": likelihoods, "weights": weights}
-    for argument, value in (given | {"layer": asked.layer, "mask_var": asked.mask_var}).items():
-        check_modalities(argument, value, mdata.mod)
-    weight = read_weights(weights, likelihoods)
+    for argument in ("likelihood", "weights", "layer", "mask_var"):
+        check_modalities(argument, getattr(asked, argument), mdata.mod)
+    weight = read_weights(asked.weights, names)
+    kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
     parts: dict[str, Data] = {}
-    for name, likelihood in likelihoods.items():
+    for name, kind in zip(names, kinds, strict=True):
         part = mdata[name]
         order = order_of(mdata, name, part, argument="adata", what="cells")
         part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
-        layer = asked.layer.get(name) if isinstance(asked.layer, Mapping) else asked.layer
-        mask_var = asked.mask_var.get(name, "auto") if isinstance(asked.mask_var, Mapping) else asked.mask_var
+        own = {"layer": of(asked.layer, name), "mask_var": of(asked.mask_var, name, "auto")}
         try:
-            own_reading = Reading(asked.key, copy=False, layer=layer, mask_var=mask_var, run=asked.run)
-            parts[name] = _anndata.read(part, own_reading, likelihood)
+            parts[name] = _anndata.read(part, Reading(asked.key, copy=False, likelihood=kind, run=asked.run, **own))
         except ValueError as error:
             error.add_note(f"In the modality {name!r}.")
             raise
@@ -109,28 +103,31 @@ def read(
         matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
     else:
         matrix = np.hstack(blocks, dtype=np.float32)
-    names = [f"{name}:{gene}" for name, part in parts.items() for gene in part.adata.var_names[part.genes]]
+    features = [f"{name}:{gene}" for name, part in parts.items() for gene in part.adata.var_names[part.genes]]
     adata = AnnData(
         matrix,
         obs=pd.DataFrame({name: x for name, x in columns.items() if x is not None}, index=mdata.obs_names),
-        var=pd.DataFrame(index=names),
+        var=pd.DataFrame(index=features),
     )
-    kinds = list(likelihoods.values())
-    joint = kinds[0]
-    per_gene = any(np.ndim(value) for kind in kinds for value in kind.parameters().values())
+    joint, per_gene = kinds[0], any(np.ndim(value) for kind in kinds for value in kind.parameters().values())
     if per_gene or any(kind != joint for kind in kinds) or set(weight.values()) != {1.0}:
         of_gene = np.repeat(np.arange(len(parts)), [len(part.genes) for part in parts.values()])
-        started = tuple(part.likelihood for part in parts.values())
-        joint = Joint(started, tuple(weight.values()), of_gene, tuple(kind.estimated for kind in kinds))
-    own = {
-        "modalities": list(parts),
+        started, estimated = zip(*((part.likelihood, part.estimated) for part in parts.values()), strict=True)
+        joint = Joint(started, tuple(weight.values()), of_gene, estimated)
+    recorded = {
+        "modalities": names,
         "likelihood": [kind.name for kind in kinds],
         "weights": list(weight.values()),
         "layer": ["X" if part.params["layer"] is None else part.params["layer"] for part in parts.values()],
         "mask_var": ["none" if part.params["mask_var"] is None else part.params["mask_var"] for part in parts.values()],
     }
-    whole = _anndata.read(adata, replace(asked, layer=None, mask_var=None), joint)
-    return Modalities(**vars(whole), mdata=mdata, used={name: part.genes for name, part in parts.items()}, own=own)
+    whole = _anndata.read(adata, replace(asked, likelihood=joint, weights=None, layer=None, mask_var=None))
+    return Modalities(**vars(whole), mdata=mdata, used={name: part.genes for name, part in parts.items()}, own=recorded)
+
+
+def of(given: Any, name: str, default: Any = None) -> Any:
+    """Return an argument's value for a modality."""
+    return given.get(name, default) if isinstance(given, Mapping) else given
 
 
 def in_memory(matrix: Any) -> Any:

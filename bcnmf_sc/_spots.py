@@ -13,8 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_backed, check_key, check_names, read_genes, read_matrix
-from ._mudata import check_modalities, in_memory, obs_column, order_of, read_weights
+from ._anndata import Reading, check_backed, check_key, check_names, read_genes, read_matrix
+from ._mudata import check_modalities, in_memory, obs_column, of, order_of, read_weights
 from ._stored import check_format
 from ._utils.checks import listed, matrix_values, random_seed, stack_level, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
@@ -58,41 +58,28 @@ class Spots:
 
 
 def read(
-    mdata: Spatial,
-    *,
-    key: str,
-    copy: bool,
-    random_state: int,
-    n_topics: int,
-    n_nonspatial: int,
-    likelihood: str | Mapping[str, str],
-    size_factors: str | Mapping[str, str | None] | None,
-    weights: Mapping[str, float] | None,
-    layer: str | Mapping[str, str | None] | None,
-    mask_var: str | None,
-    spatial_key: str,
-    sample_key: str | None,
+    mdata: Spatial, asked: Reading, size_factors: str | Mapping[str, str | None] | None, spatial_key: str
 ) -> Spots:
     """Read and check all that a spatial fit needs, once and in one order. Raises before anything is done."""
-    check_key(key)
-    random_seed(random_state)
-    whole_number("n_topics", n_topics, 1)
-    whole_number("n_nonspatial", n_nonspatial, 0)
+    check_key(asked.key)
+    random_seed(asked.random_state)
+    for name, n in asked.sizes.items():
+        whole_number(name, n, 1 if name == "n_topics" else 0)
     if isinstance(mdata, AnnData):
-        check_backed(mdata, copy=copy)
+        check_backed(mdata, copy=asked.copy)
     parts = {ALONE: mdata} if isinstance(mdata, AnnData) else dict(getattr(mdata, "mod", {}))
     if not parts:
         msg = f"`mdata` must be a MuData with modalities or an AnnData, got {type(mdata).__name__}."
         raise UserTypeError(msg)
-    if isinstance(likelihood, Mapping):
-        if not likelihood:
+    if isinstance(asked.likelihood, Mapping):
+        if not asked.likelihood:
             msg = "`likelihood` must name at least one modality, got an empty mapping."
             raise UserError(msg)
-        check_modalities("likelihood", likelihood, parts)
-        parts = {name: parts[name] for name in likelihood}
-    for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
+        check_modalities("likelihood", asked.likelihood, parts)
+        parts = {name: parts[name] for name in asked.likelihood}
+    for argument, given in (("size_factors", size_factors), ("weights", asked.weights), ("layer", asked.layer)):
         check_modalities(argument, given, parts)
-    weight = read_weights(weights, parts)
+    weight = read_weights(asked.weights, parts)
     if not mdata.obs_names.is_unique:
         msg = "`mdata.obs_names` must be unique."
         raise UserError(msg)
@@ -105,20 +92,19 @@ def read(
                 name,
                 adata,
                 order,
-                kind=likelihood if isinstance(likelihood, str) else likelihood[name],
-                size=size_factors.get(name, "library") if isinstance(size_factors, Mapping) else size_factors,
-                layer=layer.get(name) if isinstance(layer, Mapping) else layer,
-                mask_var=mask_var,
+                kind=of(asked.likelihood, name),
+                size=of(size_factors, name, "library"),
+                layer=of(asked.layer, name),
+                mask_var=asked.mask_var,  # type: ignore[arg-type]
                 weight=weight[name],
                 obs=mdata.obs,
             )
         )
     most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
-    if n_topics + n_nonspatial > most:
-        n_all = n_topics + n_nonspatial
+    if (n_all := sum(asked.sizes.values())) > most:
         msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
         raise UserError(msg)
-    slices, names = read_slices(mdata, sample_key)
+    slices, names = read_slices(mdata, asked.sample_key)
     return Spots(modalities, slices, names, read_coordinates(mdata, spatial_key, slices=slices, names=names))
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from .engine.likelihoods import Likelihood
 
-CELL_FIELDS = fields_written("obs")
 PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
 """Those of any likelihood."""
+CELL_FIELDS = fields_written("obs")
 GENE_FIELDS = tuple(dict.fromkeys([*fields_written("var"), *PARAMETERS]))
 """What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1

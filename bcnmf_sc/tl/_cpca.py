@@ -118,7 +118,7 @@ def cpca(
         sizes={"n_components": n_components},
         run={"n_threads": n_threads, "batch_size": batch_size},
     )
-    data = read(adata, asked, None)
+    data = read(adata, asked)
     design = data.design
     for name, cells in (("target", design.target), ("background", design.background)):
         if cells.sum() < 2:  # noqa: PLR2004

@@ -125,10 +125,10 @@ def all_gone_through(run: Run, n_iter: int) -> bool:
     return not run.tol and n_iter >= run.max_iter
 
 
-def run_settings(options: RunOptions, *, accelerate: bool) -> Run:
+def run_settings(options: Mapping[str, Any], *, accelerate: bool) -> Run:
     """Return the solver's share of the options."""
     names = ("max_iter", "tol", "max_time", "checkpoint", "checkpoint_every")
-    given = {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
+    given = {name: options[name] for name in names if options.get(name) is not None}
     if options.get("accelerate") is not None:
         accelerate = bool(options["accelerate"])
     return Run(accelerate=accelerate, progress=options.get("progress", True), **given)

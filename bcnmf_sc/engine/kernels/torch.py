@@ -1,4 +1,4 @@
-"""`kernels.sweep` in torch: the same pass over a block of cells, on whatever device the block lies.
+"""`cpu.sweep` in torch: the same pass over a block of cells, on whatever device the block lies.
 
 Sparse values under Poisson and Gaussian go through sparse products alone, a block at once. Everything else goes through
 pieces of a block with matrix products, mended at the non-zeros; no cells x genes tensor is larger than a piece.
@@ -165,7 +165,7 @@ class TorchBlock:
 
 @dataclass
 class TorchRows:
-    """`kernels.Rows` on a device."""
+    """`block.Rows` on a device."""
 
     target: Tensor
     background: Tensor
@@ -180,7 +180,7 @@ class TorchRows:
 
 @dataclass
 class TorchSums:
-    """`kernels.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
+    """`block.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
 
     p_x: Tensor | None = None
     p_y: Tensor | None = None
@@ -218,7 +218,7 @@ class TorchSums:
 
 @torch.no_grad()
 def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood) -> TorchSums:
-    """Do what `kernels.sweep` does.
+    """Do what `cpu.sweep` does.
 
     ``rows`` are changed at the very end: running out of memory leaves them as they were.
     """

@@ -10,11 +10,11 @@ import pandas as pd
 from scipy import stats
 
 from ..._anndata import Reading
-from ..._utils.checks import whole_number
+from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .folds import FEW_BACKGROUND, make_folds
-from .problem import MAX_SUPPRESSED, Problem, check_alpha, one_alpha
+from .problem import MAX_SUPPRESSED, Problem, one_alpha
 from .select import summary
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def background_check(
     whole_number("n_background_topics", n_background_topics, 1)
     one_alpha(background)
     no_checkpoint(run)
-    check_alpha(alpha)
+    number("alpha", alpha)
     asked = Reading(
         key_added,
         copy,
@@ -89,6 +89,7 @@ def background_check(
         target,
         sample_key=sample_key,
         confounders=confounders,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
@@ -96,10 +97,10 @@ def background_check(
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
+    problem = Problem.read(adata, asked)
     data = problem.data
     rows = [*_check_size(data), _check_suppressed(problem, alpha)]
-    rows += _check_gain(problem, n_topics, n_background_topics, random_state, run)
+    rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
     return data.note("_background_check", pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"]))
 
@@ -175,15 +176,13 @@ def _check_suppressed(problem: Problem, alpha: float) -> Row:
     )
 
 
-def _check_gain(
-    problem: Problem, n_topics: int, n_background_topics: int, random_state: int, run: RunOptions
-) -> list[Row]:
+def _check_gain(problem: Problem, n_topics: int, n_background_topics: int) -> list[Row]:
     data = problem.data
     nothing = problem.contrast(dict.fromkeys(data.design.backgrounds, 0.0), "effective", pooled=True)
-    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    fold_seed, fit_seed = ensemble.spawn(data.asked.random_state, 2)
     fold = make_folds(data.design, data.samples, ensemble.N_SELECT_FOLDS, fold_seed)
     model = problem.model(nothing, n_topics, n_background_topics, "split")
-    settings = run_settings(run, accelerate=True)
+    settings = run_settings(data.asked.run, accelerate=True)
     found = summary(ensemble.select(data.source, [model], fold, random_state=fit_seed, run=settings)[0])
     by_background = found["explained_target"] - found["gain_target"]
     own = found["explained_background"] - found["gain_background"]

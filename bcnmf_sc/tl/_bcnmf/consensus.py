@@ -12,7 +12,7 @@ from ..._utils.checks import number, one_of, seed_32, whole_number
 from ...engine import transform
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
-from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha, one_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha, one_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ def consensus(
     whole_number("n_restarts", n_restarts, 2)
     one_of("basis", basis, ("split", "shared"))
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
-    check_alpha(alpha)
+    number("alpha", alpha)
     number("density", density, closed="right")
     one_alpha(background)
     no_checkpoint(run)
@@ -91,6 +91,7 @@ def consensus(
         background_key,
         background,
         target,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
@@ -98,7 +99,7 @@ def consensus(
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
+    problem = Problem.read(adata, asked)
     source, backgrounds = problem.data.source, problem.data.design.backgrounds
     contrast = problem.contrast(dict.fromkeys(backgrounds, alpha), "effective", pooled=True)
     settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)

@@ -15,7 +15,7 @@ from ...engine import fit
 from ...engine.bcnmf.ensemble import fit_model, spawn
 from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .folds import deal, score
-from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
+        weights=weights,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
@@ -187,13 +189,12 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood, several=True, weights=weights)
+    problem = Problem.read(adata, asked, several=True)
     data = problem.data
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
-        rough = run | {"checkpoint": None}  # which is of the fit that follows
-        choice = alpha_path(problem, ALPHAS, n_topics=n_topics, random_state=random_state, run=rough)
+        choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
         notes, alpha = {"_alpha": choice}, choice["alpha"]
     given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
     alphas = {str(name): float(value) for name, value in given.items()}
@@ -295,13 +296,14 @@ def nmf(
         key_added,
         copy,
         cells=cells,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
+    problem = Problem.read(adata, asked)
     data = problem.data
     contrast = problem.contrast({}, "sum", pooled=True)
     settings = run_settings(run, accelerate=True)
@@ -313,7 +315,7 @@ def nmf(
         background=contrast.weight,
         expressed=data.expressed,
         start=start_loadings(init, len(data.genes), n_topics),
-        refine=problem.refine,
+        refine=data.estimated,
         random_state=random_state,
         run=settings,
     )
@@ -335,7 +337,7 @@ def _check_alphas(alpha: Any, background: Any, alpha_scale: str, *, split: bool)
     if alpha != "auto":
         given = background if isinstance(background, Mapping) else {"": alpha}
         for name, value in given.items():
-            check_alpha(value, f" for background {str(name)!r}" if name != "" else "")
+            number("alpha", value, why=f" for background {str(name)!r}" if name != "" else "")
         return
     if isinstance(background, Mapping):
         msg = "`alpha` must not be 'auto' where `background` gives each background its own. Name the backgrounds only."

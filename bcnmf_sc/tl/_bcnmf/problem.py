@@ -12,11 +12,10 @@ import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata, _mudata
-from ..._anndata import alone
 from ..._stored import NOTHING
-from ..._utils.checks import number, stack_level
+from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
-from ...engine import Factors, Likelihood, Run, as_likelihood, transform
+from ...engine import Factors, Run, transform
 from ...engine.bcnmf.ensemble import Model, shares_of
 from .._run import RunOptions, all_gone_through, check_run
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from ..._anndata import Data, Design, Reading
-    from .._run import LikelihoodName
 
 MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
@@ -73,29 +71,13 @@ class Problem:
     """A factorisation to be solved."""
 
     data: Data
-    refine: bool
-    """Whether the likelihood's parameters are to be estimated."""
 
     @classmethod
-    def read(
-        cls,
-        adata: AnnData | MuData,
-        asked: Reading,
-        likelihood: LikelihoodName | Likelihood | Mapping[str, LikelihoodName | Likelihood],
-        *,
-        several: bool = False,
-        weights: Mapping[str, float] | None = None,
-    ) -> Problem:
-        """Read and check all that a fit needs; if ``several``, also of the modalities of a MuData."""
+    def read(cls, adata: AnnData | MuData, asked: Reading, *, several: bool = False) -> Problem:
+        """Read and check all that a fit needs; if ``several``, the modalities of a MuData, too."""
         check_run(asked.run, RunOptions)
-        if several and hasattr(adata, "mod"):
-            given: Any = likelihood if isinstance(likelihood, Mapping) else dict.fromkeys(adata.mod, likelihood)
-            kinds = {name: as_likelihood(kind) for name, kind in given.items()}
-            data: Data = _mudata.read(adata, asked, kinds, weights)
-            return Problem(data, any(kind.estimated for kind in kinds.values()))
-        alone(None if weights is None else {})
-        kind = as_likelihood(alone(likelihood))
-        return Problem(_anndata.read(adata, asked, kind), kind.estimated)
+        data = _mudata.read(adata, asked) if several else _anndata.read(adata, asked)
+        return Problem(data)
 
     def contrast(self, alphas: Mapping[str, float], scale: str, *, pooled: bool) -> Contrast:
         """Set each background's weight; warn where it suppresses many genes.
@@ -164,7 +146,7 @@ class Problem:
             expressed=self.data.expressed,
             n_background_topics=n_background_topics,
             basis=basis,
-            refine=self.refine,
+            refine=self.data.estimated,
         )
 
     def record(
@@ -205,7 +187,7 @@ class Problem:
         for name, values in factors.likelihood.parameters().items():
             genes[name] = np.broadcast_to(values, len(self.data.genes))
         cells = {"role": self.data.design.role} | dict(cells)
-        return self.data.write(W=factors.W, H=factors.H, cells=cells, genes=genes, record=record, notes=notes)
+        return self.data.store(W=factors.W, H=factors.H, cells=cells, genes=genes, record=record, notes=notes)
 
 
 def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
@@ -233,11 +215,6 @@ def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> flo
     if n_background_topics == 0:
         return 0.3
     return 0.5 if basis == "shared" else 0.0
-
-
-def check_alpha(value: Any, where: str = "") -> None:
-    """Refuse what is no strength of a contrast."""
-    number("alpha", value, why=where)
 
 
 def one_alpha(background: Any) -> None:

@@ -78,14 +78,15 @@ def project(
         copy,
         cells=np.zeros(adata.n_obs, bool),
         needs_target=False,
+        likelihood=_stored.stored_likelihood(adata, reference, key, used),
         layer=layer,
         mask_var=used,
         run={"n_threads": n_threads, "device": device, "batch_size": batch_size},
     )
-    data = Problem.read(adata, asked, _stored.stored_likelihood(adata, reference, key, used)).data
+    data = Problem.read(adata, asked).data
     H, _ = transform(data.source, data.likelihood, W[used].astype(np.float64))
     record = {"params": dict(stored["params"]) | {"layer": layer}, "topics": stored["topics"].copy()}
-    return data.write(W=W[used], H=H, cells={"role": data.design.role}, genes={}, record=record)
+    return data.store(W=W[used], H=H, cells={"role": data.design.role}, genes={}, record=record)
 
 
 def update(
@@ -160,9 +161,18 @@ def update(
     mask = np.asarray(adata.var_names.isin(names))
     order = names.get_indexer(adata.var_names[mask])
     asked = Reading(
-        key, copy, str(params["background_key"]), background, target, partial=True, layer=layer, mask_var=mask, run=run
+        key,
+        copy,
+        str(params["background_key"]),
+        background,
+        target,
+        partial=True,
+        likelihood=_stored.stored_likelihood(adata, reference, key, mask),
+        layer=layer,
+        mask_var=mask,
+        run=run,
     )
-    problem = Problem.read(adata, asked, _stored.stored_likelihood(adata, reference, key, mask))
+    problem = Problem.read(adata, asked)
     data = problem.data
     effective, on_sums = (
         dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")

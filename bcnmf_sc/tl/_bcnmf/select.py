@@ -162,16 +162,15 @@ def select_alpha(
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
-    choice = alpha_path(
-        problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds, random_state=random_state, run=run
-    )
+    problem = Problem.read(adata, asked)
+    choice = alpha_path(problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds)
     return problem.data.note("_alpha", choice)
 
 
@@ -182,12 +181,11 @@ def alpha_path(
     n_topics: int,
     n_restarts: int = 1,
     n_folds: int = ensemble.N_SELECT_FOLDS,
-    random_state: int,
-    run: RunOptions,
 ) -> dict[str, Any]:
     """Return the alpha to take, why, and the table over alphas, as they are stored."""
     data = problem.data
-    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
+    run = {**data.asked.run, "checkpoint": None}  # which is of the fit that follows
+    fold_seed, fit_seed = ensemble.spawn(data.asked.random_state, 2)
     fold = make_folds(data.design, data.samples, n_folds, fold_seed)
     rows: dict[float, dict[str, float]] = {}
     start: np.ndarray | None = None
@@ -333,6 +331,7 @@ def select_n_topics(
         background,
         target,
         sample_key=sample_key,
+        likelihood=likelihood,
         layer=layer,
         mask_var=mask_var,
         sizes={} if n_topics is None else {"n_topics": max(n_topics)},
@@ -340,7 +339,7 @@ def select_n_topics(
         random_state=random_state,
         run=run,
     )
-    problem = Problem.read(adata, asked, likelihood)
+    problem = Problem.read(adata, asked)
     data = problem.data
     alpha = default_alpha(1, basis)
     contrast = problem.contrast(dict.fromkeys(data.design.backgrounds, alpha), "effective", pooled=True)

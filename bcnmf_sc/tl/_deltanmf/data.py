@@ -15,7 +15,7 @@ from scipy import stats
 from ..._utils.checks import one_of, stack_level, whole_number
 from ..._utils.errors import UserError, UserTypeError
 from ...engine.bcnmf.ensemble import shares_of
-from ...engine.deltanmf.hals import moments
+from ...engine.deltanmf.hals import share_moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
 from ...engine.rows.summary import Groups
 from .._design import pairing
@@ -115,7 +115,7 @@ class CaseControl:
         member = np.column_stack([control, case])
         groups = data.source.place(Groups, member, np.zeros(len(control)))
         divide = asked.library != "none"
-        found = data.source.reduce(partial(moments, divide=divide), groups)
+        found = data.source.reduce(partial(share_moments, divide=divide), groups)
         total = data.source.gather(groups, "total")
         size = {"median": float(np.median(total[(control | case) & (total > 0)])), "tpm": PER_MILLION, "none": 1.0}[
             asked.library

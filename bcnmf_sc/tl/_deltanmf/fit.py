@@ -16,7 +16,6 @@ from ..._anndata import MaskVar, Reading
 from ..._stored import stored, stored_slot
 from ..._utils.checks import listed, number, stack_level, start_loadings, whole_number
 from ..._utils.errors import UserError
-from ...engine import Gaussian
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
 from .._run import DeltaOptions, all_gone_through
@@ -174,13 +173,14 @@ def deltanmf(
         apart=True,
         needs_target=n_topics_case > 0,
         sample_key=sample_key,
+        likelihood="gaussian",
         layer=layer,
         mask_var=mask_var,
         exclude_genes=asked.exclude_genes,
         random_state=random_state,
         run=asked.run,
     )
-    read = _anndata.read(adata, reading, Gaussian())
+    read = _anndata.read(adata, reading)
     graph, n_known = _graph(read, similarity)
     init_loadings = _init(read, init, n_topics_control)
     data = CaseControl.of(read, asked)
@@ -242,7 +242,7 @@ def deltanmf(
     }
     if n_topics_case:
         record["emergence"] = emergence_table(result, data, n_topics_control)
-    copied = read.write(
+    copied = read.store(
         W=result.loadings,
         H=result.H,
         cells={"role": data.role},

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _spots
+from ..._anndata import Reading
 from ..._mudata import forget_joint
 from ..._spots import modality_of
 from ..._stored import recorded
@@ -19,7 +21,6 @@ from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
 
     from ..._spots import Spatial, SpotModality, Spots
@@ -158,27 +159,26 @@ def gpnsf(
     number("kl_weight", kl_weight)
     for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
         one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
-    spots = _spots.read(
-        mdata,
-        key=key_added,
-        copy=copy,
-        random_state=random_state,
-        n_topics=n_topics,
-        n_nonspatial=n_nonspatial,
+    asked = Reading(
+        key_added,
+        copy,
+        sample_key=sample_key,
         likelihood=likelihood,
-        size_factors=size_factors,
         weights=weights,
         layer=layer,
         mask_var=mask_var,
-        spatial_key=spatial_key,
-        sample_key=sample_key,
+        sizes={"n_topics": n_topics, "n_nonspatial": n_nonspatial},
+        random_state=random_state,
     )
+    spots = _spots.read(mdata, asked, size_factors, spatial_key)
     modalities = spots.modalities
 
     shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
     values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
-    factors = gpnsf_fit.fit(spots.coordinates, spots.slices, values, shape, random_state=random_state, climb=climb)
+    factors = gpnsf_fit.fit_spatial(
+        spots.coordinates, spots.slices, values, shape, random_state=random_state, climb=climb
+    )
 
     if not factors.converged and (climb.tol or factors.n_iter < climb.max_iter):  # with 0, no rest was asked for
         moved = "fell" if factors.gain < 0 else "rose"
