@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .._utils.checks import listed, one_of, stack_level
-from .._utils.errors import UserError
+from ..._utils.checks import listed, one_of, stack_level
+from ..._utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
