@@ -12,6 +12,7 @@ from ._enrich import enrich
 from ._gpnsf.enhance import enhance
 from ._gpnsf.fit import gpnsf
 from ._gpnsf.predict import gpnsf_predict
+from ._power import power
 from ._run import DeltaOptions, RunOptions, SpatialRunOptions
 from ._umap import umap
 
@@ -31,6 +32,7 @@ __all__ = [
     "gpnsf",
     "gpnsf_predict",
     "nmf",
+    "power",
     "project",
     "select_alpha",
     "select_n_topics",

@@ -13,17 +13,17 @@ from .. import _anndata, get
 from .._utils.checks import listed, stack_level
 from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
-from ..engine.rows.moments import PER_CELL, as_matrix, log_normalized, member_matrix, moments
+from ..engine.rows.moments import PER_CELL, as_matrix, log_normalized, moments
 from ..engine.rows.open import row_source
 from ..engine.rows.sources import LocalSource
-from ._design import Summary, Units
+from ._design import OFFSET, Summary, Units, unit_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
 
-    from ._design import Method
+    from ._design import Contrast, Method
 
 FLOOR = 1e-6
 """Added to both sides of the ratio of two mean shares, as in the topics table."""
@@ -36,7 +36,9 @@ BATCH = 500
 def associate(
     adata: AnnData,
     *,
-    groupby: str,
+    groupby: str | None = None,
+    design: str | None = None,
+    contrast: Contrast | None = None,
     key: str = "bcnmf",
     groups: str | Sequence[str] | None = None,
     reference: str | None = None,
@@ -117,13 +119,15 @@ def associate(
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
         _anndata.check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
-    names = _anndata.pick_topics(share.columns, topics)
-    values = share[names].to_numpy(dtype=np.float64)
+    chosen = _anndata.pick_topics(share.columns, topics)
+    values = share.to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
-    design = Units.read(
+    units = Units.read(
         adata,
         key,
         groupby=groupby,
+        design=design,
+        contrast=contrast,
         groups=groups,
         reference=reference,
         sample_key=sample_key,
@@ -132,23 +136,26 @@ def associate(
         cells=cells,
         used=used,
     )
-    _warn_of_training(adata, key, design)
+    _warn_of_training(adata, key, units)
 
     def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
-        means = member_matrix(unit, n_units) @ values / np.bincount(unit[unit >= 0], minlength=n_units)[:, None]
-        return means, means
+        means = unit_means(values, unit, n_units)
+        return (np.log2(means + OFFSET) if units.moderated else means), means
 
     def of_cells(side: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        yield slice(0, len(names)), values[side >= 0]
+        yield slice(0, values.shape[1]), values[side >= 0]
 
-    table = design.test(names, observed, of_cells, floor=FLOOR)
+    scale = "log2 share" if units.moderated else "share"
+    table = units.test(list(share.columns), observed, of_cells, floor=FLOOR, scale=scale, shown=chosen)
     return _store(adata, key, "associations", "topic", table, copy=copy)
 
 
 def associate_genes(
     adata: AnnData,
     *,
-    groupby: str,
+    groupby: str | None = None,
+    design: str | None = None,
+    contrast: Contrast | None = None,
     key: str = "bcnmf",
     genes: Sequence[str] | None = None,
     groups: str | Sequence[str] | None = None,
@@ -209,22 +216,22 @@ def associate_genes(
     """
     _anndata.check_backed(adata, copy=copy)
     W = get.loadings(adata, key=key)
-    if genes is None:
-        chosen = np.flatnonzero((W > 0).any(axis=1))
-    else:
+    chosen = used = np.flatnonzero((W > 0).any(axis=1))
+    if genes is not None:
         chosen = adata.var_names.get_indexer(list(genes))
         unknown = [gene for gene, at in zip(genes, chosen, strict=True) if at < 0]
         if unknown or not len(chosen):
             msg = f"`genes` must be names in `adata.var_names`, got {listed(unknown)}."
             raise UserError(msg)
-    names = adata.var_names[chosen].tolist()
     if log_normalize is None:
         kind = str(adata.uns[key].get("params", {}).get("likelihood", "poisson"))
         log_normalize = LIKELIHOODS[kind].counts if kind in LIKELIHOODS else True
-    design = Units.read(
+    units = Units.read(
         adata,
         key,
         groupby=groupby,
+        design=design,
+        contrast=contrast,
         groups=groups,
         reference=reference,
         sample_key=sample_key,
@@ -234,6 +241,9 @@ def associate_genes(
         used=np.ones(adata.n_obs, bool),
     )
     source = row_source(_anndata.read_matrix(adata, layer))
+    if units.moderated:  # genes that are not asked for lend their variances
+        chosen = np.append(chosen, np.setdiff1d(used, chosen))
+    names = adata.var_names[chosen].tolist()
 
     def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
         sums = moments(source, unit, n_units, log_normalize=False).linear
@@ -242,7 +252,7 @@ def associate_genes(
             return means, means
         total = sums.sum(1, keepdims=True)
         linear = np.divide(PER_CELL * sums, total, out=np.zeros_like(sums), where=total > 0)[:, chosen]
-        return np.log1p(linear), linear
+        return (np.log2(1 + linear) if units.moderated else np.log1p(linear)), linear
 
     def of_cells(side: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         columns = _columns(source, side >= 0, chosen, log_normalize=bool(log_normalize))
@@ -258,18 +268,21 @@ def associate_genes(
         return Summary(mean, np.maximum(squares, 0) / (n - 1), n[:, 0], sums.linear[:, chosen] / n)
 
     floor = PER_CELL_FLOOR if log_normalize else FLOOR
-    table = design.test(names, observed, of_cells, of_groups, floor=floor)
+    scale = "value" if not log_normalize else f"log{'2' if units.moderated else ''} of counts per 10,000 + 1"
+    table = units.test(names, observed, of_cells, of_groups, floor=floor, scale=scale, shown=genes)
     return _store(adata, key, "gene_associations", "gene", table, copy=copy)
 
 
-def _warn_of_training(adata: AnnData, key: str, design: Units) -> None:
+def _warn_of_training(adata: AnnData, key: str, units: Units) -> None:
     """Warn where one side of a comparison is the background that trained background topics, and the other is not."""
     role = adata.obs.get(f"{key}_role")
     if role is None or not (adata.uns[key]["topics"]["kind"] == "background").any():
         return
     background = role.isin(["background", "both"]).to_numpy()
-    for group, reference, side in design.contrasts:
+    for group, reference, side in units.contrasts:
         trained = [background[side == s] for s in (0, 1)]
+        if not min(map(len, trained)):
+            continue
         if (trained[0].all() and not trained[1].any()) or (trained[1].all() and not trained[0].any()):
             msg = (
                 f"{group!r} against {reference!r} is the contrast of the fit: background topics were learned on one "

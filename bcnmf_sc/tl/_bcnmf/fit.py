@@ -13,8 +13,9 @@ from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
+from .._design import design_columns
 from .._run import run_settings
-from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
+from .folds import call_topics, design_of, make_folds, score_cells, warn_of_background, warn_of_homeless
 from .modalities import Modalities
 from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
@@ -41,6 +42,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     basis: Literal["split", "shared"] = "split",
     cross_fit: int | None = 5,
     sample_key: str | None = None,
+    design: str | None = None,
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
@@ -99,6 +101,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
         cells may be called for what sets their donors apart.
+    design
+        Formula of the tests of topics by donor, such as ``"~ condition + age + sex"`` where ``background_key`` is
+        ``"condition"``: columns of ``adata.obs`` that describe donors and are adjusted for. ``(1 | patient)`` names
+        units that belong together; by default these are the samples of a donor.
     fdr_level
         Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha
@@ -157,8 +163,13 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
-        ratio; with background topics and ``cross_fit`` also ``p_value`` of target against background out of fold,
-        ``called`` at ``fdr_level``, and ``stability``, the mean cosine with the matched topics of the folds);
+        ratio; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
+        mean difference ``log2_fold_change`` of the donors' shares with its 95 % interval ``ci_low`` to ``ci_high``,
+        its two-sided ``p_value`` and ``p_adjusted``, whether the topic is ``called`` at ``fdr_level``, its
+        ``direction`` (target topics are called where they are gained, background topics also where they are lost), and
+        ``stability``, the mean cosine with the matched topics of the folds);
+        ``donors``, with ``sample_key``: what was compared, a row per donor and condition (see
+        `bcnmf_sc.get.donors`);
         ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
         ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
         target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
@@ -183,21 +194,26 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     _anndata.check_key(key_added)
     data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
     data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
-    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
+    modalities = Modalities.of(
+        adata, columns=(background_key, sample_key, *design_columns(design)), weights=weights, **data
+    )
     if modalities is not None:
         adata = modalities.adata
         data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
-    design = _anndata.read_design(adata, background_key, background, target)
+    roles = _anndata.read_design(adata, background_key, background, target)
     _check_ways(basis, cross_fit, fdr_level, alpha_scale)
     if alpha is None:
         alpha = default_alpha(n_background_topics, basis)
     if choose_alpha := alpha == "auto":
         _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
-    alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
+    alphas = _alphas(0.0 if alpha == "auto" else alpha, background, roles)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    comparison = design_of(
+        adata.obs, roles, samples, background_key=background_key, sample_key=sample_key, formula=design
+    )
     problem = Problem.read(
-        adata, design, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
+        adata, roles, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
     )
     start = problem.check_start(init, n_topics)
     choice: dict[str, Any] = {}
@@ -223,6 +239,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "basis": basis,
         "cross_fit": cross_fit,
         "sample_key": sample_key,
+        "design": design,
         "fdr_level": fdr_level,
         "init": "random" if init is None else "given",
         "tol": settings.tol,
@@ -233,8 +250,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     selection: dict[str, Any] = {}
     fold: Any = None
     if n_background_topics != 0:
-        warn_of_background(design, samples)
-        fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
+        warn_of_background(roles, samples)
+        fold = make_folds(roles, samples, cross_fit or N_FOLDS, fold_seed)
     if n_background_topics == "auto":
         n_background_topics, table, reason = choose_background_topics(
             problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
@@ -246,9 +263,9 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     cells: dict[str, np.ndarray] = {}
     if fold is not None and cross_fit is not None:
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
-        cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
-        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
-        warn_of_homeless(record["topics"], scores, design, fdr_level)
+        cells = score_cells(scores, roles, factors.H, n_topics, fdr_level)
+        record |= call_topics(record["topics"], scores, roles, comparison, fdr_level)
+        warn_of_homeless(record["topics"], scores, roles, fdr_level)
 
     adata = adata.copy() if copy and modalities is None else adata
     problem.write(adata, key_added, factors, contrast, record, cells)

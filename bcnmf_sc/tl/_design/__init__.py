@@ -1,5 +1,19 @@
-"""Tests by donor: who is compared with whom, over which units."""
+"""Tests by donor: designs, linear models with moderated variances, and the two-group tests of the paper's protocol."""
 
-from .tests import Method, Summary, Units, likelihood_ratio, pairing
+from .design import OFFSET, Contrast, Design, design_columns, unit_means
+from .linear import moderated
+from .tests import Method, Summary, Units, adjust, likelihood_ratio
 
-__all__ = ["Method", "Summary", "Units", "likelihood_ratio", "pairing"]
+__all__ = [
+    "OFFSET",
+    "Contrast",
+    "Design",
+    "Method",
+    "Summary",
+    "Units",
+    "adjust",
+    "design_columns",
+    "likelihood_ratio",
+    "moderated",
+    "unit_means",
+]
