@@ -51,11 +51,13 @@ def associate(
 ) -> AnnData | None:
     r"""Test whether groups of cells, or of donors, differ in how much they use each topic.
 
-    Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor: the mean share
-    over a donor's cells is one observation. Without it every cell is one, and a warning says what that means: cells
-    of one donor are alike for reasons that have nothing to do with the groups, so the p-values overstate the
-    evidence, the more so the more cells a donor has. Two or more donors with cells on both sides of a comparison are
-    tested in pairs, and the others left out; one alone is left out. Either comes with a warning.
+    Compared are the shares of the topics in a cell's usage. With ``sample_key`` the unit is the donor, once for each
+    condition: the logarithm of its mean share is one observation of a linear model, weighed by its number of cells as
+    far as that matters. Donors with cells on several sides are correlated units, so pairs and single donors are used
+    together. The variance of each topic is moderated over all topics of the fit, as limma does
+    :cite:p:`smyth2004linear`. Without ``sample_key`` every cell is an observation, and a warning says what that means:
+    cells of one donor are alike for reasons that have nothing to do with the groups, so the p-values overstate the
+    evidence, the more so the more cells a donor has.
 
     With background topics, do not test the target against the very background that trained them: a model fits cells
     it has seen better, so shares differ where nothing else does, and a warning says so. `bcnmf_sc.get.topics` has a
@@ -67,6 +69,14 @@ def associate(
         Annotated data with a stored factorisation.
     groupby
         Column of ``adata.obs`` with the groups (categories, strings or booleans). Cells without a value are left out.
+    design
+        In place of ``groupby``, a formula over columns of ``adata.obs`` that describe donors, such as
+        ``"~ condition + age + sex"``: categories and numbers, and ``(1 | patient)`` for units that belong together.
+    contrast
+        What to test in the design: ``("condition", "ctrl", "stim")``, a column, its baseline and what is compared with
+        it; the name of a column of numbers, for its slope, or of one with two values; or weights of coefficients, as
+        ``{"condition[T.stim]": 1}``. By default the first column of the design. With interactions, the mean over the
+        donors.
     key
         Name of the factorisation.
     groups
@@ -77,14 +87,14 @@ def associate(
     sample_key
         Column of ``adata.obs`` with the donors (or samples, mice, cell lines).
     pair_key
-        Column of ``adata.obs`` that tells which units belong together, such as the patient of two biopsies. Pairs are
-        compared within themselves; incomplete ones are left out with a warning. By default the donor where two or
-        more have cells in both groups. Without ``sample_key`` it is the donor too.
+        Column of ``adata.obs`` that tells which units belong together, such as the patient of two biopsies, as
+        ``(1 | patient)`` in a design. By default the donor. Without ``sample_key`` it is the donor too.
     method
-        ``"t"``: Welch's t-test. ``"paired_t"``: t-test of the differences within pairs. ``"auto"`` takes the first of
-        the two that fits the design. ``"logistic"``: logistic regression of the group on the share, by likelihood
-        ratio, which stays defined where the groups separate completely (``separated`` in the table); with few donors
-        it is too bold.
+        ``"moderated"``: linear models of log shares, as said above; by default where donors are given. The paper's
+        protocol compares two groups of shares: ``"t"``, Welch's t-test, by default where cells are the units;
+        ``"paired_t"``, a t-test of the differences within pairs, of which incomplete ones are left out; ``"logistic"``,
+        a regression of the group on the share, by likelihood ratio, which stays defined where the groups separate
+        completely (``separated`` in the table) and is anti-conservative with few donors.
     cells
         Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by
         default.
@@ -113,8 +123,8 @@ def associate(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
     >>> bc.get.associations(adata)[["topic", "group", "reference", "test", "n_group"]].head(1)
-         topic group reference     test  n_group
-    0  Topic 1  case      ctrl  Welch t        3
+         topic group reference         test  n_group
+    0  Topic 1  case      ctrl  moderated t        3
     """
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
         _anndata.check_backed(adata, copy=copy)
@@ -172,14 +182,15 @@ def associate_genes(
 
     The same tests as `associate`, on the expression matrix. With ``sample_key`` a donor's counts are added up
     (pseudobulk) and the unit is the donor; without it the cell. Counts are compared as logarithms of 1 + counts per
-    10,000. The matrix is read once in blocks and never becomes dense. For a differential expression analysis in its
-    own right, models of the counts (edgeR, DESeq2 on pseudobulk) do better with few donors.
+    10,000, with variances moderated over the genes of the factorisation. The matrix is read once in blocks and never
+    becomes dense. For a differential expression analysis in its own right, models of the counts (edgeR, DESeq2 on
+    pseudobulk) do better with few donors.
 
     Parameters
     ----------
     adata
         Annotated data with a stored factorisation.
-    groupby, groups, reference, sample_key, pair_key, method, cells, copy
+    groupby, design, contrast, groups, reference, sample_key, pair_key, method, cells, copy
         As in `associate`.
     key
         Name of the factorisation under which the table is stored, and whose genes are tested by default.
@@ -211,8 +222,8 @@ def associate_genes(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> bc.tl.associate_genes(adata, groupby="condition", sample_key="donor")
     >>> bc.get.associations(adata, table="genes")[["gene", "test", "n_group", "n_reference"]].head(1)
-         gene     test  n_group  n_reference
-    0  Gene 1  Welch t        3            3
+         gene         test  n_group  n_reference
+    0  Gene 1  moderated t        3            3
     """
     _anndata.check_backed(adata, copy=copy)
     W = get.loadings(adata, key=key)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from .. import _anndata, get
 from .._utils.errors import UserError
-from ._design import OFFSET, moderated
+from ._design import INDEPENDENT, OFFSET, moderated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +97,7 @@ def power(
     delta = np.log2((fold_change * share + OFFSET) / (share + OFFSET))
 
     n = np.arange(2, MOST + 1)[:, None]
-    reached = _power(delta, effects.deviation, n, prior_df, len(names), p_value)
+    reached = _power(delta, effects.deviation, n, prior_df, p_value)
     enough = reached >= power
     needed = np.where(enough.any(0), n[enough.argmax(0), 0], np.nan)
     n_now = max(min(n_sides), 2)
@@ -112,11 +112,9 @@ def power(
     return pd.DataFrame(found, index=pd.Index(names, name="topic")).loc[chosen]
 
 
-def _power(
-    delta: np.ndarray, deviation: np.ndarray, n: np.ndarray, prior_df: float, n_topics: int, level: float
-) -> np.ndarray:
+def _power(delta: np.ndarray, deviation: np.ndarray, n: np.ndarray, prior_df: float, level: float) -> np.ndarray:
     """Power of the two-sided moderated t with n donors a side."""
-    df = np.minimum(2 * n - 2 + prior_df, n_topics * (2 * n - 2))
+    df = np.minimum(2 * n - 2 + prior_df, INDEPENDENT * (2 * n - 2))
     shift = np.abs(delta) / (deviation * np.sqrt(2 / n))
     # beyond ten deviations the test cannot miss, and the noncentral distribution loses its digits
     return np.asarray(stats.nct.sf(stats.t.isf(level / 2, df), df, np.minimum(shift, 10.0)))

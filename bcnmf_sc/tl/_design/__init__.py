@@ -1,10 +1,11 @@
 """Tests by donor: designs, linear models with moderated variances, and the two-group tests of the paper's protocol."""
 
 from .design import OFFSET, Contrast, Design, design_columns, unit_means
-from .linear import moderated
+from .linear import INDEPENDENT, moderated
 from .tests import Method, Summary, Units, adjust, likelihood_ratio
 
 __all__ = [
+    "INDEPENDENT",
     "OFFSET",
     "Contrast",
     "Design",

@@ -14,7 +14,7 @@ SHARES = np.linspace(0, 0.95, 11)
 FEW = 2
 """Power of the prior (1 - part)^FEW: the number of cells matters little until the units show that it does."""
 INDEPENDENT = 4
-"""Features that all of them are worth when their covariance is learned: those of a donor depend on each other."""
+"""Features that all of them are worth at most: shares of a donor sum to one, and genes of a donor go together."""
 FLAT = 1e-12
 """Residual deviation, relative to the largest value, below which a feature does not vary."""
 
@@ -60,6 +60,7 @@ def moderated(
     if df < 1:
         return Effects(estimate, variance, variance, np.nan)
     variance, total = squeeze(variance, df)
+    total = min(total, INDEPENDENT * df)
     return Effects(estimate, np.sqrt(variance * unscaled), np.sqrt(variance), total)
 
 
