@@ -126,8 +126,9 @@ def deltanmf(
         ratio, with ``sample_key`` the donors' mean ``log2_fold_change`` with its 95 % interval, test); ``emergence`` (a
         row per case topic: its share of all usage in cases, and in controls projected on it, log2 enrichment, share of
         cells above the controls' 95 % quantile, closest control topic); ``loss`` (per check: iteration, half the
-        squared error of controls and then of cases, the same with penalties, change of the loadings); ``n_iter``; ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control
-        topics alone, against their mean profile; ``mse``.
+        squared error of controls and then of cases, the same with penalties, change of the loadings); ``n_iter``;
+        ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control topics alone, against their
+        mean profile; ``mse``.
 
     Notes
     -----
