@@ -471,7 +471,7 @@ def test_a_falling_bound_is_no_rest(monkeypatch):
     ("run", "message"),
     [
         ({"device": "cuda:97"}, "`device` must be a device for fits, got 'cuda:97'. Present: 'cpu'"),
-        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must lie in a folder that exists"),
+        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must lie in an existing folder"),
     ],
     ids=["device", "checkpoint"],
 )
