@@ -79,7 +79,7 @@ def test_associations_draw_the_difference_with_its_interval(adata) -> None:
     assert full == (table["p_adjusted"] <= 0.05).tolist()
     assert 0 < sum(full) < 4
     assert texts(ax.yaxis) == table["topic"].tolist()
-    assert "stim less ctrl" in ax.get_xlabel()
+    assert "stim − ctrl" in ax.get_xlabel()
     assert "over samples" in ax.get_xlabel()
 
 
@@ -249,7 +249,7 @@ def test_composition_stacks_to_the_whole(adata, normalize) -> None:
         np.testing.assert_allclose([bar.get_y() for bar in bars], tops)
         tops += expected.to_numpy()
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(counts)
-    with pytest.raises(ValueError, match="`of` must be a column of categories"):
+    with pytest.raises(ValueError, match="`of` must be a categorical column"):
         pl.composition(adata, "condition", "depth")
     with pytest.raises(ValueError, match="`of` must be a column of"):
         pl.composition(adata, "condition", "x")
@@ -283,7 +283,7 @@ def test_images_are_loadings_or_rebuilt_means(adata) -> None:
     assert [ax.get_title() for ax in fig.axes] == ["ctrl", "stim"]
     for ax, picture in zip(fig.axes, rebuilt, strict=True):
         np.testing.assert_allclose(ax.images[0].get_array(), picture.reshape(4, 9), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"`shape` must be rows and columns of images of 36 pixels, got \(5, 6\)"):
+    with pytest.raises(ValueError, match=r"`shape` must be the rows and columns of images of 36 pixels, got \(5, 6\)"):
         pl.images(adata, shape=(5, 6))
     del adata.uns["image_shape"]
     with pytest.raises(ValueError, match="got None"):
@@ -399,10 +399,10 @@ def test_stability_has_a_bar_for_each_topic_that_has_one() -> None:
 
 
 def test_stability_errors(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"`key` must name topics with a stability.*tl.consensus"):
+    with pytest.raises(ValueError, match=r"`key` must name a fit with the stability of its topics.*tl.consensus"):
         pl.stability(adata)
     adata.uns["bcnmf"]["topics"]["stability"] = np.nan
-    with pytest.raises(ValueError, match=r"`key` must name topics with a stability"):
+    with pytest.raises(ValueError, match=r"`key` must name a fit with the stability of its topics"):
         pl.stability(adata)
 
 
