@@ -299,7 +299,7 @@ def test_bad_input_is_refused_and_nothing_is_touched(adata, case):
 def test_a_bad_checkpoint_is_refused_before_the_values_are_read(adata, tmp_path, monkeypatch):
     monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the values were read"))
     for path in (tmp_path / "none" / "state", tmp_path):
-        with pytest.raises(ValueError, match=r"`checkpoint` must (lie in a folder that exists|name a file)"):
+        with pytest.raises(ValueError, match=r"`checkpoint` must (lie in an existing folder|name a file)"):
             bc.tl.nmf(adata, n_topics=2, checkpoint=path)
 
 
