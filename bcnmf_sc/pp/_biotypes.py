@@ -164,9 +164,7 @@ def _match(adata: AnnData, table: pd.DataFrame, source: str) -> tuple[NDArray[np
         biotypes = listed(pd.unique(table["biotype"].dropna()), 5)
         msg = f"`annotation` must contain the biotype 'protein_coding', got {biotypes}."
         raise UserError(msg)
-    flags = (
-        ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)
-    )  # a symbol of two genes: either suffices
+    flags = ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)  # a symbol of two genes: either suffices
     known = ours[o].isin(theirs[t].dropna()).to_numpy(dtype=bool)
     return flags, known, t if o == "var_names" else f"{t} ({o})"
 
