@@ -245,7 +245,7 @@ def test_methods_without_a_background_have_no_section_for_it(tmp_path):
     assert [section["id"] for section in page.of("section")] == [
         x for x in SECTIONS if x not in ("background", "alpha")
     ]
-    assert any("280 cells that were learned from" in word for word in page.text("p"))
+    assert any("280 cells of the fit" in word for word in page.text("p"))
 
 
 def test_deltanmf_shows_shift_and_emergence(tmp_path):

@@ -111,7 +111,7 @@ def test_gene_tests_lie_beside_their_rows(adata) -> None:
     np.testing.assert_allclose(heat.get_position().intervaly, bars.get_position().intervaly)
     assert len(fig.axes) == 4  # heatmap, genes, topics, colour bar
     assert "stim against\nctrl" in bars.get_xlabel()
-    with pytest.raises(ValueError, match="`groupby` must be a column that was tested"):
+    with pytest.raises(ValueError, match="`groupby` must be a tested column"):
         pl.loadings(adata, gene_test="donor")
 
 
@@ -131,14 +131,14 @@ def test_tests_of_topics_against_a_column_lie_beside_their_blocks(adata) -> None
         pl.loadings(adata, test="donor")
     adata.obs["kind"] = pd.Categorical(np.resize(list("abc"), adata.n_obs))
     tl.associate(adata, groupby="kind", reference="a")
-    with pytest.raises(ValueError, match=r"`test` must name a column with one comparison, got 'kind' with 'b', 'c'"):
+    with pytest.raises(ValueError, match=r"`test` must be a column with one comparison, got 'kind' with 'b', 'c'"):
         pl.loadings(adata, test="kind")
 
 
 def test_gene_tests_of_several_groups_are_refused(adata) -> None:
     adata.obs["kind"] = [f"k{int(d[1:]) % 3}" for d in adata.obs["donor"]]
     tl.associate_genes(adata, groupby="kind", sample_key="donor")
-    with pytest.raises(ValueError, match="`gene_test` must name a column with one comparison"):
+    with pytest.raises(ValueError, match="`gene_test` must be a column with one comparison"):
         pl.loadings(adata, gene_test="kind")
 
 

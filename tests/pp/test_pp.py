@@ -369,7 +369,7 @@ def test_hvg_round_trip_and_overwrite(adata, tmp_path):
 def test_hvg_warns_of_normalised_values(adata):
     sc.pp.normalize_total(adata)
     with pytest.warns(
-        UserWarning, match=r"`adata.X` holds \d+ values that are not whole numbers, .* normalised"
+        UserWarning, match=r"`adata.X` contains \d+ values that are not whole numbers, .* normalised"
     ) as record:
         bc.pp.highly_variable_genes(adata, **CONDITIONS, n_top_genes=100)
     assert record[0].filename == __file__
@@ -399,7 +399,7 @@ def _spoil(value):
         ),
         (None, {"background": []}, ValueError, "`background` must name categories.*got none"),
         (None, {"target": ["case", "no"]}, ValueError, "`target` must name categories.*got 'no'"),
-        (None, {"background": ["case", "ctrl"]}, ValueError, "No target cells are left.*target='all'"),
+        (None, {"background": ["case", "ctrl"]}, ValueError, "There are no target cells.*target='all'"),
         (None, {"n_top_genes": 0}, ValueError, "`n_top_genes` must be a whole number of at least 1, got 0"),
         (None, {"layer": "no"}, ValueError, "`layer` 'no' is not in `adata.layers`. Present: none"),
         (None, {"flavor": "no"}, ValueError, "`flavor` must be one of 'seurat', 'cell_ranger', 'seurat_v3', got 'no'"),
