@@ -1,7 +1,7 @@
 """Draw the results that `bcnmf_sc.tl` stored in an AnnData.
 
-Each function draws and computes nothing new, shows nothing and saves nothing. It returns the `Axes`, or the `Figure`
-where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
+The functions compute nothing new, and neither show nor save a figure. Each returns the `Axes`, or the `Figure` if it
+has several axes. Figures grow with the table drawn, so that labels do not overlap.
 """
 
 from ._alpha_path import alpha_path
