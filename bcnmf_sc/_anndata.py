@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .engine.likelihoods import Likelihood
     from .engine.rows.summary import Summary
 
-CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
+CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "padj", "size_factor")
 GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
 """What a fit of any kind may write to obs and var, after its key."""
 FORMAT = 1
@@ -116,10 +116,10 @@ def read_design(
     return Design(is_target, backgrounds)
 
 
-def read_samples(adata: AnnData, sample_key: str) -> pd.Categorical:
-    """Return the donor of each cell."""
+def read_samples(adata: AnnData, sample_key: str, argument: str = "sample_key") -> pd.Categorical:
+    """Return the donor of each cell, or its label in another column."""
     if sample_key not in adata.obs:
-        msg = f"`sample_key` {sample_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
+        msg = f"`{argument}` {sample_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise UserError(msg)
     return pd.Categorical(adata.obs[sample_key])
 

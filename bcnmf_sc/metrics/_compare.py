@@ -264,7 +264,7 @@ class _Runs:
             # a table of many fits is no place for the advice of each; whether they converged is a column
             warnings.simplefilter("ignore", UserWarning)
             if name == "nmf":
-                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level"}
+                only = {"alpha", "alpha_scale", "cross_fit", "strata_key", "cell_fpr", "fdr_level"}
                 tl.nmf(self.adata, cells=self.scored, **{k: v for k, v in how.items() if k not in only})
             elif name == "bcnmf":
                 tl.bcnmf(self.adata, **self.contrast, **how)

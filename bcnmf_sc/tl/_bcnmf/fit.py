@@ -14,7 +14,7 @@ from ...engine import fit
 from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
 from .._run import run_settings
-from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
+from .folds import Likeness, call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
 from .modalities import Modalities
 from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
@@ -41,6 +41,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     basis: Literal["split", "shared"] = "split",
     cross_fit: int | None = 5,
     sample_key: str | None = None,
+    strata_key: str | None = None,
+    cell_fpr: float = 0.05,
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
@@ -99,8 +101,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
         cells may be called for what sets their donors apart.
+    strata_key
+        Column of ``adata.obs`` with labels such as cell types, within which cells are compared. By default cells are
+        compared in strata of similar background-topic usage, so that a difference in composition is not taken for a
+        program. Cells without a label, or with one that the background lacks, join the stratum whose usage is nearest.
+    cell_fpr
+        Share of background cells that would be called as well: the false-positive rate of called cells.
     fdr_level
-        Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
+        False discovery rate of called topics.
     alpha
         Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
         (``"shared"``). ``"auto"`` takes what `select_alpha` would choose; not for ``"split"``. Where the fit warns, it
@@ -149,8 +157,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ``target``, ``background``, ``both`` or ``projected``.
     ``.obs[key_added + "_target_share"]``, ``.obs[key_added + "_enriched"]``, ``.obs[key_added + "_pvalue"]``
         With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
-        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
-        against them.
+        seen the cell; whether its p is at most ``cell_fpr``; its empirical p against background cells of its stratum
+        and depth, NaN for cells without counts.
+    ``.obs[key_added + "_padj"]`` : float32
+        The p-values of target cells adjusted by Benjamini and Hochberg; NaN for all other cells.
     ``.var[key_added + "_suppressed"]`` : bool
         Genes that the background outweighs at this alpha; their loadings vanish.
     ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
@@ -158,7 +168,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
         ratio; with background topics and ``cross_fit`` also ``p_value`` of target against background out of fold,
-        ``called`` at ``fdr_level``, and ``stability``, the mean cosine with the matched topics of the folds);
+        ``called`` at ``fdr_level``, ``unmatched``, the share of the topic's usage in cells that no background cell is
+        like, and ``stability``, the mean cosine with the matched topics of the folds);
         ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
         ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
         target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
@@ -183,19 +194,20 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     _anndata.check_key(key_added)
     data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
     data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
-    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
+    modalities = Modalities.of(adata, columns=(background_key, sample_key, strata_key), weights=weights, **data)
     if modalities is not None:
         adata = modalities.adata
         data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
     _anndata.check_backed(adata, copy=copy)
     design = _anndata.read_design(adata, background_key, background, target)
-    _check_ways(basis, cross_fit, fdr_level, alpha_scale)
+    _check_ways(basis, cross_fit, alpha_scale, {"cell_fpr": cell_fpr, "fdr_level": fdr_level})
     if alpha is None:
         alpha = default_alpha(n_background_topics, basis)
     if choose_alpha := alpha == "auto":
         _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
     alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
     samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
+    labels = None if strata_key is None else _anndata.read_samples(adata, strata_key, "strata_key")
     problem = Problem.read(
         adata, design, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
     )
@@ -223,6 +235,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "basis": basis,
         "cross_fit": cross_fit,
         "sample_key": sample_key,
+        "strata_key": strata_key,
+        "cell_fpr": cell_fpr,
         "fdr_level": fdr_level,
         "init": "random" if init is None else "given",
         "tol": settings.tol,
@@ -246,9 +260,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     cells: dict[str, np.ndarray] = {}
     if fold is not None and cross_fit is not None:
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
-        cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
-        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
-        warn_of_homeless(record["topics"], scores, design, fdr_level)
+        likeness = Likeness.of(scores, design, factors.H, n_topics, labels, score_seed)
+        cells = score_cells(scores, design, factors.H, n_topics, cell_fpr, likeness)
+        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level, likeness)
+        warn_of_homeless(record["topics"], scores, design, cell_fpr)
 
     adata = adata.copy() if copy and modalities is None else adata
     problem.write(adata, key_added, factors, contrast, record, cells)
@@ -354,15 +369,16 @@ def nmf(
     return adata if copy else None
 
 
-def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
+def _check_ways(basis: str, cross_fit: Any, alpha_scale: str, levels: Mapping[str, Any]) -> None:
     """Refuse what is no way to fit or to score."""
     one_of("alpha_scale", alpha_scale, ("effective", "sum"))
     one_of("basis", basis, ("split", "shared"))
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
-    if not 0 < fdr_level < 1:
-        msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
-        raise UserError(msg)
+    for name, level in levels.items():
+        if not 0 < level < 1:
+            msg = f"`{name}` must be between 0 and 1, got {level!r}."
+            raise UserError(msg)
 
 
 def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:

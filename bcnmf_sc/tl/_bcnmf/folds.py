@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,15 @@ from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
 from ...engine.bcnmf.ensemble import OutOfFold, shares_of
 from .._design import pairing
+from .strata import (
+    adjusted_pvalues,
+    comparable_blocks,
+    empirical_pvalues,
+    standardised_means,
+    standardised_shares,
+    stratified_rank_test,
+    usage_strata,
+)
 
 if TYPE_CHECKING:
     from ..._anndata import Design
@@ -21,6 +31,8 @@ FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
 
 
+MANY_EMPTY = 0.01
+"""Share of background cells without counts from which on a fit warns."""
 HOMELESS = 0.5
 """Threshold of the target share from which on the background itself needs target topics."""
 
@@ -86,26 +98,65 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
             warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Which cells are compared with which."""
+
+    stratum: np.ndarray
+    """Number of the stratum of each cell; -1 for cells that hold nothing."""
+    unmatched: np.ndarray
+    """Bool per cell: no background cell is like it."""
+    depth: np.ndarray
+    """Logarithm of the usage of all topics, which sums to the cell's counts."""
+
+    @classmethod
+    def of(
+        cls,
+        scores: OutOfFold,
+        design: Design,
+        H: np.ndarray,
+        n_topics: int,
+        labels: pd.Categorical | None,
+        random_state: int,
+    ) -> Likeness:
+        """Put cells into strata of background-topic usage out of fold, or of the ``labels``; warn of empty ones."""
+        usage = np.where((scores.fold >= 0)[:, None], scores.usage, shares_of(H))[:, n_topics:]
+        total = H.sum(1, dtype=np.float64)
+        codes = None if labels is None else labels.codes
+        stratum, unmatched = usage_strata(usage, design.background, labels=codes, random_state=random_state)
+        n = int((design.background & (total == 0)).sum())
+        if n > MANY_EMPTY * design.background.sum():
+            msg = (
+                f"{n} of {design.background.sum()} background cells hold nothing but zeros in the genes used. They are "
+                "left out of all thresholds and tests. Remove them before the fit."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
+        depth = np.log(np.maximum(total, np.finfo(float).tiny))
+        return cls(np.where(total > 0, stratum, -1), unmatched & (total > 0), depth)
+
+
 def score_cells(
-    scores: OutOfFold, design: Design, H: np.ndarray, n_topics: int, fdr_level: float
+    scores: OutOfFold, design: Design, H: np.ndarray, n_topics: int, cell_fpr: float, likeness: Likeness
 ) -> dict[str, np.ndarray]:
-    """Target share, call and empirical p of every cell, against background cells that the model has not seen."""
+    """Target share, call and p of every cell, against similar background cells that the model has not seen."""
     share = np.where(scores.fold >= 0, scores.share, shares_of(H)[:, :n_topics].sum(1))
-    null = np.sort(share[design.background & (scores.fold >= 0)])
-    above = len(null) - np.searchsorted(null, share, side="left")
+    null = design.background & (scores.fold >= 0)
+    excess = standardised_shares(share, null, likeness.stratum, likeness.depth)
+    p = empirical_pvalues(excess, excess[null])
     return {
         "target_share": share.astype(np.float32),
-        "enriched": share > np.quantile(null, 1 - fdr_level),
-        "pvalue": ((1 + above) / (1 + len(null))).astype(np.float32),
+        "enriched": p <= cell_fpr,
+        "pvalue": p.astype(np.float32),
+        "padj": adjusted_pvalues(p, design.target).astype(np.float32),
     }
 
 
-def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fdr_level: float) -> None:
+def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, cell_fpr: float) -> None:
     """Say when topics tell target from background, but cells cannot, since the background needs target topics too."""
-    threshold = float(np.quantile(scores.share[design.background & (scores.fold >= 0)], 1 - fdr_level))
+    threshold = float(np.quantile(scores.share[design.background & (scores.fold >= 0)], 1 - cell_fpr))
     if threshold > HOMELESS and topics["called"].any():
         msg = (
-            f"{fdr_level:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
+            f"{cell_fpr:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
             "topics, so hardly a cell can be called: something that target and background share has no background "
             "topic. Raise `n_background_topics` ('auto' chooses), or lower `n_topics`."
         )
@@ -113,46 +164,52 @@ def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fd
 
 
 def call_topics(
-    topics: pd.DataFrame, scores: OutOfFold, design: Design, samples: pd.Categorical | None, fdr_level: float
+    topics: pd.DataFrame,
+    scores: OutOfFold,
+    design: Design,
+    samples: pd.Categorical | None,
+    fdr_level: float,
+    likeness: Likeness,
 ) -> pd.DataFrame:
     """Add p, whether a topic is called (its usage separates target from background out of fold), and its stability.
 
-    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions: see
-    `pairing`), else the cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    Like is compared with like: the unit is the donor where samples are given (Welch's t on standardised means, or
+    paired where donors are in both conditions: see `pairing`), else the cell (van Elteren's test within folds, strata
+    and depths, two-sided, called where gained). Benjamini-Hochberg over topics.
     """
-    n_topics = scores.usage.shape[1]
+    n_topics = int((topics["kind"] == "target").sum())
     scored = scores.fold >= 0
+    usage = scores.usage[:, :n_topics]
     sides = [design.target & scored & ~design.background, design.background & scored]
+    gained = np.ones(n_topics, bool)
     if samples is None:
-        p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
+        fold = np.where(sides[0] | sides[1], scores.fold, -1)
+        score = stratified_rank_test(usage, sides[0], comparable_blocks(likeness.stratum, fold, likeness.depth))
+        p, gained = 2 * stats.norm.sf(np.abs(score)), score > 0
     else:
         sides = [side & (samples.codes >= 0) for side in sides]
         donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
         if left_out:
             warnings.warn(left_out, UserWarning, stacklevel=stack_level())
-        means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
-        means = [table[table.index.isin(donors)] for table in means]
-        p = _separation_of_donors(*means, paired=paired)
+        n_donors = len(samples.categories)
+        unit = np.where(sides[0], samples.codes, np.where(sides[1], n_donors + samples.codes, -1))
+        means, _ = standardised_means(usage, likeness.stratum, unit, 2 * n_donors, sides[0])
+        tables = [pd.DataFrame(part).dropna() for part in (means[:n_donors], means[n_donors:])]
+        p = _separation_of_donors(*(table[table.index.isin(donors)] for table in tables), paired=paired)
     known = np.isfinite(p)
     called = np.zeros(n_topics, bool)
     if known.any():
-        called[known] = stats.false_discovery_control(p[known]) <= fdr_level
+        called[known] = (stats.false_discovery_control(p[known]) <= fdr_level) & gained[known]
     topics = topics.copy()
     background = len(topics) - n_topics
     topics["p_value"] = np.append(p, np.full(background, np.nan))
     topics["called"] = np.append(called, np.zeros(background, bool))
-    topics["stability"] = np.append(scores.stability, np.full(background, np.nan))
+    total = usage[sides[0]].sum(0, dtype=np.float64)
+    alone = usage[sides[0] & likeness.unmatched].sum(0, dtype=np.float64)
+    share = np.divide(alone, total, out=np.full(n_topics, np.nan), where=total > 0)
+    topics["unmatched"] = np.append(share, np.full(background, np.nan))
+    topics["stability"] = np.append(scores.stability[:n_topics], np.full(background, np.nan))
     return topics
-
-
-def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
-    if not (target.any() and background.any()):
-        return np.nan
-    rank = np.full(len(usage), np.nan)
-    for one in np.unique(fold[fold >= 0]):
-        cells = fold == one
-        rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
-    return float(stats.mannwhitneyu(rank[target], rank[background], alternative="greater").pvalue)
 
 
 def _separation_of_donors(target: pd.DataFrame, background: pd.DataFrame, *, paired: bool) -> np.ndarray:

@@ -12,9 +12,14 @@ from sklearn.metrics import roc_auc_score
 import bcnmf_sc as bc
 from bcnmf_sc._anndata import Design
 from bcnmf_sc.engine.bcnmf.ensemble import OutOfFold
-from bcnmf_sc.tl._bcnmf.folds import call_topics, make_folds
+from bcnmf_sc.tl._bcnmf.folds import Likeness, call_topics, make_folds
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+
+
+def alike(n):
+    """Cells that may all be compared."""
+    return Likeness(np.zeros(n, int), np.zeros(n, bool), np.zeros(n))
 
 
 def spiked(adata):
@@ -73,12 +78,12 @@ def test_nothing_is_invented_where_target_is_background():
 
 def test_pvalues_are_ranks_among_unseen_background_cells(adata):
     bc.tl.bcnmf(adata, **SPLIT)
-    share, p = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_pvalue"].to_numpy()
-    null = share[(adata.obs["condition"] == "ctrl").to_numpy()]
-    expected = (1 + (null[None] >= share[:, None]).sum(1)) / (1 + len(null))
-    np.testing.assert_allclose(p, expected, rtol=1e-5)
-    assert stats.kstest(p[(adata.obs["condition"] == "ctrl").to_numpy()], "uniform").pvalue > 0.05
-    assert (adata.obs["bcnmf_enriched"] == (share > np.quantile(null, 0.95))).all()
+    p, adjusted = adata.obs["bcnmf_pvalue"].to_numpy(), adata.obs["bcnmf_padj"].to_numpy()
+    case = (adata.obs["condition"] == "case").to_numpy()
+    np.testing.assert_allclose(np.sort(p[~case]) * 401, 1 + np.arange(1, 401), rtol=1e-5)
+    assert (adata.obs["bcnmf_enriched"] == (p <= np.float32(0.05))).all()
+    np.testing.assert_allclose(adjusted[case], stats.false_discovery_control(p[case]), rtol=1e-5)
+    assert np.isnan(adjusted[~case]).all()
 
 
 def test_score_of_a_cell_does_not_depend_on_itself(adata):
@@ -148,10 +153,20 @@ def test_cells_without_a_donor_are_scored_out_of_fold(adata):
     assert 0.5 < share[0] / share[1] < 2
 
 
+@pytest.mark.parametrize("name", ["fdr_level", "cell_fpr"])
 @pytest.mark.parametrize("level", [0, 1, 5, -0.1])
-def test_fdr_level(adata, level):
-    with pytest.raises(ValueError, match=f"`fdr_level` must be between 0 and 1, got {level}"):
-        bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, fdr_level=level)
+def test_levels(adata, name, level):
+    options = {"background_key": "condition", "background": "ctrl", "n_background_topics": 2, name: level}
+    with pytest.raises(ValueError, match=f"`{name}` must be between 0 and 1, got {level}"):
+        bc.tl.bcnmf(adata, **options)
+
+
+def test_cell_fpr_sets_how_many_controls_would_be_called(adata):
+    called = {}
+    for level in (0.01, 0.2):
+        bc.tl.bcnmf(adata, **SPLIT, cell_fpr=level)
+        called[level] = adata.obs["bcnmf_enriched"][adata.obs["condition"] == "ctrl"].mean()
+        assert level - 0.01 <= called[level] <= level
 
 
 def test_by_donor(adata):
@@ -272,13 +287,13 @@ def test_topics_are_called_by_pairs_of_donors():
     topics = pd.DataFrame({"kind": ["target", "target", "background"]})
     means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean() for side in (target, ~target)]
     with pytest.warns(UserWarning, match="5 pairs have no cells in one of 'target' and 'background'"):
-        paired = call_topics(topics, scores, design, pd.Categorical(donor), 0.05)
+        paired = call_topics(topics, scores, design, pd.Categorical(donor), 0.05, alike(80))
     expected = stats.ttest_rel(means[0].loc[5:], means[1].loc[5:], alternative="greater").pvalue
     np.testing.assert_allclose(paired["p_value"][:2], expected, rtol=1e-6)
     target[donor < 2], target[donor > 5] = False, True  # now 5 alone is on both sides
     means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean().drop(5) for side in (target, ~target)]
     with pytest.warns(UserWarning, match="One donor alone has cells in both 'target' and 'background'"):
-        welch = call_topics(topics, scores, Design(target, {"ctrl": ~target}), pd.Categorical(donor), 0.05)
+        welch = call_topics(topics, scores, Design(target, {"ctrl": ~target}), pd.Categorical(donor), 0.05, alike(80))
     expected = stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue
     np.testing.assert_allclose(welch["p_value"][:2], expected, rtol=1e-6)
 
@@ -317,6 +332,6 @@ def test_topics_are_not_tested_where_all_cells_are_on_both_sides(by_donor):
     scores = OutOfFold(usage.sum(1), usage, np.arange(20) % 2, np.ones(2))
     topics = pd.DataFrame({"kind": ["target", "target"]})
     donors = pd.Categorical(np.arange(20) % 4) if by_donor else None
-    table = call_topics(topics, scores, Design(everyone, {"ctrl": everyone}), donors, 0.05)
+    table = call_topics(topics, scores, Design(everyone, {"ctrl": everyone}), donors, 0.05, alike(20))
     assert table["p_value"].isna().all()
     assert not table["called"].any()
