@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from scipy import stats
 
 from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
-from ...engine.bcnmf.ensemble import OutOfFold, shares_of
+from ...engine.bcnmf.ensemble import OutOfFold, cross_fit, shares_of
 from .._design import pairing
 from .strata import (
     adjusted_pvalues,
@@ -25,7 +25,9 @@ from .strata import (
 )
 
 if TYPE_CHECKING:
-    from ..._anndata import Design
+    from ..._anndata import Data, Design
+    from ...engine import Factors, Run
+    from ...engine.bcnmf.ensemble import Model
 
 FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
@@ -79,6 +81,36 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
     return fold
 
 
+def deal(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
+    """Deal the cells out to folds on which they are to be scored; warn where scores will say little."""
+    warn_of_background(design, samples)
+    return make_folds(design, samples, n_folds, random_state)
+
+
+def score(
+    data: Data,
+    model: Model,
+    factors: Factors,
+    fold: np.ndarray,
+    topics: pd.DataFrame,
+    *,
+    levels: tuple[float, float],
+    random_state: int,
+    run: Run,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics with their tests.
+
+    ``levels`` are the false-positive rate of cells and the false discovery rate of topics.
+    """
+    cell_fpr, fdr_level = levels
+    scores = cross_fit(data.source, model, factors, fold, random_state=random_state, run=run)
+    likeness = Likeness.of(scores, data.design, factors.H, model.n_topics, data.labels, random_state)
+    cells = score_cells(scores, data.design, factors.H, model.n_topics, cell_fpr, likeness)
+    topics = call_topics(topics, scores, data.design, data.samples, fdr_level, likeness)
+    warn_of_homeless(topics, scores.share[data.design.background & (likeness.stratum >= 0)], cell_fpr)
+    return cells, {"topics": topics}
+
+
 def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
     """Say when scores of the background's cells are too few, or not comparable."""
     n = int(design.background.sum())
@@ -103,7 +135,7 @@ class Likeness:
     """Which cells are compared with which."""
 
     stratum: np.ndarray
-    """Number of the stratum of each cell; -1 for cells that hold nothing."""
+    """Number of the stratum of each cell; -1 for cells without counts."""
     unmatched: np.ndarray
     """Bool per cell: no background cell is like it."""
     depth: np.ndarray
@@ -132,7 +164,7 @@ class Likeness:
             )
             warnings.warn(msg, UserWarning, stacklevel=stack_level())
         depth = np.log(np.maximum(total, np.finfo(float).tiny))
-        return cls(np.where(total > 0, stratum, -1), unmatched & (total > 0), depth)
+        return cls(np.where(total > 0, stratum, -1), unmatched, depth)
 
 
 def score_cells(
@@ -151,9 +183,9 @@ def score_cells(
     }
 
 
-def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, cell_fpr: float) -> None:
+def warn_of_homeless(topics: pd.DataFrame, null: np.ndarray, cell_fpr: float) -> None:
     """Say when topics tell target from background, but cells cannot, since the background needs target topics too."""
-    threshold = float(np.quantile(scores.share[design.background & (scores.fold >= 0)], 1 - cell_fpr))
+    threshold = float(np.quantile(null, 1 - cell_fpr))
     if threshold > HOMELESS and topics["called"].any():
         msg = (
             f"{cell_fpr:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
@@ -184,15 +216,16 @@ def call_topics(
     gained = np.ones(n_topics, bool)
     if samples is None:
         fold = np.where(sides[0] | sides[1], scores.fold, -1)
-        score = stratified_rank_test(usage, sides[0], comparable_blocks(likeness.stratum, fold, likeness.depth))
+        block = comparable_blocks(likeness.stratum, fold, likeness.depth, sides[0])
+        score = stratified_rank_test(usage, sides[0], block)
         p, gained = 2 * stats.norm.sf(np.abs(score)), score > 0
     else:
         sides = [side & (samples.codes >= 0) for side in sides]
         donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
         if left_out:
             warnings.warn(left_out, UserWarning, stacklevel=stack_level())
-        n_donors = len(samples.categories)
-        unit = np.where(sides[0], samples.codes, np.where(sides[1], n_donors + samples.codes, -1))
+        donor, n_donors = samples.codes.astype(np.intp), len(samples.categories)
+        unit = np.where(sides[0], donor, np.where(sides[1], n_donors + donor, -1))
         means, _ = standardised_means(usage, likeness.stratum, unit, 2 * n_donors, sides[0])
         tables = [pd.DataFrame(part).dropna() for part in (means[:n_donors], means[n_donors:])]
         p = _separation_of_donors(*(table[table.index.isin(donors)] for table in tables), paired=paired)

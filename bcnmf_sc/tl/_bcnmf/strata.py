@@ -15,7 +15,7 @@ N_STRATA = 8
 PER_STRATUM = 25
 """Background cells for each stratum, on average, at least."""
 BLOCK = 6
-"""Cells of a block in which ranks are compared, about: few of similar depth lose little and leave no trend with it."""
+"""Cells of a block in which ranks are compared, at least: few of similar depth, which leave no trend with it."""
 PRIOR = 5
 """Cells that the other strata are worth where the variance of a stratum is estimated, or its mean in a donor."""
 OFFSET = 1e-3
@@ -40,31 +40,29 @@ def usage_strata(
     usage
         Usage of the background topics, cells x topics.
     background
-        Bool per cell.
+        Bool per cell; some of them must use a background topic.
 
     Returns
     -------
-    The stratum of each cell, -1 where it uses no background topic at all, and a bool per cell.
+    The stratum of each cell, and a bool per cell.
     """
     total = usage.sum(1, keepdims=True)
-    known = (total > 0)[:, 0]
+    uses = (total > 0)[:, 0]
     root = np.sqrt(np.divide(usage, total, out=np.zeros(usage.shape), where=total > 0))
-    own = background & known
-    if not own.any():
-        return np.full(len(usage), -1), known
+    own = background & uses
     kinds = np.empty(0, int) if labels is None else np.unique(labels[own & (labels >= 0)])
     if len(kinds) and labels is not None:
         centers = np.stack([root[own & (labels == kind)].mean(0) for kind in kinds])
     else:
         centers = _centers(root[own], random_state)
-    square = np.maximum(1 - 2 * root @ centers.T + np.square(centers).sum(1), 0)
+    square = np.square(centers).sum(1) - 2 * root @ centers.T  # and the cell's own, 1, where it uses any
     stratum, distance = square.argmin(1), square.min(1)
-    unmatched = distance > np.quantile(distance[own], FAR)
+    unmatched = ~uses | (distance > np.quantile(distance[own], FAR))
     if len(kinds) and labels is not None:
         labelled = np.isin(labels, kinds)
         stratum = np.where(labelled, np.searchsorted(kinds, labels), stratum)
         unmatched = ~labelled
-    return np.where(known, stratum, -1), unmatched & known
+    return stratum, unmatched
 
 
 def _centers(root: np.ndarray, random_state: int) -> np.ndarray:
@@ -80,17 +78,33 @@ def _centers(root: np.ndarray, random_state: int) -> np.ndarray:
     return np.asarray(KMeans(n_strata, n_init=4, random_state=random_state).fit(root).cluster_centers_)
 
 
-def comparable_blocks(stratum: np.ndarray, fold: np.ndarray, depth: np.ndarray, size: int = BLOCK) -> np.ndarray:
-    """Cut each stratum of each fold into blocks of about ``size`` cells of similar depth; -1 for cells in none."""
-    block = np.full(len(stratum), -1)
+def comparable_blocks(stratum: np.ndarray, fold: np.ndarray, depth: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Cut each stratum of each fold into blocks of similar depth; -1 for cells in none.
+
+    A block has at least `BLOCK` cells, one of each side among them if the stratum has any: where one side is deeper
+    throughout, it is compared with the deepest of the other.
+    """
+    block, n_blocks = np.full(len(stratum), -1), 0
     used = np.flatnonzero((stratum >= 0) & (fold >= 0))
     order = used[np.lexsort((depth[used], fold[used], stratum[used]))]
-    _, group, n = np.unique(np.column_stack([stratum, fold])[order], axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
-    place = np.arange(len(order)) - (np.cumsum(n) - n)[group]
-    n_blocks = np.maximum(n // size, 1)
-    block[order] = (np.cumsum(n_blocks) - n_blocks)[group] + place * n_blocks[group] // n[group]
+    changes = np.diff(stratum[order]) | np.diff(fold[order])
+    for group in np.split(order, np.flatnonzero(changes) + 1):
+        block[group] = n_blocks + np.array(_cut(target[group].tolist()), int)
+        n_blocks = block[group].max(initial=n_blocks) + 1
     return block
+
+
+def _cut(target: list[bool]) -> list[int]:
+    """Number the blocks of cells in their order; what is left at the end joins the last block."""
+    number, block, size, n_target = [], 0, 0, 0
+    for of_target in target:
+        number.append(block)
+        size, n_target = size + 1, n_target + of_target
+        if size >= BLOCK and 0 < n_target < size:
+            block, size, n_target = block + 1, 0, 0
+    if size and block:
+        number[-size:] = [block - 1] * size
+    return number
 
 
 def stratified_rank_test(values: np.ndarray, target: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -206,7 +220,7 @@ def standardised_means(
     """
     used = (unit >= 0) & (stratum >= 0)
     n_strata = int(stratum.max(initial=0)) + 1
-    cell = unit[used] * n_strata + stratum[used]
+    cell = unit[used].astype(np.intp) * n_strata + stratum[used]
     n = np.bincount(cell, minlength=n_units * n_strata).reshape(n_units, n_strata)
     sums = np.stack(
         [np.bincount(cell, column, n_units * n_strata).reshape(n.shape) for column in values[used].astype(float).T], -1

@@ -25,7 +25,7 @@ from bcnmf_sc.engine.deltanmf import hals
 from bcnmf_sc.engine.rows import moments, sources
 from bcnmf_sc.engine.rows import open as open_rows
 from bcnmf_sc.engine.rows.sources import MemorySource, ReadSource, to_block
-from bcnmf_sc.engine.rows.summary import Groups
+from bcnmf_sc.engine.rows.summary import Groups, summarise
 
 K, N_CELLS, N_GENES = 3, 90, 24
 GENES = np.setdiff1d(np.arange(N_GENES), [0, 5, 6, 23])
@@ -163,9 +163,9 @@ def test_passes_that_copy_see_large_blocks_in_pieces(x, dense, monkeypatch):
         monkeypatch.setattr(sources, "cut", partial(sources.cut, block_values=size))
         rows = [Groups(member, np.zeros(N_CELLS)) for _ in range(2)]
         parts = [
-            sources.summarise(block, rows[0], likelihood=Poisson()),
-            hals.moments(block, rows[1], divide=True),
-            moments._moments(block, moments.Units(code), n_units=2, log=True),
+            summarise(block, rows[0], likelihood=Poisson()),
+            hals.share_moments(block, rows[1], divide=True),
+            moments._moments(block, moments.Membership(code), n_units=2, log=True),
         ]
         found.append([value for each in parts for value in vars(each).values()] + [each.total for each in rows])
         monkeypatch.undo()

@@ -157,7 +157,7 @@ def test_cells_without_a_donor_are_scored_out_of_fold(adata):
 @pytest.mark.parametrize("level", [0, 1, 5, -0.1])
 def test_levels(adata, name, level):
     options = {"background_key": "condition", "background": "ctrl", "n_background_topics": 2, name: level}
-    with pytest.raises(ValueError, match=f"`{name}` must be between 0 and 1, got {level}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a number above 0 and below 1, got {level}"):
         bc.tl.bcnmf(adata, **options)
 
 
