@@ -95,7 +95,7 @@ def comparable_blocks(stratum: np.ndarray, fold: np.ndarray, depth: np.ndarray, 
 
 
 def _cut(target: list[bool]) -> list[int]:
-    """Number the blocks of cells in their order; what is left at the end joins the last block."""
+    """Assign the cells, in their order, to blocks; what is left at the end joins the last block."""
     number, block, size, n_target = [], 0, 0, 0
     for of_target in target:
         number.append(block)
@@ -146,7 +146,8 @@ def standardised_shares(
     """Set each cell's share against those of the background cells of its stratum, at its depth.
 
     The residual of the log share is taken from the mean of the stratum and one slope on ``depth`` (log counts), over
-    the standard deviation of a new cell of the stratum. Means are shrunk to that of all strata by empirical Bayes,
+    the standard deviation of a new cell of the stratum. Fewer counts make shares larger by chance, so a slope upwards
+    is that of the cells and left alone. Means are shrunk to that of all strata by empirical Bayes,
     variances by a few cells' worth, and a background cell is left out of its own, so that cells that were not seen in
     them compare with it. NaN for cells in no stratum.
     """
@@ -170,7 +171,8 @@ def standardised_shares(
 
     centred = x - totals(x) / np.maximum(own, 1)
     spread = (centred[null] ** 2).sum()
-    y = y - x * ((centred[null] @ y[null]) / spread if spread > 0 else 0.0)
+    slope = (centred[null] @ y[null]) / spread if spread > 0 else 0.0
+    y = y - x * min(slope, 0.0)
     mean = totals(y) / np.maximum(own, 1)
     occupied = len(np.unique(s[null]))
     within = ((y - mean)[null] ** 2).sum() / max(null.sum() - occupied, 1) + np.finfo(float).tiny

@@ -126,15 +126,17 @@ def test_rank_test_says_nothing_where_there_is_nothing_to_compare():
     assert np.isnan(strata.stratified_rank_test(values, target, np.full(20, -1))).all()
 
 
-def test_shares_are_set_against_background_cells_other_than_the_cell():
+@pytest.mark.parametrize("slope", [-0.5, 0.5])
+def test_shares_are_set_against_background_cells_other_than_the_cell(slope):
     rng = np.random.default_rng(0)
     n = 120
     stratum, background, depth = rng.integers(-1, 3, n), rng.random(n) < 0.6, rng.normal(6, 0.5, n)
-    share = rng.beta(1 + np.maximum(stratum, 0), 9)
+    share = rng.beta(3 + np.maximum(stratum, 0), 9) * np.exp(slope * (depth - 6))
     found = strata.standardised_shares(share, background, stratum, depth)
     y, null = np.log(share + strata.OFFSET), background & (stratum >= 0)
     centred = [v - pd.Series(v[null]).groupby(stratum[null]).mean().reindex(stratum).to_numpy() for v in (depth, y)]
-    y = y - depth * (centred[0][null] @ centred[1][null]) / (centred[0][null] @ centred[0][null])
+    if slope < 0:  # a slope upwards is left alone
+        y = y - depth * (centred[0][null] @ centred[1][null]) / (centred[0][null] @ centred[0][null])
 
     groups = pd.Series(y[null]).groupby(stratum[null])
     within = groups.var(ddof=0).mul(groups.size()).sum() / (null.sum() - 3)
