@@ -74,6 +74,7 @@ class Reading:
     needs_target: bool = True
     cells: np.ndarray | None = None
     sample_key: str | None = None
+    strata_key: str | None = None
     likelihood: str | Likelihood | Mapping[str, str | Likelihood] | None = None
     """If None, values may have any sign."""
     weights: Mapping[str, float] | None = None
@@ -101,6 +102,8 @@ class Data:
     design: Design
     samples: pd.Categorical | None
     """Donor of each cell."""
+    labels: pd.Categorical | None
+    """Label of each cell within which cells are compared."""
     confounders: dict[str, pd.Categorical]
     source: RowSource
     likelihood: Likelihood
@@ -138,6 +141,7 @@ def read(adata: AnnData, asked: Reading) -> Data:
     check_names(adata)
     design = _design_of(adata, asked)
     samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
+    labels = None if asked.strata_key is None else read_samples(adata, asked.strata_key, "strata_key")
     confounders = {name: read_samples(adata, name, "confounders") for name in asked.confounders}
     layer, mask_var, likelihood = alone(asked.layer), alone(asked.mask_var), alone(asked.likelihood)
     alone(None if asked.weights is None else {})
@@ -185,7 +189,9 @@ def read(adata: AnnData, asked: Reading) -> Data:
         "n_empty_cells": n_empty_cells,
         "n_empty_genes": n_empty_genes,
     }
-    return Data(adata, asked, design, samples, confounders, source, model, refine, genes, expressed, sums, mass, params)
+    return Data(
+        adata, asked, design, samples, labels, confounders, source, model, refine, genes, expressed, sums, mass, params
+    )
 
 
 def alone(value: T | Mapping[str, T]) -> T:

@@ -96,10 +96,8 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
             error.add_note(f"In the modality {name!r}.")
             raise
     blocks = [in_memory(read_matrix(part.adata, part.params["layer"]))[:, part.genes] for part in parts.values()]
-    columns = {
-        column: obs_column(mdata, column)
-        for column in (asked.background_key, asked.sample_key, *asked.confounders, *asked.columns)
-    }
+    asked_for = (asked.background_key, asked.sample_key, asked.strata_key, *asked.confounders, *asked.columns)
+    columns = {column: obs_column(mdata, column) for column in asked_for}
     if any(sparse.issparse(block) for block in blocks):
         matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
     else:
