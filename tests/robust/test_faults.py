@@ -9,6 +9,7 @@ import functools
 import http.server
 import multiprocessing
 import os
+import platform
 import random
 import re
 import shutil
@@ -506,6 +507,105 @@ def test_a_link_stays_one(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "file").read_text() == "new"
     assert names(tmp_path / "far") == ["file"]
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode & 0o777
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_what_is_replaced_keeps_its_permissions(mode, source, tmp_path):
+    out, state = tmp_path / "out.h5ad", tmp_path / "state"
+    for path in (out, state):
+        cli.write(path, lambda temporary: temporary.write_bytes(b""))
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask(), "a new file gets what any new file gets"
+    out.chmod(mode)
+    state.unlink()
+    before = owner_and_mode(out)
+    argv = ["fit", str(source), *FIT, "--max-iter", "3", "--checkpoint", str(state), "-o", str(out), "--force"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert not end.value.code
+    assert owner_and_mode(out) == before
+    state.chmod(mode)
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--max-iter", "6"])
+    assert owner_and_mode(state) == before
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_nobody_else_reads_what_replaces_a_private_file(tmp_path):
+    path = tmp_path / "file"
+    path.touch(mode=0o600)
+    with files.replacing(path) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        temporary.write_text("new")
+    assert owner_and_mode(path)[2] == 0o600
+
+
+def test_a_group_that_cannot_be_kept_gets_no_more_than_everybody(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o664)
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert owner_and_mode(path)[2] == 0o644
+
+
+def test_a_prepared_link_is_not_followed(tmp_path, monkeypatch):
+    """In a folder that others write to, a link under the name of a temporary file must not lead to a private file."""
+    private = tmp_path / "private"
+    private.write_text("secret")
+    foreseen = f".out.{platform.node()}.{os.getpid()}.tmp"
+    (tmp_path / foreseen).symlink_to(private)
+    with files.replacing(tmp_path / "out") as temporary:
+        assert not temporary.is_symlink()
+        temporary.write_text("new")
+    assert ((tmp_path / "out").read_text(), private.read_text()) == ("new", "secret")
+    assert (tmp_path / foreseen).is_symlink()
+
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0")  # even one that was guessed
+    (tmp_path / foreseen).rename(tmp_path / f".out.{platform.node()}.{os.getpid()}.0.tmp")
+    with pytest.raises(OSError, match="File exists"), files.replacing(tmp_path / "out") as temporary:
+        temporary.write_text("newer")
+    assert ((tmp_path / "out").read_text(), private.read_text()) == ("new", "secret")
+
+
+def test_a_file_that_others_put_in_the_place_of_ours_is_not_taken(tmp_path):
+    (tmp_path / "out").write_text("old")
+
+    def swap(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.write_text("theirs")
+
+    with pytest.raises(OSError, match="another process has replaced its temporary file"):
+        cli.write(tmp_path / "out", swap)
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def test_leftovers_that_are_no_files_of_ours_stay(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stem = f".out.{platform.node()}.{gone.pid}"
+    (tmp_path / f"{stem}.a.tmp").mkdir()
+    (tmp_path / f"{stem}.b.tmp").symlink_to(tmp_path)
+    for left in (f"{stem}.c.tmp", f"{stem}.tmp"):
+        (tmp_path / left).touch()
+    with files.replacing(tmp_path / "out") as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == [f"{stem}.a.tmp", f"{stem}.b.tmp", "out"]
 
 
 # -- data that change --------------------------------------------------------------------------------------------------
