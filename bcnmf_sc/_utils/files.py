@@ -77,7 +77,7 @@ def check_place(path: str | os.PathLike[str], argument: str) -> Path:
     try:
         end = place.resolve()  # what a link leads to is what will be written
         if not end.parent.is_dir():
-            why = f"lie in a folder that exists, got {str(place)!r}. Make {str(end.parent)!r} first."
+            why = f"lie in a folder that exists, got {str(place)!r}: {str(end.parent)!r} is no folder."
         elif end.exists() and not end.is_file():
             why = f"name a file, got {str(place)!r}, which is {'a folder' if end.is_dir() else 'a device'}."
         elif not os.access(end.parent, os.W_OK):

@@ -138,7 +138,7 @@ def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     from .. import report
 
     with whole(source):
-        write(output, partial(report, adata, **values))
+        report(adata, output, **values)
     adata.file.close()
     click.echo(f"Wrote {output}")
 

@@ -60,12 +60,9 @@ def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
 
 def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """Refuse an output that could not or should not be written, before any work."""
-    if not path.parent.is_dir():
-        refuse(f"{path} cannot be written: {path.parent} is no folder. Make it first.")
-    if not os.access(path.parent, os.W_OK):
-        refuse(f"{path} cannot be written: no permission in {path.parent}.")
-    if path.exists() and not path.is_file():
-        refuse(f"The output {path} is a {'folder' if path.is_dir() else 'device'}. Name a file.")
+    from .._utils.files import check_place
+
+    check_place(path, "output")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
         refuse(f"The output {path} is an input. Name another file.")
     if path.exists() and not force:

@@ -263,7 +263,7 @@ class TestOutput:
         assert "is no folder" in refused("fit", source, *FIT, "-o", source / "out.h5ad")
         assert "is a folder" in refused("fit", source, *FIT, "-o", tmp_path, "--force")
         monkeypatch.setattr(files.os, "access", lambda _, mode: mode != os.W_OK)
-        assert "no permission" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
+        assert "may be written to" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
 
     @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
     def test_failed_write_leaves_nothing(self, source, tmp_path, monkeypatch, error):
