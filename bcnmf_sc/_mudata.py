@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from scipy import sparse
 from ._anndata import check_format, check_names, forget, read_genes, read_matrix
 from ._utils.checks import listed, stack_level
 from ._utils.errors import UserError, UserTypeError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,14 @@ class SpotModality:
     size_name: str
     weight: float
     layer: str | None
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """As a context, make and read a MuData without copies of its modalities' columns, which mudata 0.4 never makes."""
+    import mudata
+
+    override = getattr(mudata, "set_options", None) or mudata.settings.override
+    return override(pull_on_update=False)
 
 
 def read_modalities(

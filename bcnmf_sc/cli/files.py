@@ -52,7 +52,9 @@ def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
     except ImportError:
         refuse(f"{path} is an h5mu file. Install mudata to read it: pip install 'bcnmf-sc[multimodal]'.")
     try:
-        with mudata.set_options(pull_on_update=False):
+        from .._mudata import no_pull
+
+        with no_pull():
             return mudata.read_h5mu(path, backed=backed)
     except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
         refuse(f"{path} cannot be read as MuData: {one_line(error)}")

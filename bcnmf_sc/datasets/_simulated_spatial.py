@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from .._mudata import no_pull
 from .._utils.errors import UserError
 from ._sizes import check_count, check_number
 
@@ -112,7 +113,7 @@ def simulated_spatial(
     if pattern not in ("smooth", "sharp"):
         msg = f"`pattern` must be 'smooth' or 'sharp', got {pattern!r}."
         raise UserError(msg)
-    from mudata import MuData, set_options
+    from mudata import MuData
 
     rng = np.random.default_rng(random_state)
     side = np.linspace(-1, 1, n_side)
@@ -142,7 +143,7 @@ def simulated_spatial(
             var=pd.DataFrame(index=[f"{label} {j + 1}" for j in range(n_vars)]),
             varm={"true_loadings": loadings},
         )
-    with set_options(pull_on_update=False):
+    with no_pull():
         mdata = MuData(modalities)
     mdata.obs["slice"] = pd.Categorical([f"Slice {s + 1}" for s in slices])
     mdata.obsm["spatial"] = np.tile(grid, (n_slices, 1))

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc._mudata import no_pull
 from bcnmf_sc.engine.gpnsf import fit as gpnsf_fit
 
 mudata = pytest.importorskip("mudata")
@@ -22,7 +23,7 @@ QUICK = {"max_iter": 25, "n_inducing": 30, "progress": False, "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def new_rules_of_mudata():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         yield
 
 
@@ -32,7 +33,7 @@ def simulated(**more):
 
 @pytest.fixture(scope="module")
 def fitted():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         mdata = simulated(n_slices=2)
         bc.tl.gpnsf(mdata, n_topics=3, n_nonspatial=1, sample_key="slice", **QUICK)
     return mdata
