@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from .engine.rows.summary import Summary
 
 CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
+"""What a fit of any kind may write to obs, after its key: all write the role, those that score cells more."""
 GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
-"""What a fit of any kind may write to obs and var, after its key."""
+"""The same of var."""
 FORMAT = 1
 """Of what is written. Raised when an earlier package would misread it; what has none is the first."""
 MaskVar = str | np.ndarray | Literal["auto"] | None
@@ -235,20 +236,49 @@ def write(
         )
         column[used] = values
         adata.var[f"{key}_{name}"] = column
-    adata.uns[key] = record | {"params": recorded(record["params"])}
+    written = [*(f"obs.{key}_{name}" for name in cells), *(f"var.{key}_{name}" for name in genes)]
+    adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
 
 
 def forget(data: Any, key: str) -> None:
     """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
 
-    Usage, loadings and the record, which every fit writes, are left to be written over.
+    Usage, loadings and the record, which every fit writes, are left to be written over. A column that no record names
+    is the user's.
     """
-    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
-        table = getattr(data, axis)
-        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
-        if stale:
-            setattr(data, axis, table.drop(columns=stale))
-    data.obsm.pop(f"X_{key}_sd", None)
+    for slot, name in (each.split(".", 1) for each in written_under(data, key)):
+        if slot == "obsm":
+            data.obsm.pop(name, None)
+        elif name in getattr(data, slot):
+            setattr(data, slot, getattr(data, slot).drop(columns=name))
+
+
+def written_under(data: Any, key: str) -> list[str]:
+    """Return what the record of a fit says it wrote, as "obs.bcnmf_role"; nothing where there is no such record."""
+    record: Any = getattr(data, "uns", {}).get(key)
+    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
+        return []
+    if "written" in record["params"]:
+        return [str(each) for each in record["params"]["written"]]
+    names = [*(f"obs.{key}_{name}" for name in CELL_FIELDS), *(f"var.{key}_{name}" for name in GENE_FIELDS)]
+    return [*names, f"obsm.X_{key}_sd", f"obsm.X_{key}_umap"]  # earlier versions kept no list
+
+
+def check_inputs(data: Any, key: str, *, scored: bool, **columns: str | None) -> None:
+    """Refuse a key that cannot be stored, or under which a fit would replace or remove an obs column that it reads."""
+    check_key(key)
+    lost = {*written_under(data, key), *(f"obs.{key}_{name}" for name in CELL_FIELDS[: None if scored else 1])}
+    for argument, column in columns.items():
+        if f"obs.{column}" in lost:
+            msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {key!r}."
+            raise UserError(msg)
+
+
+def add_written(record: Mapping[str, Any], name: str) -> None:
+    """Note in the record of a fit what a later step wrote of it, so that the next fit removes it."""
+    params = record["params"]
+    if "written" in params:
+        params["written"] = list(dict.fromkeys([*map(str, params["written"]), name]))
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:

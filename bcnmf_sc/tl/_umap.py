@@ -73,4 +73,5 @@ def umap(
     sc.tl.umap(cells, random_state=random_state, **kwargs)
     adata = adata.copy() if copy else adata
     adata.obsm[f"X_{key}_umap"] = np.asarray(cells.obsm["X_umap"], np.float32)
+    _anndata.add_written(adata.uns[key], f"obsm.X_{key}_umap")
     return adata if copy else None

@@ -79,8 +79,8 @@ def consensus(
     >>> adata.varm["bcnmf"].shape
     (500, 3)
     """
-    _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
+    _anndata.check_inputs(adata, key_added, scored=False, background_key=background_key)
     whole_number("n_restarts", n_restarts, 2)
     whole_number("n_background_topics", n_background_topics, 0)
     one_of("basis", basis, ("split", "shared"))

@@ -180,7 +180,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     >>> adata.obsm["X_bcnmf"].shape, adata.varm["bcnmf"].shape
     ((1000, 4), (500, 4))
     """
-    _anndata.check_key(key_added)
+    scored = n_background_topics != 0 and cross_fit is not None
+    _anndata.check_inputs(adata, key_added, scored=scored, background_key=background_key, sample_key=sample_key)
     data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
     data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
     modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
@@ -244,7 +245,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     factors = fit_model(problem.source, model, start=start, random_state=random_state, run=settings)
     record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
     cells: dict[str, np.ndarray] = {}
-    if fold is not None and cross_fit is not None:
+    if scored:
         scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
         cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
         record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)

@@ -148,7 +148,9 @@ class Modalities:
             if name in self.adata.uns:
                 mdata.uns[name] = self.adata.uns[name]
         record = mdata.uns[key]
-        record["params"] |= self.params
+        of_genes = [each for each in record["params"]["written"] if each.startswith("var.")]
+        of_cells = [each for each in record["params"]["written"] if each.startswith("obs.")]
+        record["params"] |= self.params | {"written": of_cells}
         W, start = self.adata.varm[key], 0
         for name, used in self.used.items():
             part, here = mdata[name], slice(start, start + len(used))
@@ -165,6 +167,7 @@ class Modalities:
                     full[used] = values
                     part.var[column] = full
         for name, kind in zip(self.used, self.params["likelihood"], strict=True):
-            params = record["params"] | {"likelihood": kind}
+            written = [each for each in of_genes if each.removeprefix("var.") in mdata[name].var]
+            params = record["params"] | {"likelihood": kind, "written": written}
             mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
         return mdata if copy else None

@@ -153,8 +153,8 @@ def deltanmf(
     >>> bool(adata.uns["deltanmf"]["emergence"].loc["Case 1", "log2_enrichment"] > 1)
     True
     """
-    _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
+    _anndata.check_inputs(adata, key_added, scored=False, condition_key=condition_key, sample_key=sample_key)
     asked = Asked.of(options)
     whole_number("n_topics_control", n_topics_control, 1)
     whole_number("n_topics_case", n_topics_case, 0)

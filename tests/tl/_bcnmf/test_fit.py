@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from anndata.tests.helpers import assert_equal
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
@@ -376,6 +377,59 @@ def test_a_second_fit_under_the_same_key_leaves_nothing_of_the_first(adata):
     assert {"bcnmf_suppressed", "bcnmf_dispersion"} <= set(adata.var)
     bc.tl.nmf(adata, n_topics=3, tol=1e-2, key_added="bcnmf")
     assert not [name for name in adata.var if name.startswith("bcnmf")]
+
+
+FEW = {"n_topics": 2, "max_iter": 2, "tol": 0}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # two iterations
+def test_columns_of_the_user_stay(adata):
+    """A fit removes what its own record says it wrote, and nothing else that is named alike."""
+    adata.obs["bcnmf_enriched"] = adata.obs["condition"]
+    adata.obs["x_pvalue"] = 0.5
+    adata.var["gene_sd"] = adata.var["gene_deviation"] = 1.0
+    adata.obsm["X_gene_sd"] = np.ones((adata.n_obs, 2))
+    before = adata.copy()
+    for _ in range(2):
+        bc.tl.bcnmf(adata, background_key="bcnmf_enriched", background="ctrl", **FEW)
+        bc.tl.nmf(adata, key_added="gene", **FEW)
+        bc.tl.nmf(adata, key_added="x", **FEW)
+    for name in before.obs:
+        pd.testing.assert_series_equal(adata.obs[name], before.obs[name])
+    for name in before.var:
+        pd.testing.assert_series_equal(adata.var[name], before.var[name])
+    np.testing.assert_array_equal(adata.obsm["X_gene_sd"], before.obsm["X_gene_sd"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_column_that_is_read_is_not_written_over(adata):
+    adata.obs["bcnmf_role"] = adata.obs["bcnmf_enriched"] = adata.obs["condition"]
+    scored = {"n_background_topics": 2, "cross_fit": 2}
+    for column, how in (("bcnmf_role", {}), ("bcnmf_enriched", scored)):
+        before = adata.copy()
+        with pytest.raises(ValueError, match=f"`key_added` must be .* `background_key` '{column}' is not replaced"):
+            bc.tl.bcnmf(adata, background_key=column, background="ctrl", **how, **FEW)
+        assert_equal(adata, before)
+        bc.tl.bcnmf(adata, background_key=column, background="ctrl", key_added=f"by_{column}", **how, **FEW)
+    with pytest.raises(ValueError, match="`condition_key` 'bcnmf_role' is not replaced"):
+        bc.tl.deltanmf(adata, condition_key="bcnmf_role", control="ctrl", key_added="bcnmf")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kept", [True, False], ids=["this version", "before there was a list"])
+def test_a_second_fit_removes_what_the_first_wrote_also_from_a_file(adata, tmp_path, kept):
+    bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, cross_fit=2, **FEW)
+    bc.tl.umap(adata)
+    written = {"bcnmf_role", "bcnmf_target_share", "bcnmf_enriched", "bcnmf_pvalue"}
+    assert written <= set(adata.obs)
+    if not kept:
+        del adata.uns["bcnmf"]["params"]["written"]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    bc.tl.nmf(back, key_added="bcnmf", **FEW)
+    assert written & set(back.obs) == {"bcnmf_role"}
+    assert "bcnmf_suppressed" not in back.var
+    assert "X_bcnmf_umap" not in back.obsm, "the map of other topics"
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
