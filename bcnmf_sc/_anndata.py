@@ -290,6 +290,21 @@ def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"version": version("bcnmf-sc"), "format": FORMAT}
 
 
+def asked(params: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, list[str]]:
+    """Return which cells and values a call with a background was asked about, to be stored and compared."""
+
+    def words(value: Any) -> list[str]:
+        return sorted(map(str, [value] if isinstance(value, str) or not isinstance(value, Iterable) else value))
+
+    given = {name: params.get(name) for name in ("background_key", "background", "target", "layer")}
+    said = {name: words(value) for name, value in given.items() if value is not None}
+    if "target" not in said and params.get("background_key") in obs:  # all the rest
+        said["target"] = sorted(
+            {str(x) for x in obs[params["background_key"]].dropna().unique()} - {*said["background"]}
+        )
+    return said
+
+
 def check_format(record: Mapping[str, Any], key: str) -> None:
     """Refuse what a later package has written in a format that this one does not know."""
     params = record.get("params", {})

@@ -68,6 +68,8 @@ def background_check(
 
     ``.uns[key_added + "_background_check"]`` : DataFrame
         A row per check: ``check``, ``value``, ``verdict`` (``good``, ``caution``, ``bad``) and what it means, in words.
+    ``.uns[key_added + "_background_check_design"]`` : dict
+        ``background_key``, ``background``, ``target`` and ``layer``: what was checked.
 
     Examples
     --------
@@ -103,10 +105,14 @@ def background_check(
     rows += [_check_confounder(name, column, problem) for name, column in columns.items()]
     adata = adata.copy() if copy else adata
     adata.uns[key_added + "_background_check"] = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
+    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
+    adata.uns[key_added + "_background_check_design"] = _anndata.asked(what, adata.obs)
     return adata if copy else None
 
 
 Row = tuple[str, float, str, str]
+FEW_TARGET = FEW_BACKGROUND
+"""Target cells up to which little is known of what is learned on them."""
 
 
 def _verdict(value: float, good: float, bad: float) -> str:
@@ -129,6 +135,12 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
             _verdict(n_background, 10 * FEW_BACKGROUND // 2, FEW_BACKGROUND),
             f"{n_background} cells ({n_background / n_target:.2g} for each target cell): background topics and the "
             "threshold for calling cells are learned on them.",
+        ),
+        (
+            "target cells",
+            float(n_target),
+            _verdict(n_target, 10 * FEW_TARGET // 2, FEW_TARGET),
+            f"{n_target} cells: target topics are learned on them, and tested out of fold on parts of them.",
         ),
         (
             "depth",

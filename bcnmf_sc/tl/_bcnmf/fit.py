@@ -254,7 +254,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     adata = adata.copy() if copy and modalities is None else adata
     problem.write(adata, key_added, factors, contrast, record, cells)
     if choice:
-        adata.uns[key_added + "_alpha"] = choice
+        adata.uns[key_added + "_alpha"] = choice | {"design": _anndata.asked(record["params"], adata.obs)}
     if modalities is not None:
         return modalities.write(key_added, copy=copy)
     return adata if copy else None

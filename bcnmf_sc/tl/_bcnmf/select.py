@@ -134,7 +134,7 @@ def select_alpha(
         ``alpha``; ``reason`` in words; ``table`` with a row per alpha: ``alpha``, ``gain_ratio``, ``explained_target``
         and ``explained_background`` (held out), ``fitted_target`` and ``fitted_background`` (the same in the cells
         learned from), ``n_suppressed``, ``n_collapsed``, ``stability`` (mean cosine of matched topics over restarts),
-        ``degenerate``.
+        ``degenerate``; ``design``: ``background_key``, ``background``, ``target`` and ``layer``.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def select_alpha(
     ...     adata, background_key="condition", background="ctrl", n_topics=3, alphas=(0, 0.3), n_restarts=1, tol=1e-2
     ... )
     >>> sorted(adata.uns["bcnmf_alpha"])
-    ['alpha', 'reason', 'table']
+    ['alpha', 'design', 'reason', 'table']
     """
     _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
@@ -178,7 +178,8 @@ def select_alpha(
         run=run,
     )
     adata = adata.copy() if copy else adata
-    adata.uns[key_added + "_alpha"] = choice
+    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
+    adata.uns[key_added + "_alpha"] = choice | {"design": _anndata.asked(what, adata.obs)}
     return adata if copy else None
 
 
@@ -312,7 +313,8 @@ def select_n_topics(
     ``.uns[key_added + "_n_topics"]`` : dict
         ``n_topics``, ``n_background_topics``; ``reason`` in words; ``table`` with a row per pair: ``n_topics``,
         ``n_background_topics``, ``gain_ratio``, ``gain_target``, ``gain_background``, ``gain_target_se``,
-        ``explained_target``, ``explained_background``.
+        ``explained_target``, ``explained_background``; ``design``: ``background_key``, ``background``, ``target`` and
+        ``layer``.
 
     Examples
     --------
@@ -382,7 +384,9 @@ def select_n_topics(
         f"({beside['gain_target'][top]:.3g})."
     )
     adata = adata.copy() if copy else adata
+    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
     adata.uns[key_added + "_n_topics"] = {
+        "design": _anndata.asked(what, adata.obs),
         "n_topics": n_target,
         "n_background_topics": n_shared,
         "reason": reason,
