@@ -256,11 +256,12 @@ def test_spots_without_a_slice_are_refused():
 
 def test_stated_rules_come_with_warnings():
     quick = QUICK | {"max_iter": 2, "n_topics": 2}
+    peaks, counts = spoiled("atac", put(3)), spoiled("rna", put(0.5))
     with pytest.warns(UserWarning, match="other than 0 and 1; all above 0 are made 1") as caught:
-        bc.tl.gpnsf(spoiled("atac", put(3)), **quick)
+        bc.tl.gpnsf(peaks, **quick)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="1 values that are not whole"):
-        bc.tl.gpnsf(spoiled("rna", put(0.5)), likelihood={"rna": "nb"}, **quick)
+        bc.tl.gpnsf(counts, likelihood={"rna": "nb"}, **quick)
     twice = GRID.copy()
     twice[1] = twice[0]
     mdata = replaced(spatial=twice)
