@@ -78,11 +78,21 @@ def read_design(
 
     def cells_of(argument: str, value: Any) -> dict[str, np.ndarray]:
         wanted = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-        found = {}
+        found: dict[str, np.ndarray] = {}
+        matched: dict[str, Any] = {}
         for name in wanted:
             # By value, else by how it is written: numbers and booleans come as text from a command line.
             match = next((x for x in present if x == name), next((x for x in present if str(x) == str(name)), None))
             if match is not None:
+                alike = [x for x in present if str(x) == str(match)]
+                if len(alike) > 1 or any(x == match and text != str(name) for text, x in matched.items()):
+                    two = " and ".join(map(repr, alike if len(alike) > 1 else [name, *matched.values()][:2]))
+                    msg = (
+                        f"`{argument}` must name categories of `adata.obs[{background_key!r}]` that can be told apart, "
+                        f"got {two}. Call `.astype(str)` on the column, or rename one."
+                    )
+                    raise UserError(msg)
+                matched[str(name)] = match
                 found[str(name)] = np.asarray(column == match)
             elif partial:
                 found[str(name)] = np.zeros(len(column), bool)
@@ -136,12 +146,26 @@ def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
             raise UserError(msg)
         mask = adata.var[name]
     else:
-        mask = mask_var.reindex(adata.var_names) if isinstance(mask_var, pd.Series) else pd.Series(np.asarray(mask_var))
+        mask = pd.Series(np.asarray(in_order("mask_var", mask_var, adata.var_names)))
     if len(mask) != adata.n_vars or mask.isna().any() or not pd.api.types.is_bool_dtype(mask.infer_objects()):
         got = f"{len(mask)} values of {mask.dtype}"
         msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {got}."
         raise UserError(msg)
     return np.flatnonzero(mask.to_numpy(dtype=bool))
+
+
+def in_order(argument: str, values: Any, names: pd.Index) -> Any:
+    """Return a Series in the order of cells or genes, by their names; anything else as it is."""
+    if not isinstance(values, pd.Series):
+        return values
+    missing = names[~names.isin(values.index)]
+    if len(missing) or values.index.has_duplicates:
+        what = f"none for {listed(missing, 3)}" if len(missing) else "several for one name"
+        msg = (
+            f"`{argument}` as a Series must have one value by name, got {what}. Pass its `.to_numpy()` to go by place."
+        )
+        raise UserError(msg)
+    return values.reindex(names)
 
 
 def read_matrix(adata: AnnData, layer: str | None) -> Any:

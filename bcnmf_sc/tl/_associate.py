@@ -84,8 +84,8 @@ def associate(
         ratio, which stays defined where the groups separate completely (``separated`` in the table); with few donors
         it is too bold.
     cells
-        Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by
-        default.
+        Cells to use: a bool array in their order, a bool Series by their names, a bool column of ``adata.obs``, or
+        ``"target"`` for the target's cells. All by default.
     topics
         Names of the topics to test; all by default.
     copy

@@ -289,7 +289,8 @@ def nmf(
     n_topics
         Number of topics.
     cells
-        Bool array: the cells to learn from; the others are projected. All by default.
+        The cells to learn from, a bool for each: an array in their order, or a Series by their names; the others are
+        projected. All by default.
     likelihood, dispersion, dropout, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
@@ -317,7 +318,9 @@ def nmf(
     """
     _anndata.check_key(key_added)
     _anndata.check_backed(adata, copy=copy)
-    learn = np.ones(adata.n_obs, bool) if cells is None else np.asarray(cells)
+    learn = (
+        np.ones(adata.n_obs, bool) if cells is None else np.asarray(_anndata.in_order("cells", cells, adata.obs_names))
+    )
     if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
         got = f"{learn.dtype} {learn.shape}"
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."

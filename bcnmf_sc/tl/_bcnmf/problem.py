@@ -118,7 +118,8 @@ class Problem:
             msg = f"At least 2 genes must be used, got {len(genes)}. See `mask_var`."
             raise UserError(msg)
         if n_topics is not None:
-            whole_number("n_topics", n_topics, 1, min(adata.n_obs, len(genes)), "the smaller of cells and genes used")
+            most = min(int(design.target.sum()), len(genes))
+            whole_number("n_topics", n_topics, 1, most, "the smaller of target cells and genes used")
         if n_background_topics != "auto":
             most = min(int(design.background.sum()), len(genes))
             why = "the smaller of background cells and genes used"

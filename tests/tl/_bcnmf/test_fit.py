@@ -379,6 +379,54 @@ def test_a_second_fit_under_the_same_key_leaves_nothing_of_the_first(adata):
     assert not [name for name in adata.var if name.startswith("bcnmf")]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # few iterations
+def test_series_go_by_name(adata):
+    cells = pd.Series(adata.obs["condition"] == "case")
+    genes = pd.Series(np.arange(adata.n_vars) % 3 > 0, adata.var_names)
+    whole = bc.tl.nmf(
+        adata, cells=cells.to_numpy(), mask_var=genes.to_numpy(), n_topics=2, max_iter=3, tol=0, copy=True
+    )
+    turned = {"cells": cells[::-1], "mask_var": genes[::-1]}
+    bc.tl.nmf(adata, **turned, n_topics=2, max_iter=3, tol=0)
+    np.testing.assert_array_equal(adata.obsm["X_nmf"], whole.obsm["X_nmf"])
+    assert (adata.obs["nmf_role"] == "target").equals(cells)
+    for argument, series in turned.items():
+        for bad, got in (
+            (series.reset_index(drop=True), "got none for '"),
+            (series[1:], "got none for '"),
+            (pd.concat([series, series[:1]]), "got several for one name"),
+        ):
+            with pytest.raises(ValueError, match=f"`{argument}` as a Series must have one value by name, {got}"):
+                bc.tl.nmf(adata, **{argument: bad}, n_topics=2)
+    bc.tl.associate(whole, groupby="cell_type", key="nmf", cells=cells[::-1])
+    bc.tl.associate(adata, groupby="cell_type", key="nmf", cells=cells.to_numpy())
+    pd.testing.assert_frame_equal(bc.get.associations(whole, key="nmf"), bc.get.associations(adata, key="nmf"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_categories_that_are_written_alike_are_refused(adata):
+    """By the names that are kept, a 1 and a '1' are the same: one of them became target."""
+    dose = np.array([0, 1, "1"], object)[np.arange(adata.n_obs) % 3]
+    adata.obs["dose"] = pd.Categorical(dose, categories=[0, 1, "1"])
+    for how in ({"background": [1, "1"]}, {"background": 1}, {"background": 0, "target": ["1"]}):
+        with pytest.raises(ValueError, match="that can be told apart, got 1 and '1'"):
+            bc.tl.bcnmf(adata, background_key="dose", **how)
+    adata.obs["number"] = np.arange(adata.n_obs) % 3
+    with pytest.raises(ValueError, match=r"that can be told apart, got 1\.0 and 1"):
+        bc.tl.bcnmf(adata, background_key="number", background=[1, 1.0])
+    bc.tl.bcnmf(adata, background_key="number", background=[1, "1"], **FEW)  # one and the same
+    assert adata.uns["bcnmf"]["params"]["background"] == ["1"]
+
+
+@pytest.mark.parametrize("fit", ["bcnmf", "nmf"])
+def test_more_topics_than_cells_to_learn_from_are_refused(adata, fit):
+    few = np.arange(adata.n_obs) < 3
+    adata.obs["few"] = np.where(few, "few", "rest")
+    how = {"cells": few} if fit == "nmf" else {"background_key": "few", "background": "rest"}
+    with pytest.raises(ValueError, match=r"`n_topics` must be .* from 1 to 3 \(the smaller of target cells and genes"):
+        getattr(bc.tl, fit)(adata, n_topics=50, **how)
+
+
 FEW = {"n_topics": 2, "max_iter": 2, "tol": 0}
 
 
