@@ -5,10 +5,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import datasets, get, metrics, pl, pp, tl
+    from . import datasets, get, likelihoods, metrics, pl, pp, tl
     from ._report import report
 
-__all__ = ["datasets", "get", "metrics", "pl", "pp", "report", "tl"]
+__all__ = ["datasets", "get", "likelihoods", "metrics", "pl", "pp", "report", "tl"]
 __version__ = version("bcnmf-sc")
 
 

@@ -1,37 +1,37 @@
-"""Everything that is read from an AnnData and written to it. No mathematics."""
+"""The front door of every fit: all that is read from an AnnData, checked once and in one order. No mathematics."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from ._utils.checks import listed, stack_level
+from ._methods import METHODS
+from ._stored import question, write, written_under
+from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
-from ._utils.files import uninterrupted
-from .engine.likelihoods import LIKELIHOODS
+from .engine.likelihoods import Gaussian, as_likelihood
+from .engine.rows.open import row_source
 from .engine.rows.sources import check_compressed
+from .engine.rows.summary import Groups, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from anndata import AnnData
 
     from .engine.likelihoods import Likelihood
-    from .engine.rows.summary import Summary
+    from .engine.rows.sources import RowSource
 
-CELL_FIELDS = ("role", "target_share", "enriched", "pvalue", "size_factor")
-"""What a fit of any kind may write to obs, after its key: all write the role, those that score cells more."""
-GENE_FIELDS = ("suppressed", "dispersion", "dropout", "deviation", "sd")
-"""The same of var."""
-FORMAT = 1
-"""Of what is written. Raised when an earlier package would misread it; what has none is the first."""
+logger = logging.getLogger(__name__)
 MaskVar = str | np.ndarray | Literal["auto"] | None
+T = TypeVar("T")
+LONGEST_KEY = 200
+"""Bytes; a file's name may have 255, and the key comes with more before and after it."""
+WORDS = ("background_key", "background", "target")
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,201 @@ class Design:
         return pd.Categorical(names[codes], categories=["target", "background", "both", "projected"])
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a fit reads: its arguments of that kind, as its caller gave them."""
+
+    key: str
+    """Of the results: ``key_added``."""
+    copy: bool
+    background_key: str | None = None
+    """Without one, `cells` are the target."""
+    background: str | Sequence[str] | Mapping[str, float] = ()
+    target: str | Sequence[str] | None = None
+    words: tuple[str, str, str] = WORDS
+    """What the three arguments above are called."""
+    partial: bool = False
+    """Categories may be absent, as long as some cell has a part."""
+    apart: bool = False
+    """No cell may be on both sides."""
+    needs_target: bool = True
+    writes: tuple[str, ...] = ()
+    """Columns of cells that the fit will write, after the key; none where no fit is stored."""
+    cells: np.ndarray | None = None
+    sample_key: str | None = None
+    likelihood: str | Likelihood | Mapping[str, str | Likelihood] | None = None
+    """Without one, values of any sign will do."""
+    weights: Mapping[str, float] | None = None
+    confounders: Sequence[str] = ()
+    layer: str | Mapping[str, str | None] | None = None
+    mask_var: MaskVar | Mapping[str, MaskVar] = "auto"
+    exclude_genes: Sequence[str] = ()
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers of topics, by the argument's name: at least 1, and at most what cells and genes can hold."""
+    n_background_topics: Any = 0
+    """0 also where the number is to be chosen."""
+    random_state: int = 0
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """How to run: of it come ``batch_size``, ``n_threads``, ``client`` and ``device``."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """An AnnData as a fit sees it: read and checked."""
+
+    adata: AnnData
+    asked: Reading
+    design: Design
+    samples: pd.Categorical | None
+    """Donor of each cell."""
+    confounders: dict[str, pd.Categorical]
+    source: RowSource
+    likelihood: Likelihood
+    estimated: bool
+    """Whether the likelihood's parameters are to be estimated."""
+    genes: np.ndarray
+    """Numbers of the genes used."""
+    expressed: np.ndarray
+    """Bool per gene used: those with a value in any cell."""
+    sums: np.ndarray
+    """Gene sums, a row for the target and one for each background."""
+    mass: np.ndarray
+    """The same of the values' mass (`Likelihood.mass`)."""
+    params: dict[str, Any]
+    """What to record of it."""
+
+    def store(self, **result: Any) -> Any:
+        """Write a factorisation; return the copy, if one is asked for."""
+        adata = self.adata.copy() if self.asked.copy else self.adata
+        write(adata, self.asked.key, used=self.genes, **result)
+        return adata if self.asked.copy else None
+
+    def note(self, notes: Mapping[str, Any]) -> AnnData | None:
+        """Write entries of `uns`, by the key and a name after it; return the copy, if one is asked for."""
+        adata = self.adata.copy() if self.asked.copy else self.adata
+        adata.uns.update({self.asked.key + name: value for name, value in notes.items()})
+        return adata if self.asked.copy else None
+
+    @property
+    def question(self) -> dict[str, list[str]]:
+        """Which cells and values were asked about, to be stored."""
+        given = {name: getattr(self.asked, name) for name in ("background_key", "target", "layer")}
+        return question(given | {"background": list(self.design.backgrounds)}, self.adata.obs)
+
+
+def read(adata: AnnData, asked: Reading) -> Data:
+    """Read and check all that a fit needs, once and in one order. Raises before anything is done."""
+    check_key(asked.key)
+    random_seed(asked.random_state)
+    check_backed(adata, copy=asked.copy)
+    check_names(adata)
+    check_columns(adata, asked)
+    design = _design_of(adata, asked)
+    samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
+    confounders = {name: read_samples(adata, name, "confounders") for name in asked.confounders}
+    layer, mask_var, likelihood = alone(asked.layer), alone(asked.mask_var), alone(asked.likelihood)
+    alone(None if asked.weights is None else {})
+    given = Gaussian() if likelihood is None else as_likelihood(likelihood)
+    genes = read_genes(adata, mask_var, asked.exclude_genes)
+    _check_sizes(asked, design, len(genes))
+    matrix = read_matrix(adata, layer)
+
+    model, refine = given.started(len(genes)), given.estimated
+    source = row_source(
+        matrix,
+        genes=genes,
+        block_rows=asked.run.get("batch_size"),
+        n_threads=asked.run.get("n_threads"),
+        client=asked.run.get("client"),
+        device=asked.run.get("device"),
+    )
+    member = np.column_stack([design.target, *design.backgrounds.values(), np.ones(adata.n_obs, bool)])
+    groups = source.place(Groups, member, np.zeros(adata.n_obs))
+    summary = source.reduce(partial(summarise, likelihood=model), groups)
+    matrix_values(matrix_name(layer), summary.n_invalid, 0 if likelihood is None else summary.smallest)
+    if likelihood is not None:
+        if model.counts:
+            use = f"`likelihood={model.name!r}` models counts and 'gaussian' takes any"
+            warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use)
+        for name, cells, found in zip([asked.words[2], *design.backgrounds], member.T, summary.mass, strict=False):
+            if cells.any() and not found.any():
+                where = f"in the {len(genes)} genes used. Check `layer` and `mask_var`."
+                msg = f"The {name!r} cells hold nothing but zeros {where}"
+                raise UserError(msg)
+    n_empty_cells = int((source.gather(groups, "total") == 0).sum())
+    sums, mass, expressed = summary.sums[:-1], summary.mass[:-1], summary.mass[-1] > 0
+    n_empty_genes = int((~expressed).sum())
+    if n_empty_cells or n_empty_genes:
+        logger.info("%d cells and %d genes hold nothing but zeros: they get zeros.", n_empty_cells, n_empty_genes)
+    params = {
+        "likelihood": model.name,
+        **asked.sizes,
+        "layer": layer,
+        "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
+        "random_state": asked.random_state,
+        "n_genes": len(genes),
+        "n_empty_cells": n_empty_cells,
+        "n_empty_genes": n_empty_genes,
+    }
+    return Data(adata, asked, design, samples, confounders, source, model, refine, genes, expressed, sums, mass, params)
+
+
+def alone(value: T | Mapping[str, T]) -> T:
+    """Return an argument of an AnnData, which has no modalities to map."""
+    if isinstance(value, Mapping):
+        msg = "`weights`, and mappings of modalities, must only come with a MuData, got an AnnData."
+        raise UserError(msg)
+    return value
+
+
+def check_columns(data: Any, asked: Reading) -> None:
+    """Raise where the fit would replace or remove a column of cells that it reads."""
+    lost = {*written_under(data, asked.key), *(f"obs.{asked.key}_{name}" for name in asked.writes)}
+    for argument, column in ((asked.words[0], asked.background_key), ("sample_key", asked.sample_key)):
+        if asked.writes and f"obs.{column}" in lost:
+            msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {asked.key!r}."
+            raise UserError(msg)
+
+
+def _design_of(adata: AnnData, asked: Reading) -> Design:
+    if asked.background_key is not None:
+        names, words = (asked.background_key, asked.background, asked.target), asked.words
+        rules = {name: getattr(asked, name) for name in ("partial", "apart", "needs_target")}
+        return read_design(adata, *names, words=words, **rules)
+    every = np.ones(adata.n_obs, bool)
+    cells = every if asked.cells is None else np.asarray(in_order("cells", asked.cells, adata.obs_names))
+    if cells.shape != (adata.n_obs,) or cells.dtype != bool or (asked.needs_target and not cells.any()):
+        got = f"{cells.dtype} {cells.shape}"
+        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
+        raise UserError(msg)
+    return Design(cells, {})
+
+
+def _check_sizes(asked: Reading, design: Design, n_genes: int) -> None:
+    """Raise where cells or genes are too few for the topics that are asked for."""
+    if n_genes < 2:  # noqa: PLR2004
+        msg = f"At least 2 genes must be used, got {n_genes}. See `mask_var`."
+        raise UserError(msg)
+    for name, n in asked.sizes.items():
+        cells, who = (design.target, "target cells") if name == "n_topics" else (np.ones_like(design.target), "cells")
+        whole_number(name, n, 1, min(int(cells.sum()), n_genes), f"the smaller of {who} and genes used")
+    most = min(int(design.background.sum()), n_genes)
+    why = "the smaller of background cells and genes used"
+    whole_number("n_background_topics", asked.n_background_topics, 0, most, why)
+
+
 def read_design(
     adata: AnnData,
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None,
-    words: tuple[str, str, str] = ("background_key", "background", "target"),
+    words: tuple[str, str, str] = WORDS,
     *,
     partial: bool = False,
+    apart: bool = False,
+    needs_target: bool = True,
 ) -> Design:
-    """Split the cells by an obs column; ``words`` are what the caller's arguments are called.
-
-    If ``partial``, categories may be absent, as long as some cell has a part.
-    """
+    """Split the cells by an obs column; see `Reading` for what else is asked."""
     check_anndata(adata)
     if background_key not in adata.obs:
         msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
@@ -118,7 +300,10 @@ def read_design(
         wanted = f"{words[1]} {listed(backgrounds)} or {words[2]} {target!r}"
         msg = f"No cell of `adata.obs[{background_key!r}]` is of {wanted}. Present: {listed(present)}."
         raise UserError(msg)
-    if not partial and not is_target.any():
+    if apart and (is_target & np.any(list(backgrounds.values()), axis=0)).any():
+        msg = f"`{words[2]}` must name other categories than `{words[1]}`, got {target!r} and {background!r}."
+        raise UserError(msg)
+    if needs_target and not (partial or is_target.any()):
         msg = (
             f"No {words[2]} cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
             f"in `{words[1]}`. Name fewer, or pass `{words[2]}='all'`."
@@ -127,16 +312,23 @@ def read_design(
     return Design(is_target, backgrounds)
 
 
-def read_samples(adata: AnnData, sample_key: str) -> pd.Categorical:
-    """Return the donor of each cell."""
-    if sample_key not in adata.obs:
-        msg = f"`sample_key` {sample_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
+def read_samples(adata: AnnData, column: str, argument: str = "sample_key") -> pd.Categorical:
+    """Return the donor of each cell, or what another column tells of it."""
+    if column not in adata.obs:
+        msg = f"`{argument}` {column!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise UserError(msg)
-    return pd.Categorical(adata.obs[sample_key])
+    return pd.Categorical(adata.obs[column])
 
 
-def read_genes(adata: AnnData, mask_var: MaskVar) -> np.ndarray:
+def read_genes(adata: AnnData, mask_var: MaskVar, exclude: Sequence[str] = ()) -> np.ndarray:
     """Return the numbers of the genes to use."""
+    if len(exclude):
+        out = adata.var_names.isin(exclude)
+        if not out.any():
+            msg = f"`exclude_genes` must name genes of `adata.var_names`, got {listed(exclude)}."
+            raise UserError(msg)
+        genes = read_genes(adata, mask_var)
+        return genes[~out[genes]]
     if mask_var is None or (isinstance(mask_var, str) and mask_var == "auto" and "highly_variable" not in adata.var):
         return np.arange(adata.n_vars)
     if isinstance(mask_var, str):
@@ -161,9 +353,7 @@ def in_order(argument: str, values: Any, names: pd.Index) -> Any:
     missing = names[~names.isin(values.index)]
     if len(missing) or values.index.has_duplicates:
         what = f"none for {listed(missing, 3)}" if len(missing) else "several for one name"
-        msg = (
-            f"`{argument}` as a Series must have one value by name, got {what}. Pass its `.to_numpy()` to go by place."
-        )
+        msg = f"`{argument}` as a Series must have one value by name, got {what}. Its `.to_numpy()` goes by place."
         raise UserError(msg)
     return values.reindex(names)
 
@@ -177,178 +367,45 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
     if matrix is None:
         msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
         raise UserError(msg)
-    check_compressed(matrix, "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`")
+    check_compressed(matrix, matrix_name(layer))
     return matrix
 
 
+def matrix_name(layer: str | None) -> str:
+    """Return what ``X`` or a layer is called in messages."""
+    return "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
+
+
+def check_key(key: object) -> None:
+    """Raise unless every kind of file can hold the name: in zarr it is one of a folder."""
+    if (
+        not isinstance(key, str)
+        or key in ("", ".", "..", "zarr.json")
+        or key.startswith(".z")
+        or not {"/", "\\", "\0"}.isdisjoint(key)
+        or len(key.encode(errors="replace")) > LONGEST_KEY
+        or any("\ud800" <= letter <= "\udfff" for letter in key)  # surrogates, which are no text
+    ):
+        msg = f"`key_added` must be a name without '/' that h5ad and zarr can hold, got {key!r}."
+        raise UserError(msg)
+
+
 def check_anndata(adata: object, argument: str = "adata") -> None:
-    """Refuse what is no AnnData; of a MuData say what takes it."""
+    """Raise unless it is an AnnData; of a MuData say what takes it."""
     from anndata import AnnData
 
     if isinstance(adata, AnnData):
         return
     msg = f"`{argument}` must be an AnnData, got {type(adata).__name__}."
     if hasattr(adata, "mod"):
-        msg += (
-            " Fits that take a MuData are `bcnmf_sc.tl.bcnmf` and `bcnmf_sc.tl.gpnsf`; to anything else pass one "
-            f"modality, as `mdata[{next(iter(adata.mod), 'rna')!r}]`."
-        )
+        fits = " and ".join(f"`bcnmf_sc.tl.{method.name}`" for method in METHODS if method.multimodal)
+        first = next(iter(adata.mod), "rna")
+        msg += f" Fits that take a MuData are {fits}; to anything else pass one modality, as `mdata[{first!r}]`."
     raise UserTypeError(msg)
 
 
-def check_names(adata: AnnData, argument: str = "adata") -> None:
-    """Refuse names that stand twice: tables of the result could not be read by name."""
-    for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
-        if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2
-            twice = index[index.duplicated()].unique()
-            msg = (
-                f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
-                f"Call `{argument}.{axis}_names_make_unique()`."
-            )
-            raise UserError(msg)
-
-
-def check_finite(n_invalid: int, layer: str | None) -> str:
-    """Refuse NaN and infinity; return what the matrix is called."""
-    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    if n_invalid:
-        msg = f"{where} must be finite, got {n_invalid} values that are NaN or infinite. Drop or impute them first."
-        raise UserError(msg)
-    return where
-
-
-def check_values(summary: Summary, likelihood: Likelihood, adata: AnnData, layer: str | None) -> None:
-    """Refuse values that no likelihood can have; warn of values that counts do not have."""
-    where = check_finite(summary.n_invalid, layer)
-    if summary.smallest < 0:
-        low = summary.smallest
-        msg = f"{where} must be non-negative, got {low:g}. Scaled or centred data? Use counts or their logarithms."
-        raise UserError(msg)
-    if likelihood.counts and summary.n_fractional:
-        looks = "log-normalised" if summary.largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
-        msg = (
-            f"{where} holds {summary.n_fractional} values that are not whole numbers, but "
-            f"`likelihood={likelihood.name!r}` models counts. Is it {looks}? Name the layer of counts with `layer=` "
-            f"(present: {listed(adata.layers.keys())}), or use `likelihood='gaussian'`."
-        )
-        warnings.warn(msg, UserWarning, stacklevel=stack_level())
-
-
-@uninterrupted()
-def write(
-    adata: AnnData,
-    key: str,
-    *,
-    used: np.ndarray,
-    W: np.ndarray,
-    H: np.ndarray,
-    cells: Mapping[str, Any],
-    genes: Mapping[str, np.ndarray],
-    record: dict[str, Any],
-) -> None:
-    """Write a factorisation into the slots that carry its key."""
-    forget(adata, key)
-    loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
-    loadings[used] = W
-    adata.obsm["X_" + key] = np.asarray(H, np.float32)
-    adata.varm[key] = loadings
-    for name, values in cells.items():
-        adata.obs[f"{key}_{name}"] = values
-    for name, values in genes.items():
-        column = (
-            np.zeros(adata.n_vars, values.dtype) if values.dtype == bool else np.full(adata.n_vars, np.nan, np.float32)
-        )
-        column[used] = values
-        adata.var[f"{key}_{name}"] = column
-    written = [*(f"obs.{key}_{name}" for name in cells), *(f"var.{key}_{name}" for name in genes)]
-    adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
-
-
-def forget(data: Any, key: str) -> None:
-    """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
-
-    Usage, loadings and the record, which every fit writes, are left to be written over. A column that no record names
-    is the user's.
-    """
-    for slot, name in (each.split(".", 1) for each in written_under(data, key)):
-        if slot == "obsm":
-            data.obsm.pop(name, None)
-        elif name in getattr(data, slot):
-            setattr(data, slot, getattr(data, slot).drop(columns=name))
-
-
-def written_under(data: Any, key: str) -> list[str]:
-    """Return what the record of a fit says it wrote, as "obs.bcnmf_role"; nothing where there is no such record."""
-    record: Any = getattr(data, "uns", {}).get(key)
-    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
-        return []
-    if "written" in record["params"]:
-        return [str(each) for each in record["params"]["written"]]
-    names = [*(f"obs.{key}_{name}" for name in CELL_FIELDS), *(f"var.{key}_{name}" for name in GENE_FIELDS)]
-    return [*names, f"obsm.X_{key}_sd", f"obsm.X_{key}_umap"]  # earlier versions kept no list
-
-
-def check_inputs(data: Any, key: str, *, scored: bool, **columns: str | None) -> None:
-    """Refuse a key that cannot be stored, or under which a fit would replace or remove an obs column that it reads."""
-    check_key(key)
-    lost = {*written_under(data, key), *(f"obs.{key}_{name}" for name in CELL_FIELDS[: None if scored else 1])}
-    for argument, column in columns.items():
-        if f"obs.{column}" in lost:
-            msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {key!r}."
-            raise UserError(msg)
-
-
-def add_written(record: Mapping[str, Any], name: str) -> None:
-    """Note in the record of a fit what a later step wrote of it, so that the next fit removes it."""
-    params = record["params"]
-    if "written" in params:
-        params["written"] = list(dict.fromkeys([*map(str, params["written"]), name]))
-
-
-def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments as they are stored: which package wrote them and in which format, and without those of None.
-
-    In an h5ad, None makes the whole file unreadable for anndata before 0.12 and for readers in R.
-    """
-    given = {name: value for name, value in params.items() if value is not None}
-    return given | {"version": version("bcnmf-sc"), "format": FORMAT}
-
-
-def asked(params: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, list[str]]:
-    """Return which cells and values a call with a background was asked about, to be stored and compared."""
-
-    def words(value: Any) -> list[str]:
-        return sorted(map(str, [value] if isinstance(value, str) or not isinstance(value, Iterable) else value))
-
-    given = {name: params.get(name) for name in ("background_key", "background", "target", "layer")}
-    said = {name: words(value) for name, value in given.items() if value is not None}
-    if "target" not in said and params.get("background_key") in obs:  # all the rest
-        said["target"] = sorted(
-            {str(x) for x in obs[params["background_key"]].dropna().unique()} - {*said["background"]}
-        )
-    return said
-
-
-def check_format(record: Mapping[str, Any], key: str) -> None:
-    """Refuse what a later package has written in a format that this one does not know."""
-    params = record.get("params", {})
-    if int(params.get("format", FORMAT)) > FORMAT:
-        msg = (
-            f"`key` {key!r} must be of a format up to {FORMAT}, got {int(params['format'])}, written by bcnmf_sc "
-            f"{params.get('version')}. This is bcnmf_sc {version('bcnmf-sc')}: update it."
-        )
-        raise UserError(msg)
-
-
-def check_key(key: object) -> None:
-    """Refuse names that cannot be stored in a file."""
-    if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
-        msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
-        raise UserError(msg)
-
-
 def check_backed(adata: AnnData, *, copy: bool) -> None:
-    """Refuse what is no AnnData, and what one backed by a file cannot do: be copied, take results as a view."""
+    """Raise unless results can be written to an AnnData: one backed by a file cannot be copied, nor be a view."""
     check_anndata(adata)
     if adata.isbacked and adata.is_view:
         msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
@@ -361,105 +418,14 @@ def check_backed(adata: AnnData, *, copy: bool) -> None:
         raise UserError(msg)
 
 
-def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
-    """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
-    W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)
-    W = W[(W > 0).any(axis=1)]
-    shared = W.index.intersection(adata.var_names)
-    share = len(shared) / len(W)
-    if share < 0.5:  # noqa: PLR2004
-        msg = (
-            f"`adata` must share at least half of the {len(W)} genes of the factorisation {key!r}, got {len(shared)} "
-            f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
-        )
-        msg += _where_names_match(adata, reference, W.index)
-        raise UserError(msg)
-    if share < 1:
-        warnings.warn(
-            f"{len(W) - len(shared)} of the {len(W)} genes of the factorisation {key!r} are not in `adata`.",
-            UserWarning,
-            stacklevel=stack_level(),
-        )
-    return W.reindex(adata.var_names, fill_value=0.0).to_numpy()
-
-
-def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> str:
-    """Say which column of ``var``, here or there, holds the other side's names of half of the genes, if any does."""
-    there = reference.var.loc[genes]
-    sides = {
-        "adata": {column: genes.isin(adata.var[column].astype(str)).mean() for column in adata.var},
-        "reference": {column: there[column].astype(str).isin(adata.var_names).mean() for column in there},
-    }
-    for name, share in sides.items():
-        for column in share:
-            if share[column] >= 0.5:  # noqa: PLR2004
-                where = f"{name}.var[{column!r}]"
-                return f" `{where}` holds matching names: set `{name}.var_names = {where}`."
-    return ""
-
-
-def stored(adata: AnnData, key: str) -> dict[str, Any]:
-    """Return the record of a stored factorisation."""
-    record = adata.uns.get(key)
-    if not hasattr(record, "keys") or "topics" not in record:
-        present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
-        msg = (
-            f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
-            "Run `bcnmf_sc.tl.bcnmf` first."
-        )
-        raise UserError(msg)
-    check_format(record, key)
-    return record
-
-
-def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
-    """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
-    if attribute == "varm":  # which a MuData has in its modalities
-        check_anndata(adata)
-    slots = getattr(adata, attribute)
-    if name not in slots:
-        msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
-        raise UserError(msg)
-    return slots[name]
-
-
-def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
-    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
-    names = list(names)
-    if chosen is None:
-        return names
-    picked = [chosen] if isinstance(chosen, str) else list(chosen)
-    unknown = [topic for topic in picked if topic not in names]
-    if unknown or not picked or len(set(picked)) < len(picked):
-        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
-        raise UserError(msg)
-    return picked
-
-
-def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
-    """Return the genes' names, or their symbols where a column of them is named."""
-    if gene_symbols is None:
-        return adata.var_names
-    if gene_symbols not in adata.var:
-        present = listed(adata.var.columns)
-        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
-        raise UserError(msg)
-    symbols = adata.var[gene_symbols]
-    missing = symbols.isna().to_numpy()
-    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
-    return pd.Index(labels, name=gene_symbols)
-
-
-def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
-    """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
-    params = reference.uns[key].get("params", {})
-    if "likelihood" not in params:
-        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
-        raise UserError(msg)
-    kind = LIKELIHOODS[str(params["likelihood"])]
-    columns = {"theta": f"{key}_dispersion", "pi": f"{key}_dropout"}
-    parameters = {
-        name: reference.var[columns[name]].reindex(adata.var_names[used]).to_numpy(np.float32)
-        for name in (field.name for field in fields(kind))  # type: ignore[arg-type]
-    }
-    return kind(**parameters)
+def check_names(adata: AnnData, argument: str = "adata") -> None:
+    """Raise unless names are unique: tables of the result could not be read by name."""
+    check_anndata(adata, argument)
+    for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
+        if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2
+            twice = index[index.duplicated()].unique()
+            msg = (
+                f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
+                f"Call `{argument}.{axis}_names_make_unique()`."
+            )
+            raise UserError(msg)

@@ -1,11 +1,9 @@
-"""Everything that is read from a MuData of cells, or from a MuData or an AnnData of spots in space. No mathematics."""
+"""The front door for a MuData: modalities are read one by one and fitted side by side. No mathematics."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,38 +11,18 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._anndata import check_format, check_names, forget, read_genes, read_matrix
-from ._utils.checks import listed, stack_level
+from . import _anndata
+from ._anndata import Data, Reading, read_matrix
+from ._stored import CELL_FIELDS, GENE_FIELDS, forget, write
+from ._utils.checks import listed, number
 from ._utils.errors import UserError, UserTypeError
+from ._utils.files import uninterrupted
+from .engine import Joint, as_likelihood
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-logger = logging.getLogger(__name__)
-
-Spatial = Any
-"""An AnnData or a MuData."""
-ALONE = "values"
-"""Name of the one modality of an AnnData."""
-DIMENSIONS = (2, 3)
-FEWEST_PLACES = 3
-
-
-@dataclass(frozen=True)
-class SpotModality:
-    """One modality, read and checked, in the order of the spots of the whole."""
-
-    name: str
-    adata: AnnData
-    order: np.ndarray
-    """Row of each spot."""
-    features: np.ndarray
-    matrix: sparse.csr_array
-    observation: Any
-    size: np.ndarray
-    size_name: str
-    weight: float
-    layer: str | None
+    from mudata import MuData
 
 
 def no_pull() -> AbstractContextManager[Any]:
@@ -55,129 +33,114 @@ def no_pull() -> AbstractContextManager[Any]:
     return override(pull_on_update=False)
 
 
-def read_modalities(
-    mdata: Spatial,
-    likelihood: str | Mapping[str, str],
-    size_factors: str | Mapping[str, str | None] | None,
-    weights: Mapping[str, float] | None,
-    layer: str | Mapping[str, str | None] | None,
-    mask_var: str | None,
-) -> list[SpotModality]:
-    """Read all modalities. Raises before anything is done."""
-    parts = {ALONE: mdata} if isinstance(mdata, AnnData) else dict(getattr(mdata, "mod", {}))
-    if not parts:
-        msg = f"`mdata` must be a MuData with modalities or an AnnData, got {type(mdata).__name__}."
-        raise UserTypeError(msg)
-    if isinstance(likelihood, Mapping):
-        if not likelihood:
-            msg = "`likelihood` must name at least one modality, got an empty mapping."
+@dataclass(frozen=True)
+class Modalities(Data):
+    """Modalities that are fitted together: their features used, side by side, as one AnnData."""
+
+    mdata: MuData
+    used: dict[str, np.ndarray]
+    """Numbers of the features used, per modality."""
+    own: dict[str, Any]
+    """What to record of the modalities."""
+
+    @uninterrupted()
+    def store(self, **result: Any) -> Any:
+        """Write usage and cells to the whole, loadings and genes to each modality."""
+        key, copy = self.asked.key, self.asked.copy
+        mdata = self.mdata.copy() if copy else self.mdata
+        write(self.adata, key, used=self.genes, **result)
+        forget_joint(mdata, key, list(self.used))
+        mdata.obsm["X_" + key] = self.adata.obsm["X_" + key]
+        for name in CELL_FIELDS:
+            if f"{key}_{name}" in self.adata.obs:
+                mdata.obs[f"{key}_{name}"] = self.adata.obs[f"{key}_{name}"]
+        mdata.uns.update(self.adata.uns)
+        record = mdata.uns[key]
+        written = record["params"]["written"]
+        record["params"] |= self.own | {"written": [each for each in written if each.startswith("obs.")]}
+        W, start = self.adata.varm[key], 0
+        for name, used in self.used.items():
+            part, here = mdata[name], slice(start, start + len(used))
+            start = here.stop
+            record["topics"]["share_" + name] = W[here].sum(0)
+            loadings = np.zeros((part.n_vars, W.shape[1]), np.float32)
+            loadings[used] = W[here]
+            part.varm[key] = loadings
+            for field in GENE_FIELDS:
+                column = f"{key}_{field}"
+                values = self.adata.var[column].iloc[here] if column in self.adata.var else pd.Series(dtype=float)
+                if values.notna().any():
+                    full = np.zeros(part.n_vars, bool) if values.dtype == bool else np.full(part.n_vars, np.nan, "f4")
+                    full[used] = values
+                    part.var[column] = full
+        for name, kind in zip(self.used, self.own["likelihood"], strict=True):
+            own = [each for each in written if each.startswith("var.") and each[4:] in mdata[name].var]
+            params = record["params"] | {"likelihood": kind, "written": own}
+            mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
+        return mdata if copy else None
+
+
+def read(mdata: AnnData | MuData, asked: Reading) -> Data:
+    """Read and check every modality, then all together; or an AnnData. Raises before anything is done."""
+    if isinstance(mdata, AnnData) or not hasattr(mdata, "mod"):
+        return _anndata.read(mdata, asked)
+    for option in ("device", "checkpoint", "client"):
+        if asked.run.get(option) is not None:
+            msg = f"`{option}` must be None for a MuData, got {asked.run[option]!r}."
             raise UserError(msg)
-        check_modalities("likelihood", likelihood, parts)
-        parts = {name: parts[name] for name in likelihood}
-    for argument, given in (("size_factors", size_factors), ("weights", weights), ("layer", layer)):
-        check_modalities(argument, given, parts)
-    if not mdata.obs_names.is_unique:
-        msg = "`mdata.obs_names` must be unique."
+    names = list(asked.likelihood) if isinstance(asked.likelihood, Mapping) else list(mdata.mod)
+    if not names:
+        msg = f"`likelihood` must name at least one modality. Present: {listed(mdata.mod)}."
         raise UserError(msg)
-    read = []
-    for name, adata in parts.items():
-        check_names(adata)
-        order = order_of(mdata, name, adata, argument="mdata", what="spots")
-        read.append(
-            _read_modality(
-                name,
-                adata,
-                order,
-                kind=likelihood if isinstance(likelihood, str) else likelihood[name],
-                size=size_factors.get(name, "library") if isinstance(size_factors, Mapping) else size_factors,
-                layer=layer.get(name) if isinstance(layer, Mapping) else layer,
-                mask_var=mask_var,
-                weight=float((weights or {}).get(name, 1.0)),
-                obs=mdata.obs,
-            )
-        )
-    if not all(each.weight > 0 for each in read):
-        msg = "`weights` must be above 0; leave a modality out of `likelihood` to leave it out of the fit."
-        raise UserError(msg)
-    return read
-
-
-def _read_modality(
-    name: str,
-    adata: AnnData,
-    order: np.ndarray,
-    *,
-    kind: str,
-    size: str | None,
-    layer: str | None,
-    mask_var: str | None,
-    weight: float,
-    obs: pd.DataFrame,
-) -> SpotModality:
-    from .engine.gpnsf.observations import OBSERVATIONS
-
-    where = f"`mdata[{name!r}]`" if name != ALONE else "`adata`"
-    features = read_genes(adata, mask_var)
-    raw = in_memory(read_matrix(adata, layer))
-    matrix = sparse.csr_array(raw[order][:, features], dtype=np.float64)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    x = matrix.data
-    if not np.isfinite(x).all():
-        msg = f"{where} must be finite, got {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
-        raise UserError(msg)
-    if x.min(initial=0) < 0:
-        msg = f"{where} must be non-negative, got {x.min():g}. Scaled or centred data? Use counts or their logarithms."
-        raise UserError(msg)
-    if not len(x):
-        msg = f"{where} holds nothing but zeros in the {len(features)} features used. Check `layer` and `mask_var`."
-        raise UserError(msg)
-    whole = bool((x == np.round(x)).all())
-    if kind == "auto":
-        sparse_name = any(word in name.lower() for word in ("atac", "peak"))
-        kind = "bernoulli" if (x == 1).all() or sparse_name else "nb" if whole else "gaussian"
-    model = OBSERVATIONS[kind]
-    if kind == "bernoulli" and (x != 1).any():
-        msg = f"{where} holds values other than 0 and 1; all above 0 are made 1 for `likelihood='bernoulli'`."
-        warnings.warn(msg, stacklevel=stack_level())
-        matrix.data = np.ones_like(x)
-    elif model.counts and not whole:
-        msg = (
-            f"{where} holds {int((x != np.round(x)).sum())} values that are not whole numbers, but "
-            f"`likelihood={kind!r}` models counts. Name the layer of counts with `layer=`, or use 'gaussian'."
-        )
-        warnings.warn(msg, stacklevel=stack_level())
-    factors = _size_factors(name, size, matrix, adata, order, obs)
-    return SpotModality(
-        name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
+    for argument in ("likelihood", "weights", "layer", "mask_var"):
+        check_modalities(argument, getattr(asked, argument), mdata.mod)
+    _anndata.check_columns(mdata, asked)
+    weight = read_weights(asked.weights, names)
+    kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
+    parts: dict[str, Data] = {}
+    for name, kind in zip(names, kinds, strict=True):
+        part = mdata[name]
+        order = order_of(mdata, name, part, argument="adata", what="cells")
+        part = part if np.array_equal(order, np.arange(part.n_obs)) else part[order]
+        own = {"layer": of(asked.layer, name), "mask_var": of(asked.mask_var, name, "auto")}
+        try:
+            parts[name] = _anndata.read(part, Reading(asked.key, copy=False, likelihood=kind, run=asked.run, **own))
+        except ValueError as error:
+            error.add_note(f"In the modality {name!r}.")
+            raise
+    blocks = [in_memory(read_matrix(part.adata, part.params["layer"]))[:, part.genes] for part in parts.values()]
+    columns = {
+        column: obs_column(mdata, column) for column in (asked.background_key, asked.sample_key, *asked.confounders)
+    }
+    if any(sparse.issparse(block) for block in blocks):
+        matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
+    else:
+        matrix = np.hstack(blocks, dtype=np.float32)
+    features = [f"{name}:{gene}" for name, part in parts.items() for gene in part.adata.var_names[part.genes]]
+    adata = AnnData(
+        matrix,
+        obs=pd.DataFrame({name: x for name, x in columns.items() if x is not None}, index=mdata.obs_names),
+        var=pd.DataFrame(index=features),
     )
+    joint, per_gene = kinds[0], any(np.ndim(value) for kind in kinds for value in kind.parameters().values())
+    if per_gene or any(kind != joint for kind in kinds) or set(weight.values()) != {1.0}:
+        of_gene = np.repeat(np.arange(len(parts)), [len(part.genes) for part in parts.values()])
+        started, estimated = zip(*((part.likelihood, part.estimated) for part in parts.values()), strict=True)
+        joint = Joint(started, tuple(weight.values()), of_gene, estimated)
+    recorded = {
+        "modalities": names,
+        "likelihood": [kind.name for kind in kinds],
+        "weights": list(weight.values()),
+        "layer": ["X" if part.params["layer"] is None else part.params["layer"] for part in parts.values()],
+        "mask_var": ["none" if part.params["mask_var"] is None else part.params["mask_var"] for part in parts.values()],
+    }
+    whole = _anndata.read(adata, replace(asked, likelihood=joint, weights=None, layer=None, mask_var=None))
+    return Modalities(**vars(whole), mdata=mdata, used={name: part.genes for name, part in parts.items()}, own=recorded)
 
 
-def _size_factors(
-    name: str, size: str | None, matrix: sparse.csr_array, adata: AnnData, order: np.ndarray, obs: pd.DataFrame
-) -> np.ndarray:
-    if size is None:
-        return np.ones(matrix.shape[0])
-    if size == "library":
-        total = np.asarray(matrix.sum(1)).ravel()
-        if not (total > 0).all():
-            logger.info("%d spots are empty in %r: they tell nothing there.", int((total == 0).sum()), name)
-        return total / total[total > 0].mean()
-    table = adata.obs.iloc[order] if size in adata.obs else obs
-    if size not in table:
-        msg = (
-            f"`size_factors` must be 'library', None or a column of `obs`, got {size!r}. Present: {listed(adata.obs)}."
-        )
-        raise UserError(msg)
-    column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
-    if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
-        got = listed(table[size].unique(), 4)
-        msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {got}."
-        raise UserError(msg)
-    if (np.asarray(matrix.sum(1)).ravel()[column == 0] > 0).any():
-        msg = f"`size_factors` {size!r} must be above 0 wherever a spot has values, got 0."
-        raise UserError(msg)
-    return column
+def of(given: Any, name: str, default: Any = None) -> Any:
+    """Return an argument's value for a modality."""
+    return given.get(name, default) if isinstance(given, Mapping) else given
 
 
 def in_memory(matrix: Any) -> Any:
@@ -187,14 +150,18 @@ def in_memory(matrix: Any) -> Any:
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
 
 
-def check_weights(weights: object) -> None:
-    """Refuse weights that are not named by modality."""
+def read_weights(weights: Any, names: Iterable[str]) -> dict[str, float]:
+    """Return the weight of each modality, 1 where none is given."""
     if weights is not None and not isinstance(weights, Mapping):
         msg = f"`weights` must be a mapping of modalities to numbers, as {{'rna': 2.0}}, or None, got {weights!r}."
         raise UserTypeError(msg)
+    for name, weight in (weights or {}).items():
+        why = ": leave a modality out by naming others in `likelihood`"
+        number(f"weights[{name!r}]", weight, closed="right", why=why)
+    return {name: float((weights or {}).get(name, 1.0)) for name in names}
 
 
-def forget_joint(mdata: Spatial, key: str, modalities: Sequence[str]) -> None:
+def forget_joint(mdata: Any, key: str, modalities: Sequence[str]) -> None:
     """Remove what an earlier fit of the same key wrote to the whole, and to modalities, those of the new fit or not."""
     forget(mdata, key)
     for name, part in getattr(mdata, "mod", {}).items():
@@ -215,7 +182,7 @@ def check_modalities(argument: str, given: object, parts: Mapping[str, Any]) -> 
         raise UserError(msg)
 
 
-def order_of(mdata: Spatial, name: str, part: AnnData, *, argument: str, what: str) -> np.ndarray:
+def order_of(mdata: Any, name: str, part: AnnData, *, argument: str, what: str) -> np.ndarray:
     """Return the row in a modality of each cell or spot of the whole."""
     order = part.obs_names.get_indexer(mdata.obs_names)
     if (order < 0).any():
@@ -228,90 +195,8 @@ def order_of(mdata: Spatial, name: str, part: AnnData, *, argument: str, what: s
     return order
 
 
-def obs_column(mdata: Spatial, name: str | None) -> pd.Series | None:
+def obs_column(mdata: Any, name: str | None) -> pd.Series | None:
     """Return a column of ``obs``, of the whole or else of the first modality that has it; `None` where none has."""
     tables = [mdata.obs, *(part.obs for part in getattr(mdata, "mod", {}).values())]
     found = next((table[name] for table in tables if name is not None and name in table), None)
     return None if found is None else found.reindex(mdata.obs_names)
-
-
-def read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return the number of each spot's slice, and the names of the slices."""
-    if sample_key is None:
-        return np.zeros(mdata.n_obs, dtype=int), ["all"]
-    column = obs_column(mdata, sample_key)
-    if column is None:
-        msg = f"`sample_key` {sample_key!r} is not in `mdata.obs`. Present: {listed(mdata.obs.columns)}."
-        raise UserError(msg)
-    codes = pd.Categorical(column).remove_unused_categories()
-    if (codes.codes < 0).any():
-        msg = (
-            f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
-        )
-        raise UserError(msg)
-    return codes.codes.astype(int), [str(x) for x in codes.categories]
-
-
-def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, names: list[str]) -> np.ndarray:
-    """Return the coordinates, checked."""
-    found = mdata.obsm.get(spatial_key, None)
-    for part in getattr(mdata, "mod", {}).values():
-        if found is None and spatial_key in part.obsm:
-            found = pd.DataFrame(np.asarray(part.obsm[spatial_key]), index=part.obs_names).reindex(mdata.obs_names)
-    if found is None:
-        msg = f"`spatial_key` {spatial_key!r} is not in `mdata.obsm`. Present: {listed(mdata.obsm.keys())}."
-        raise UserError(msg)
-    try:
-        places = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError):
-        places = np.full((mdata.n_obs, 2), np.nan)
-    if places.shape != (mdata.n_obs, places.shape[-1]) or places.shape[-1] not in DIMENSIONS:
-        msg = f"`mdata.obsm[{spatial_key!r}]` must have 2 or 3 dimensions, got shape {places.shape}."
-        raise UserError(msg)
-    missing = int((~np.isfinite(places).all(axis=1)).sum())
-    if missing:
-        msg = f"`mdata.obsm[{spatial_key!r}]` must be finite numbers, got {missing} spots without. Drop them first."
-        raise UserError(msg)
-    n_places = len(np.unique(np.column_stack([slices, places]), axis=0))
-    for s, name in enumerate(names):
-        if len(np.unique(places[slices == s], axis=0)) < FEWEST_PLACES:
-            where = f"`mdata.obsm[{spatial_key!r}]`"
-            msg = f"{where} must hold at least {FEWEST_PLACES} places in each slice, got fewer in {name!r}."
-            raise UserError(msg)
-    if n_places < len(places):
-        msg = (
-            f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one "
-            "place. If they are from several slices, name them with `sample_key`."
-        )
-        warnings.warn(msg, stacklevel=stack_level())
-    return places
-
-
-def read_places(mdata: Spatial, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the coordinates of a stored fit's spots, the number of each spot's slice, and the slices' names."""
-    slices, names = read_slices(mdata, params.get("sample_key"))
-    with warnings.catch_warnings(action="ignore"):  # the fit has warned
-        return read_coordinates(mdata, str(params["spatial_key"]), slices=slices, names=names), slices, names
-
-
-def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
-    """Return the record of a stored spatial fit."""
-    record = mdata.uns.get(key)
-    if not hasattr(record, "keys") or "posterior" not in record:
-        present = listed(mdata.uns.keys())
-        msg = f"`key` {key!r} is not a spatial fit in `mdata.uns`. Present: {present}. Run `bcnmf_sc.tl.gpnsf` first."
-        raise UserError(msg)
-    check_format(record, key)
-    return record
-
-
-def modality_of(mdata: Spatial, name: str) -> AnnData:
-    """Return a modality by its name."""
-    if isinstance(mdata, AnnData) and name == ALONE:
-        return mdata
-    parts = getattr(mdata, "mod", {})
-    if name not in parts:
-        present = [ALONE] if isinstance(mdata, AnnData) else parts
-        msg = f"`modality` {name!r} is not there. Present: {listed(present)}."
-        raise UserError(msg)
-    return parts[name]

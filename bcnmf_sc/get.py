@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from ._anndata import gene_labels, pick_topics, stored, stored_slot
-from ._utils.checks import listed
+from ._anndata import check_anndata
+from ._stored import gene_labels, pick_topics, stored, stored_slot
+from ._utils.checks import listed, number, one_of, whole_number
 from ._utils.errors import UserError
+from .engine.bcnmf.ensemble import shares_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +51,7 @@ def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.
     names = _topic_names(adata, key)
     values = np.array(stored_slot(adata, "obsm", f"X_{key}"))
     if normalize:
-        total = values.sum(axis=1, keepdims=True)
-        values = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+        values = shares_of(values, values.dtype)
     return pd.DataFrame(values, index=adata.obs_names, columns=names)
 
 
@@ -81,6 +82,7 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
     [1.0, 1.0, 1.0, 1.0]
     """
     names = _topic_names(adata, key)
+    check_anndata(adata)  # a MuData has them in its modalities
     values = np.array(stored_slot(adata, "varm", key))
     return pd.DataFrame(values, index=gene_labels(adata, gene_symbols), columns=names)
 
@@ -137,12 +139,9 @@ def top_genes(
     >>> genes.pivot(index="rank", columns="topic", values="gene").shape
     (5, 4)
     """
-    if n_genes is not None and n_genes < 1:
-        msg = f"`n_genes` must be at least 1, got {n_genes}. None lists every gene used."
-        raise UserError(msg)
-    if by not in ("loading", "specificity"):
-        msg = f"`by` must be 'loading' or 'specificity', got {by!r}."
-        raise UserError(msg)
+    if n_genes is not None:
+        whole_number("n_genes", n_genes, 1)
+    one_of("by", by, ("loading", "specificity"))
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
     chosen = pick_topics(w.columns, topics)
     if by == "specificity" and w.shape[1] == 1:
@@ -230,9 +229,7 @@ def associations(
     >>> bc.get.associations(adata, "condition").shape
     (4, 20)
     """
-    if table not in ("topics", "genes"):
-        msg = f"`table` must be 'topics' or 'genes', got {table!r}."
-        raise UserError(msg)
+    one_of("table", table, ("topics", "genes"))
     name, call = ("associations", "associate") if table == "topics" else ("gene_associations", "associate_genes")
     found = _stored_table(adata, key, name, call=call)
     if groupby is None:
@@ -278,6 +275,7 @@ def enrichment(
     >>> len(bc.get.enrichment(adata))
     4
     """
+    number("max_p_adjusted", max_p_adjusted)
     found = _stored_table(adata, key, "enrichment", call="enrich")
     if topic is not None:
         (topic,) = pick_topics(_topic_names(adata, key), topic)

@@ -18,7 +18,7 @@ from deltanmf_recovery import HOW, N_SHARED, matched
 
 import bcnmf_sc as bc
 from bcnmf_sc.engine import row_source
-from bcnmf_sc.engine.deltanmf.stages import Scaled, one_by_one, restarts, usage
+from bcnmf_sc.engine.deltanmf.stages import Scaled, one_by_one, short_fits, usage
 
 N_NEW = 3
 RATES = (0.003, 0.01, 0.03)
@@ -69,7 +69,7 @@ def adam(seed, n_iter, rate):
         return softplus(W).detach(), float(loss.detach())
 
     norm = np.sqrt((A**2).sum() / len(A)) / N_SHARED  # spreads the scale over W and H
-    start = restarts(stages[0], N_SHARED, n_restarts=3, consensus=True, random_state=0)
+    start = short_fits(stages[0], N_SHARED, n_restarts=3, consensus=True, random_state=0)
     H0 = usage(stages[0], start)[0][~case]
     X = [torch.as_tensor(A[member] / deviation, dtype=torch.float32) for member in (~case, case)]
     scale = np.sqrt(norm)

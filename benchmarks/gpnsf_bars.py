@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
-from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit_spatial
 from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
 from bcnmf_sc.engine.gpnsf.start import Shape, Values
 
@@ -73,7 +73,7 @@ def spatial(coordinates, values, n_topics, *, n_nonspatial=0, n_inducing=None, s
     torch.set_num_threads(1)
     slices = np.zeros(len(coordinates), int)
     shape = Shape(n_topics, n_nonspatial, n_inducing=n_inducing)
-    factors = fit(coordinates, slices, values, shape, random_state=seed, climb=Climb(max_iter=max_iter))
+    factors = fit_spatial(coordinates, slices, values, shape, random_state=seed, climb=Climb(max_iter=max_iter))
     return factors.usage, factors.loadings
 
 

@@ -22,7 +22,7 @@ from scipy import sparse
 import bcnmf_sc as bc
 from bcnmf_sc.engine import Run, likelihoods, row_source
 from bcnmf_sc.engine import fit as fit_nmf
-from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit_spatial
 from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
 from bcnmf_sc.engine.gpnsf.start import Shape, Values
 
@@ -58,7 +58,7 @@ def spatial(places, x, depth, *, n_topics=N_COMMON + 1, frozen=None):
     torch.set_num_threads(1)
     slices = np.repeat(np.arange(len(x)), len(places))
     values = Values("rna", sparse.csr_array(np.vstack(x)), OBSERVATIONS["nb"], np.concatenate(depth), frozen=frozen)
-    return fit(np.tile(places, (len(x), 1)), slices, [values], Shape(n_topics), climb=Climb(max_iter=150))
+    return fit_spatial(np.tile(places, (len(x), 1)), slices, [values], Shape(n_topics), climb=Climb(max_iter=150))
 
 
 def ways(places, x, depth):

@@ -32,7 +32,7 @@ from sklearn.metrics import adjusted_rand_score
 import bcnmf_sc as bc
 from bcnmf_sc.engine import Run, likelihoods, row_source, transform
 from bcnmf_sc.engine import fit as fit_nmf
-from bcnmf_sc.engine.gpnsf.fit import Climb, fit
+from bcnmf_sc.engine.gpnsf.fit import Climb, fit_spatial
 from bcnmf_sc.engine.gpnsf.observations import OBSERVATIONS
 from bcnmf_sc.engine.gpnsf.space import neighbours
 from bcnmf_sc.engine.gpnsf.start import Shape, Values
@@ -110,18 +110,12 @@ def masked_genes(adata, n_topics, seed, *, n_inducing):
         start = time.process_time()
         shape = Shape(n_topics - n_free, n_free, n_inducing=n_inducing)
         values = Values("rna", sparse.csr_array(train), nb, train_size)
-        learnt = fit(places[~test], kept, [values], shape, random_state=seed, climb=climb)
+        learnt = fit_spatial(places[~test], kept, [values], shape, random_state=seed, climb=climb)
         # in the model's own units, in which the prior of non-spatial usage is standard
         W = learnt.loadings["rna"] / learnt.posterior["scale"]
-        visible = Values(
-            "rna",
-            sparse.csr_array(x[test][:, ~masked]),
-            nb,
-            test_size,
-            frozen=W[~masked],
-            parameter=learnt.parameters["rna"][~masked],
-        )
-        there = fit(places[test], np.zeros(int(test.sum()), int), [visible], shape, random_state=seed, climb=climb)
+        visible = Values("rna", sparse.csr_array(x[test][:, ~masked]), nb, test_size, frozen=W[~masked])
+        one = np.zeros(int(test.sum()), int)
+        there = fit_spatial(places[test], one, [visible], shape, random_state=seed, climb=climb)
         scale = there.posterior["scale"]
         rate = test_size[:, None] * ((there.usage * scale) @ W[masked].T)
         theta = dispersions(train, train_size[:, None] * (learnt.usage @ learnt.loadings["rna"].T))

@@ -41,7 +41,7 @@ def copy_bandwidth(device: str) -> float:
 def seconds(source, name: str, problem, *, n_iter: int) -> tuple[float, np.ndarray]:
     """Median seconds of an iteration after the first, and the loadings."""
     weights, start = problem
-    step = Stepper(source, weights, start=start, likelihood=LIKELIHOODS[name]())
+    step = Stepper(source, weights, start=start, likelihood=LIKELIHOODS[name]().started(source.shape[1]))
     times = []
     with source.working():
         for _ in range(1 + n_iter):

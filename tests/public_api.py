@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import typing
@@ -28,7 +29,7 @@ def _block(name: str, value: object) -> str:
     lines = [name]
     if typing.is_typeddict(value):
         lines += [f"    {field}: {kind.__forward_arg__}" for field, kind in inspect.get_annotations(value).items()]
-    elif inspect.isfunction(value):
+    elif inspect.isfunction(value) or dataclasses.is_dataclass(value):
         signature = inspect.signature(value)
         lines += [f"    {parameter}" for parameter in signature.parameters.values()]
         lines.append(f"    -> {signature.return_annotation}")

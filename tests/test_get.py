@@ -166,7 +166,7 @@ def test_dropped_matrix(adata: ad.AnnData) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_genes": 0}, "`n_genes` must be at least 1, got 0"),
+        ({"n_genes": 0}, "`n_genes` must be a whole number of at least 1, got 0"),
         ({"by": "rank"}, "`by` must be 'loading' or 'specificity', got 'rank'"),
         ({"topics": "Topic 9"}, "`topics` must be names of topics.*Present: 'Topic 1', 'Topic 2', 'Topic 3'"),
         ({"topics": ["Topic 1", "Topic 1"]}, "each once"),

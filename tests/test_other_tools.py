@@ -14,7 +14,7 @@ from anndata import read_h5ad
 from anndata.io import read_elem
 
 import bcnmf_sc as bc
-from bcnmf_sc import _anndata, cli
+from bcnmf_sc import _stored, cli
 from bcnmf_sc._mudata import no_pull
 
 HOW = {"background_key": "condition", "background": "ctrl"}
@@ -221,7 +221,7 @@ READERS = {
 def test_results_of_a_later_package_are_refused(fitted, reader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     new, old = fitted.copy(), fitted.copy()
-    new.uns["bcnmf"]["params"] |= {"format": _anndata.FORMAT + 1, "version": "99.0"}
+    new.uns["bcnmf"]["params"] |= {"format": _stored.FORMAT + 1, "version": "99.0"}
     with pytest.raises(
         ValueError, match=r"`key` 'bcnmf' must be of a format up to 1, got 2, written by bcnmf_sc 99\.0"
     ):
@@ -249,7 +249,7 @@ def test_results_without_a_format_are_the_first(fitted, tmp_path):
     back = read_h5ad(tmp_path / "old.h5ad")
     pd.testing.assert_frame_equal(bc.get.usage(back), bc.get.usage(fitted))
     bc.tl.project(back, back, key="nmf", key_added="again")
-    assert back.uns["again"]["params"]["format"] == _anndata.FORMAT
+    assert back.uns["again"]["params"]["format"] == _stored.FORMAT
     bc.report(back, tmp_path / "report.html")
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -259,6 +259,6 @@ def test_everything_written_says_its_format(fitted, spatial):
     written += [part.uns["gpnsf"] for part in (spatial, spatial["rna"], spatial["atac"])]
     assert len(written) == 10
     for record in written:
-        assert record["params"]["format"] == _anndata.FORMAT
+        assert record["params"]["format"] == _stored.FORMAT
         assert record["params"]["version"] == bc.__version__
         assert None not in record["params"].values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,27 @@ def test_python_versions_agree():
         assert sorted(set(re.findall(r'python: "(3\.\d+)"', workflow.read_text(encoding="utf-8")))) == versions
     assert PROJECT["requires-python"] == f">={versions[0]}"
     assert ", ".join(versions) in (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+
+
+def test_what_is_imported_is_declared():
+    """And of what every installation brings, nothing is declared that is not imported."""
+    named = {
+        name.split(".")[0]
+        for path in (ROOT / "bcnmf_sc").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    } - set(sys.stdlib_module_names)
+    packaged = packages_distributions()
+    imported = {packaged.get(name, [name])[0].lower().replace("_", "-") for name in named}
+    core, extras = (
+        {re.match(r"[\w-]+", line)[0] for line in lines}
+        for lines in (
+            PROJECT["dependencies"],
+            [x for name in ("dask", "enrich", "multimodal") for x in PROJECT["optional-dependencies"][name]],
+        )
+    )
+    assert core <= imported <= core | extras
 
 
 def test_extras_are_documented():

@@ -18,6 +18,7 @@ def right(adata: AnnData) -> None:
     bc.tl.bcnmf(
         adata, background_key="condition", background=["ctrl", "vehicle"], n_topics=2, n_background_topics="auto"
     )
+    bc.tl.nmf(adata, likelihood=bc.likelihoods.NegativeBinomial(dispersion=2.0))
     bc.report(adata, "report.html")
     bc.get.top_genes(adata, key="bcnmf")
 
@@ -25,6 +26,8 @@ def right(adata: AnnData) -> None:
 def wrong(adata: AnnData) -> None:
     bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics="two")  # type: ignore[arg-type]
     bc.tl.bcnmf(adata, background_key="condition", n_topics=2, likelihood="poison")  # type: ignore[arg-type, call-arg]
+    bc.tl.nmf(adata, likelihood="nb", dispersion=2.0)  # type: ignore[call-arg]
+    bc.tl.nmf(adata, likelihood=bc.likelihoods.Poisson(dispersion=2.0))  # type: ignore[call-arg]
     bc.tl.nmf(adata, n_topic=2)  # type: ignore[call-arg]
     bc.report(adata)  # type: ignore[call-arg]
     bc.tl.bcnnf(adata)  # type: ignore[attr-defined]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._anndata import gene_labels, stored, stored_slot
+from .._anndata import check_anndata
+from .._methods import METHODS, method_of
+from .._stored import gene_labels, stored, stored_slot
+from .._utils.checks import whole_number
 from .._utils.errors import UserError
 from .._utils.files import check_place, replacing
 
@@ -74,15 +77,16 @@ def report(
     '<!DOCTYPE html>'
     """
     record = stored(adata, key)
-    if "posterior" in record:
-        msg = f"`key` must name a fit without places, got {key!r}, which is of `gpnsf`. See `pl.spatial_topics`."
+    method = method_of(record)
+    if method.report is None:
+        shown = ", ".join(f"`{other.name}`" for other in METHODS if other.report)
+        msg = f"`key` must name a fit of {shown}, got {key!r}, which is of `{method.name}`. Draw it with `bcnmf_sc.pl`."
         raise UserError(msg)
     stored_slot(adata, "obsm", f"X_{key}")
+    check_anndata(adata)
     stored_slot(adata, "varm", key)
     gene_labels(adata, gene_symbols)
-    if n_genes < 1:
-        msg = f"`n_genes` must be at least 1, got {n_genes}."
-        raise UserError(msg)
+    whole_number("n_genes", n_genes, 1)
     target = check_place(path, "path")
     from ._content import sections
     from ._page import render

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._anndata import asked
+from .._stored import question
+from ..tl._bcnmf.folds import FEW_BACKGROUND
+from ..tl._bcnmf.problem import MAX_SUPPRESSED
+from ..tl._bcnmf.select import COLLAPSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
-
-FEW_BACKGROUND = 100
-MANY_SUPPRESSED = 0.1
-COLLAPSED = 1e-3
-"""Mean share of the usage below which a topic has collapsed."""
 
 
 def cautions(adata: AnnData, key: str, record: Mapping[str, Any]) -> list[str]:
@@ -26,7 +24,7 @@ def of_this_design(adata: AnnData, key: str, step: str) -> Any:
     """Return what a step before the fit has stored beside it, unless that was asked about other cells or values."""
     found = adata.uns.get(f"{key}_{step}")
     design = found.get("design") if isinstance(found, dict) else adata.uns.get(f"{key}_{step}_design")
-    same = design is None or asked(design, adata.obs) == asked(adata.uns[key].get("params", {}), adata.obs)
+    same = design is None or question(design, adata.obs) == question(adata.uns[key].get("params", {}), adata.obs)
     return found if same else None
 
 
@@ -38,7 +36,7 @@ def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str
     if explained.get("target", 0) < 0:
         yield "The topics describe the target worse than its mean profile: the contrast took too much. Lower alpha."
     suppressed = adata.var.get(f"{key}_suppressed")
-    if suppressed is not None and suppressed.sum() > MANY_SUPPRESSED * params.get("n_genes", len(suppressed)):
+    if suppressed is not None and suppressed.sum() > MAX_SUPPRESSED * params.get("n_genes", len(suppressed)):
         yield f"{int(suppressed.sum())} genes are suppressed at this alpha and belong to no topic. Lower alpha."
     path = of_this_design(adata, key, "alpha")
     if path is not None and not (record["topics"]["kind"] == "background").any() and "alpha_effective" in record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .. import get, pl
+from .._methods import method_of
 from ..pl._axes import LEVEL
 from ._cautions import cautions, of_this_design
 from ._page import Code, Facts, Items, Missing, Part, Section, Text, picture, table, written
@@ -20,25 +22,17 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from .._methods import Method, Report
+
 TOPICS = "Topics: mean share of usage, and tests out of fold where there are any"
 BEST_SETS = 5
 """Gene sets shown of each topic."""
 BEST_GENES = 30
 """Tested genes shown of a comparison."""
-PAPERS = {
-    "bcnmf": (
-        "Yixuan Li, Archer Y. Yang, Yue Li. Disentangling Shared and Target-Enriched Topics via Background-Contrastive "
-        "Non-negative Matrix Factorization. arXiv:2602.22387 (2026)."
-    ),
-    "deltanmf": (
-        "Anish Karpurapu, Charles A. Gersbach, Rohit Singh. DeltaNMF: A Two-Stage Neural NMF for Differential Gene "
-        "Program Discovery. bioRxiv (2026). doi:10.64898/2026.01.22.701049."
-    ),
-    "consensus": (
-        "Dylan Kotliar et al. Identifying gene expression programs of cell-type identity and cellular activity with "
-        "single-cell RNA-Seq. eLife 8:e43803 (2019)."
-    ),
-}
+CONSENSUS = (
+    "Dylan Kotliar et al. Identifying gene expression programs of cell-type identity and cellular activity with "
+    "single-cell RNA-Seq. eLife 8:e43803 (2019)."
+)
 PACKAGES = ("bcnmf-sc", "anndata", "numpy", "scipy", "pandas", "torch", "scanpy", "matplotlib")
 
 
@@ -58,12 +52,22 @@ class Analysis:
         return self.record.get("params", {})
 
     @property
+    def method(self) -> Method:
+        """What made the fit."""
+        return method_of(self.record)
+
+    @property
+    def says(self) -> Report:
+        """What there is to say of it."""
+        assert self.method.report is not None  # for type checkers: `report` has looked
+        return self.method.report
+
+    @property
     def groups(self) -> dict[str, Any]:
         """Column and words for the two groups of cells, as arguments of a call; empty for a fit without."""
-        names = {"background_key": "background", "condition_key": "control"}
-        found = next(((column, side) for column, side in names.items() if column in self.params), None)
-        if found is None:
+        if self.method.sides is None or self.method.sides[0] not in self.params:
             return {}
+        found = self.method.sides
         side = self.params[found[1]]
         values = [str(x) for x in ([side] if isinstance(side, str) else side)]
         return {found[0]: str(self.params[found[0]]), found[1]: values[0] if len(values) == 1 else values}
@@ -81,13 +85,8 @@ class Analysis:
     def example(self) -> dict[str, str]:
         """A column to test: the contrast itself only where it did not train topics of its own."""
         trained = (self.record["topics"]["kind"] == "background").any()
-        column = self.params["background_key"] if self.contrastive and not trained else "diagnosis"
+        column = self.params["background_key"] if self.says.contrast and not trained else "diagnosis"
         return {"groupby": str(column), "sample_key": str(self.params.get("sample_key") or "donor")}
-
-    @property
-    def contrastive(self) -> bool:
-        """Whether the fit had a background."""
-        return "background_key" in self.params
 
     def call(self, function: str, **arguments: Any) -> str:
         """Write a call, with the key where it is not the default."""
@@ -116,7 +115,7 @@ def sections(
         "versions": ("Versions", _versions),
         "citation": ("How to cite", _citation),
     }
-    plain = () if of.contrastive else ("background", "alpha")
+    plain = () if of.says.contrast else ("background", "alpha")
     return [Section(name, title, made(of)) for name, (title, made) in titles.items() if name not in plain]
 
 
@@ -128,24 +127,16 @@ def _question(of: Analysis) -> list[Part]:
     side = written(list(of.groups.values())[-1]) if of.groups else ""
     if set(n) and n.get("projected", 0) == of.adata.n_obs:
         asked = f"How much do these {of.adata.n_obs} cells use topics that were learned on other cells?"
-    elif of.contrastive:
-        target = of.params.get("target")
+    else:
+        chosen = of.params.get(of.method.sides[2]) if of.method.sides else None
         who = (
             f"all labelled cells of {column!r}"
-            if target == "all"
-            else f"{column!r} is " + (f"not {side}" if target is None else written(target))
+            if isinstance(chosen, str) and chosen == "all"
+            else f"{column!r} is " + (f"not {side}" if chosen is None else written(chosen))
         )
-        asked = (
-            f"Which gene programs do the {n.get('target', 0) + n.get('both', 0)} target cells ({who}) have that the "
-            f"{n.get('background', 0) + n.get('both', 0)} background cells ({column!r} is {side}) do not have?"
-        )
-    elif of.groups:
-        asked = (
-            f"Do the {n.get('case', 0)} cases use the programs of the {n.get('control', 0)} controls ({column!r} is "
-            f"{side}) in other proportions, and which programs do they have beside them?"
-        )
-    else:
-        asked = f"Which gene programs describe the {n.get('target', of.adata.n_obs)} cells that were learned from?"
+        cells = defaultdict(int, {"target": of.adata.n_obs} if role is None else n)
+        cells |= {name: cells[name] + cells["both"] for name in ("target", "background")}
+        asked = of.says.question.format_map(cells | {"column": column, "side": side, "who": who})
     facts = [
         ("data", f"{of.adata.n_obs} cells × {of.adata.n_vars} genes"),
         ("genes used", written(of.params.get("n_genes", of.adata.n_vars))),
@@ -214,7 +205,7 @@ def _topics(of: Analysis) -> list[Part]:
     )
     genes.index = pd.Index([str(name) for name in genes.index], name="topic")
     first = "; ".join(f"{topic}: {names.split(', ')[0]}" for topic, names in genes.iloc[:, 0].items())
-    target = found.index[found["kind"] != "background"].tolist()  # the others are in the tables
+    target = found.index[found["kind"].isin(of.method.kinds)].tolist()  # the others are in the tables
     drawn = partial(pl.loadings, of.adata, topics=target, **(show | {"n_genes": min(of.n_genes, 5)}))
     parts: list[Part] = [
         table(found.rename_axis("topic"), TOPICS, fold=False),
@@ -225,10 +216,7 @@ def _topics(of: Analysis) -> list[Part]:
             f"Leading genes and loadings of {len(target)} topics",
         ),
     ]
-    for name, caption in (
-        ("shift", "Control topics: how cases use them against controls"),
-        ("emergence", "Case topics: how cases and controls use them"),
-    ):
+    for name, caption in of.says.tables.items():
         if name in of.record:
             parts.append(table(of.record[name].rename_axis("topic"), caption))
     return parts
@@ -255,7 +243,7 @@ def _usage(of: Analysis) -> list[Part]:
             }
         ).rename_axis("role")
         parts.append(table(summary, "Target share out of fold, and the share of cells called target-enriched"))
-    elif of.contrastive:
+    elif of.says.contrast:
         trained = int((of.record["topics"]["kind"] == "background").sum())
         why = "cross-fitting was off" if trained else "cells are not scored without background topics"
         text = f"No target share is stored: {why}."
@@ -317,10 +305,10 @@ def _stability(of: Analysis) -> list[Part]:
     topics = of.record["topics"]
     if "stability" not in topics or topics["stability"].isna().all():
         text = "It is not stored how well other starts find these topics again."
-        function = "consensus" if of.contrastive else "deltanmf" if of.groups else "nmf"
         sizes = {name: int(of.params[name]) for name in of.params if name.startswith("n_topics")}
-        again = of.data | sizes | ({} if of.contrastive else {"random_state": 1, "key_added": f"{of.key}_again"})
-        return [Missing(text, of.call(function, **again))]
+        other = {} if of.says.again == "consensus" else {"random_state": 1, "key_added": f"{of.key}_again"}
+        again = of.data | sizes | other
+        return [Missing(text, of.call(of.says.again, **again))]
     values = topics["stability"].dropna()
     source = "restarts" if "n_members" in topics else "fits without a fold of the cells"
     alt = f"Cosine of each topic to its like in {source}: " + ", ".join(f"{t} {v:.2f}" for t, v in values.items()) + "."
@@ -361,8 +349,8 @@ def _versions(of: Analysis) -> list[Part]:
 
 
 def _citation(of: Analysis) -> list[Part]:
-    papers = ["deltanmf" if of.params.get("method") == "deltanmf" else "bcnmf"]
-    papers += ["consensus"] if "n_members" in of.record["topics"] else []
+    papers = [of.says.paper]
+    papers += [CONSENSUS] if "n_members" in of.record["topics"] else []
     made = written(of.params.get("version", version("bcnmf-sc")))
-    text = "\n".join([*(PAPERS[name] for name in papers), f"bcnmf_sc {made}: the software that made these results."])
+    text = "\n".join([*papers, f"bcnmf_sc {made}: the software that made these results."])
     return [Text("Cite the method and the software:"), Code(text, "Citation")]

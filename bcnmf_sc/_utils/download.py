@@ -10,11 +10,13 @@ import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.io import mminfo, mmread
 
 from .errors import UserError
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
     Opener = Callable[[str], Any]
 
-CHUNK = 4_000_000
-"""Entries of a matrix that are text at a time."""
 BLOCK = 1 << 16
 """Bytes of a download that are written at a time."""
 _DAMAGE = (
@@ -198,35 +198,44 @@ def _opener(path: Path, names: list[str], open_member: Opener) -> Opener:
 def read_matrix_market(
     stream: IO[bytes], name: str, shape: tuple[int, int], *, keep: np.ndarray | None = None
 ) -> sparse.csr_matrix:
-    """Read a Matrix Market file of genes x cells as cells x genes, in parts; its size must agree with `shape`.
+    """Read the counts of a Matrix Market file of genes x cells as cells x genes; its size must agree with `shape`.
 
-    `keep` says which cells to keep, so that the rest of a large file never lies in memory.
+    `keep` says which cells to keep.
     """
-    header = stream.readline()
-    if not header.startswith(b"%%MatrixMarket matrix coordinate"):
-        msg = f"{name} must be a sparse Matrix Market file, got one that begins with {header[:40]!r}."
+    start = stream.readline(40)
+    if not start.startswith(b"%%MatrixMarket matrix coordinate"):
+        msg = f"{name} must be a sparse Matrix Market file, got one that begins with {start!r}."
         raise UserError(msg)
-    while (line := stream.readline()).startswith(b"%"):
-        pass
-    n_genes, n_cells, n_entries = (int(word) for word in line.split())
-    if (n_genes, n_cells) != shape:
-        got = f"{n_genes} x {n_cells}"
-        msg = f"{name} must have as many genes and cells as the tables beside it, {shape[0]} x {shape[1]}, got {got}."
+    try:
+        found = _through_scipy(mminfo, stream)[:2]
+        entries = _through_scipy(mmread, stream) if found == shape else None
+    except (ValueError, OverflowError) as error:
+        what = str(error).rstrip(".")
+        msg = f"{name} must be a whole Matrix Market file, got: {what}. Was the download cut short? Fetch it again."
+        raise UserError(msg) from error
+    if entries is None:
+        wanted, got = (f"{n} x {m}" for n, m in (shape, found))
+        msg = f"{name} must have as many genes and cells as the tables beside it, {wanted}, got {got}."
         raise UserError(msg)
-    keep = np.ones(n_cells, bool) if keep is None else keep
-    row_of = np.cumsum(keep, dtype=np.int32) - 1
-    rows, columns, values = [], [], []
-    n_read = 0
-    dtypes = {0: np.int32, 1: np.int32, 2: np.float32}
-    for chunk in pd.read_csv(stream, sep=r"\s+", header=None, dtype=dtypes, chunksize=CHUNK):
-        n_read += len(chunk)
-        cell = chunk[1].to_numpy() - 1
-        chosen = keep[cell]
-        rows.append(row_of[cell[chosen]])
-        columns.append(chunk[0].to_numpy()[chosen] - 1)
-        values.append(chunk[2].to_numpy()[chosen])
-    if n_read != n_entries:
-        msg = f"{name} must hold the {n_entries} entries that it announces, got {n_read}. Was the download cut short?"
-        raise UserError(msg)
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return sparse.coo_matrix(entries, (int(keep.sum()), n_genes)).tocsr()
+    entries.data = entries.data.astype(np.float32)
+    counts = entries.T.tocsr()
+    return sparse.csr_matrix(counts if keep is None else counts[keep])
+
+
+def _through_scipy(reader: Callable[[Any], Any], stream: IO[bytes]) -> Any:
+    """Have SciPy read a stream from its start; an error of the stream waits, since within SciPy it ends the process."""
+    errors: list[BaseException] = []
+
+    def read(size: int = -1) -> bytes:
+        try:
+            return stream.read(size)
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            errors.append(error)
+            return b""
+
+    stream.seek(0)
+    try:
+        return reader(SimpleNamespace(read=read))
+    finally:
+        if errors:
+            raise errors[0]

@@ -66,9 +66,11 @@ class Held:
 def uninterrupted() -> Iterator[Held]:
     """Do what belongs together as a whole, and stop after it where asked to."""
     with Held() as held:
-        yield held
-    if held.number:
-        raise Stopped(number=held.number)
+        try:
+            yield held
+        finally:
+            if held.number:
+                raise Stopped(number=held.number)
 
 
 def check_place(path: str | os.PathLike[str], argument: str) -> Path:
@@ -180,14 +182,12 @@ def for_hdf5(path: Path) -> Iterator[io.FileIO]:
 
     From the first error or signal to stop, nothing more is written; it is raised at the end.
     """
-    with Held() as held, _Patient(path, held) as file:
+    with uninterrupted() as held, _Patient(path, held) as file:
         try:
             yield file
         finally:  # whatever HDF5 made of it
             if file.error is not None:
                 raise file.error
-            if held.number:
-                raise Stopped(number=held.number)
 
 
 class _Patient(io.FileIO):

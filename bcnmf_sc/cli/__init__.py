@@ -1,7 +1,7 @@
 """The command line: read an h5ad, call a function of the package, write an h5ad.
 
-A subcommand for a function of `tl` is made from its signature and docstring, so a new argument turns up here by itself;
-a new function takes one line in `GENERATED`. Heavy imports wait until a subcommand is run.
+A subcommand for a function of `tl` is made from its signature and docstring, so a new argument turns up here by itself,
+and so does a new method; another function takes one line in `GENERATED`. Heavy imports wait until a subcommand is run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from .._methods import METHODS
 from .._utils.errors import UserError
 from .demo import demo
 from .files import check_output, describe, one_line, read, refuse, whole, write, write_data
@@ -28,11 +29,8 @@ if TYPE_CHECKING:
 
 SIGNALLED = 128
 """Exit code of a process that a signal ended, less the signal's number."""
-GENERATED = {
-    "fit": ("bcnmf", "Find topics of the target cells that the background cells do not have."),
-    "deltanmf": ("deltanmf", "Find topics of the controls, then those that the cases have beside them."),
+GENERATED = {method.command: (method.name, method.summary) for method in METHODS if method.command} | {
     "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
-    "gpnsf": ("gpnsf", "Find topics whose usage varies smoothly over space (h5mu or h5ad)."),
 }
 """Subcommand: function of `tl`, and what it does (said here so that `--help` need not import it)."""
 
@@ -40,12 +38,11 @@ GENERATED = {
 # From a signature to a subcommand -----------------------------------------------------------------------------------
 
 
-def command(name: str, function: Callable[..., Any], summary: str) -> click.Command:
+def command(name: str, function: Callable[..., Any], summary: str, *, multimodal: bool = False) -> click.Command:
     """Make the subcommand of a function of `tl` that changes its AnnData: IN.h5ad, function, OUT.h5ad."""
     made = options(function)
     files = {str(option.name) for option in made if option.type is PATH}
     arguments = inspect.signature(function).parameters
-    multimodal = "mdata" in arguments
 
     def run(source: Path, output: Path, *, force: bool, **values: Any) -> None:
         check_output(output, [source, *(values[file] for file in files)], force=force)
@@ -83,7 +80,8 @@ class Group(click.Group):
         from .. import tl
 
         function, summary = GENERATED[cmd_name]
-        return command(cmd_name, getattr(tl, function), summary)
+        multimodal = any(method.multimodal for method in METHODS if method.command == cmd_name)
+        return command(cmd_name, getattr(tl, function), summary, multimodal=multimodal)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without making them."""
@@ -129,7 +127,7 @@ def info(source: Path) -> None:
 @click.option("--key", default="bcnmf", show_default=True, help="Name of the factorisation.")
 @click.option("--title", help="Heading of the page.")
 @click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes named of a topic.")
-@click.option("--gene-symbols", help="Column of `adata.var` that names the genes.")
+@click.option("--gene-symbols", help="Column of adata.var that names the genes.")
 @click.option("--force", is_flag=True, help="Overwrite the output where it exists.")
 def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     """Write what a fitted file holds to one self-contained HTML page."""
@@ -181,7 +179,3 @@ def _heeding_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":
-    main()

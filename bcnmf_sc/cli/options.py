@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import inspect
-import itertools
 import re
-import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from .._utils.checks import listed
 from .._utils.errors import UserTypeError
 
 SHORT = {"n_topics": "-k"}
@@ -29,33 +26,19 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
 
     Left out are the first argument (the file that is read), `copy`, `init` and arguments that can only be arrays.
     """
-    from anndata import AnnData
+    from ..tl._run import RunOptions, hints, options_of
 
-    from .. import _anndata, _mudata
-    from ..pp import _similarity
-    from ..tl import _run
-
-    # what the modules of `tl` import for their hints alone
-    names = {
-        **vars(_anndata),
-        **vars(_mudata),
-        **vars(_run),
-        "_similarity": _similarity,
-        "AnnData": AnnData,
-        "MuData": AnnData,
-        "Mapping": Mapping,
-        "Sequence": Sequence,
-        "PathLike": PathLike,
+    group, kinds = options_of(function), hints(function)
+    own = {
+        name: parameter.default
+        for name, parameter in list(inspect.signature(function).parameters.items())[1:]
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in SKIPPED
     }
-    hints, texts = typing.get_type_hints(function, localns=names), _parameter_texts(function)
-    made = []
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            (group,) = typing.get_args(hints[name])
-            fields, helps = typing.get_type_hints(group, localns=names), _field_texts(group)
-            made += [_option(field, hint, text=helps[field]) for field, hint in fields.items()]
-        elif name not in SKIPPED:
-            made.append(_option(name, hints[name], default=parameter.default, text=texts[name]))
+    # a group of options says what it adds to those of every fit
+    texts = _texts(RunOptions) | _texts(group) | _texts(function)
+    made = [_option(name, kinds[name], default=default, text=texts[name]) for name, default in own.items()]
+    fields = typing.get_type_hints(group) if group else {}
+    made += [_option(name, kind, text=texts[name]) for name, kind in fields.items()]
     return [option for option in made if option is not None]
 
 
@@ -68,6 +51,9 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
         return click.Option([flag], type=PATH, metavar="FILE.h5ad", **more)
     if bool in members:
         return click.Option([f"{flag}/--no-{flag[2:]}"], **more)
+    if any(getattr(member, "__name__", "") == "Likelihood" for member in members):
+        words = [w for m in members if typing.get_origin(m) is Literal for w in typing.get_args(m)]
+        return click.Option([flag], type=likelihood, metavar="|".join(words) + "[:PARAMETER=NUMBER,...]", **more)
     several = [x for m in members if typing.get_origin(m) is Sequence for x in _members(typing.get_args(m)[0])]
     inner = members + several
     kinds: list[type] = [kind for kind in (int, float, str) if kind in inner]
@@ -108,6 +94,23 @@ def _reader(kinds: Sequence[type], words: Sequence[str], *, none: bool) -> Calla
     return value
 
 
+def likelihood(text: str) -> Any:
+    """Return the likelihood that ``NAME`` or ``NAME:PARAMETER=NUMBER,...`` stands for."""
+    from ..engine import as_likelihood
+
+    name, _, rest = text.partition(":")
+    given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    try:
+        named = as_likelihood(name)
+        own = [each.name for each in dataclasses.fields(named)]
+        if unknown := [parameter for parameter in given if parameter not in own]:
+            msg = f"must name parameters of {name!r} ({listed(own)}), got {listed(unknown)}."
+            raise click.BadParameter(msg)
+        return dataclasses.replace(named, **{parameter: float(value) for parameter, value in given.items()})
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def collect(given: Sequence[Any], *, mapping: bool, scalar: bool) -> Any:
     """Return what a repeated option stands for: `None`, one value, a list, or with ``NAME=NUMBER`` a mapping."""
     pairs = [re.fullmatch(r"(.+)=([-+]?[\d.]+(?:[eE][-+]?\d+)?)", value) for value in given] if mapping else []
@@ -124,9 +127,9 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
+def _texts(documented: Any) -> dict[str, str]:
     """Return the paragraph of each parameter in a numpydoc docstring."""
-    section = inspect.cleandoc(function.__doc__ or "").partition("Parameters\n----------\n")[2]
+    section = inspect.cleandoc(documented.__doc__ or "").partition("Parameters\n----------\n")[2]
     texts: dict[str, str] = {}
     names: list[str] = []
     for line in re.split(r"\n\S.*\n-{3,}\n", section)[0].splitlines():
@@ -135,19 +138,6 @@ def _parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
         else:
             texts |= {name: f"{texts.get(name, '')} {line.strip()}".strip() for name in names}
     return {name: _plain(text) for name, text in texts.items()}
-
-
-def _field_texts(group: type) -> dict[str, str]:
-    """Return the text below each field of a TypedDict and of those that it extends."""
-    (definition,) = typing.cast("list[ast.ClassDef]", ast.parse(textwrap.dedent(inspect.getsource(group))).body)
-    bases = [base.id for base in definition.bases if isinstance(base, ast.Name) and base.id != "TypedDict"]
-    inherited = [_field_texts(vars(sys.modules[group.__module__])[base]) for base in bases]
-    return {name: text for texts in inherited for name, text in texts.items()} | {
-        field.target.id: _plain(" ".join(str(text.value.value).split()))
-        for field, text in itertools.pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
 
 
 def _plain(text: str) -> str:

@@ -9,9 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import ndimage
 
+from .._utils.checks import number, random_seed, whole_number
 from .._utils.errors import UserError
-from ._sizes import check_count as _check_count
-from ._sizes import check_number as _check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,13 +77,14 @@ def digits(
     if not shown or not set(shown) <= set(range(10)):
         msg = f"`digits` must be one or more of 0 to 9, got {digits!r}."
         raise UserError(msg)
-    _check_number("background_scale", background_scale, least=0.0, most=1.0)
+    number("background_scale", background_scale, most=1)
+    random_seed(random_state)
     bundled = load_digits()
     chosen = np.flatnonzero(np.isin(bundled.target, shown))
     n_target = len(chosen)
     if n_background is None:
         n_background = 2 * n_target // 3
-    _check_count("n_background", n_background, least=1)
+    whole_number("n_background", n_background, 1)
 
     rng = np.random.default_rng(random_state)
     photos = [_shrink(photo @ np.array([0.299, 0.587, 0.114]) / 255.0) for photo in load_sample_images().images]

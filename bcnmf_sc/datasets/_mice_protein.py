@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from .._utils.checks import number
 from .._utils.download import data_folder, download
 from .._utils.errors import UserError
 
@@ -81,9 +82,7 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     ...     adata, background_key="condition", background="background", n_topics=5, likelihood="gaussian"
     ... )
     """
-    if not 0 <= max_missing <= 1:
-        msg = f"`max_missing` must be from 0 to 1, got {max_missing!r}."
-        raise UserError(msg)
+    number("max_missing", max_missing, most=1)
     source = Path(path) if path is not None else _find_mice()
     if not source.is_file():
         msg = f"`path` must be a file, got {str(source)!r}, which is none."

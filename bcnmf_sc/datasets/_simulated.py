@@ -9,10 +9,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from .._utils.errors import UserError
-from ._sizes import BLOCK_ELEMENTS
-from ._sizes import check_count as _check_count
-from ._sizes import check_number as _check_number
+from .._utils.checks import number, random_seed, whole_number
+
+BLOCK_ELEMENTS = 1_000_000
+"""Entries of the one dense block that a simulation holds; part of what a seed means."""
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,17 +113,16 @@ def simulated(
         ("n_shared", n_shared, 0),
         ("n_salient", n_salient, 0),
     ):
-        _check_count(name, value, least=least)
-    _check_count("n_donors", n_donors, least=1, most=min(n_target, n_background))
+        whole_number(name, value, least)
+    whole_number("n_donors", n_donors, 1, min(n_target, n_background), "the smaller of target and background cells")
     n_programs = n_types + n_shared + n_salient
-    _check_count("n_genes", n_genes, least=max(40, 4 * n_programs))
-    _check_number("frac_active", frac_active, least=0.0, most=1.0)
-    _check_number("salient_strength", salient_strength, least=0.0)
-    _check_number("donor_effect", donor_effect, least=0.0)
-    for name, number in (("median_library_size", median_library_size), ("theta", theta)):
-        if not number > 0:
-            msg = f"`{name}` must be above 0, got {number!r}."
-            raise UserError(msg)
+    whole_number("n_genes", n_genes, max(40, 4 * n_programs))
+    number("frac_active", frac_active, most=1)
+    number("salient_strength", salient_strength)
+    number("donor_effect", donor_effect)
+    number("median_library_size", median_library_size, closed="right")
+    number("theta", theta, most=np.inf, closed="right")
+    random_seed(random_state)
 
     rng = np.random.default_rng(random_state)
     truth = pd.DataFrame(

@@ -7,8 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from .._utils.errors import UserError
-from ._sizes import BLOCK_ELEMENTS, check_count, check_number
+from .._utils.checks import number, random_seed, whole_number
+from ._simulated import BLOCK_ELEMENTS
 
 
 def simulated_programs(
@@ -100,27 +100,18 @@ def simulated_programs(
     >>> float(adata.obsm["true_usage"][:300, 4].max())
     0.0
     """
-    for name, value, least in (
-        ("n_control", n_control, 1),
-        ("n_case", n_case, 1),
-        ("n_shared", n_shared, 1),
-        ("n_new", n_new, 0),
-    ):
-        check_count(name, value, least=least)
-    check_count("n_donors", n_donors, least=1, most=min(n_control, n_case))
+    for name, value in (("n_control", n_control), ("n_case", n_case), ("n_shared", n_shared), ("n_new", n_new)):
+        whole_number(name, value, 0 if name == "n_new" else 1)
+    whole_number("n_donors", n_donors, 1, min(n_control, n_case), "the smaller of control and case cells")
     n_programs = n_shared + n_new
-    check_count("n_genes", n_genes, least=4 * (n_programs + 2))
-    for name, number, most in (
-        ("frac_active", frac_active, 1.0),
-        ("strength", strength, 0.5),
-        ("overlap", overlap, 1.0),
-        ("base", base, np.inf),
-    ):
-        check_number(name, number, least=0.0, most=most)
-    for name, number in (("shift", shift), ("median_library_size", median_library_size), ("theta", theta)):
-        if not number > 0:
-            msg = f"`{name}` must be above 0, got {number!r}."
-            raise UserError(msg)
+    whole_number("n_genes", n_genes, 4 * (n_programs + 2))
+    for name, share, most in (("frac_active", frac_active, 1), ("strength", strength, 0.5), ("overlap", overlap, 1)):
+        number(name, share, most=most)
+    number("base", base)
+    for name, size in (("shift", shift), ("median_library_size", median_library_size)):
+        number(name, size, closed="right")
+    number("theta", theta, most=np.inf, closed="right")
+    random_seed(random_state)
 
     rng = np.random.default_rng(random_state)
     size = n_genes // (n_programs + 2)

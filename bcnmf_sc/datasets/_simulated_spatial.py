@@ -11,8 +11,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from .._mudata import no_pull
-from .._utils.errors import UserError
-from ._sizes import check_count, check_number
+from .._utils.checks import number, one_of, random_seed, whole_number
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -101,18 +100,13 @@ def simulated_spatial(
         ("n_nonspatial", n_nonspatial, 0),
         ("n_slices", n_slices, 1),
     ):
-        check_count(name, value, least=least)
-    for name, number in (
-        ("lengthscale", lengthscale),
-        ("counts", counts),
-        ("accessibility", accessibility),
-        ("theta", theta),
-    ):
-        check_number(name, number, least=1e-6)
-    check_number("depth_sd", depth_sd, least=0)
-    if pattern not in ("smooth", "sharp"):
-        msg = f"`pattern` must be 'smooth' or 'sharp', got {pattern!r}."
-        raise UserError(msg)
+        whole_number(name, value, least)
+    sizes = {"lengthscale": lengthscale, "counts": counts, "accessibility": accessibility, "theta": theta}
+    for name, size in sizes.items():
+        number(name, size, 1e-6)
+    number("depth_sd", depth_sd)
+    one_of("pattern", pattern, ("smooth", "sharp"))
+    random_seed(random_state)
     from mudata import MuData
 
     rng = np.random.default_rng(random_state)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._utils.errors import UserError
+from .._utils.checks import one_of, random_seed
 from ._kang import KANG
 from ._leukemia import LEUKEMIA
 from ._mdd import MDD
@@ -80,9 +80,8 @@ def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0
     (650, 600)
     """
     writers = {"leukemia": _leukemia, "mixseq": _mixseq, "mdd": _mdd, "kang": _kang}
-    if name not in writers:
-        msg = f"`name` must be one of {', '.join(map(repr, writers))}, got {name!r}."
-        raise UserError(msg)
+    one_of("name", name, writers)
+    random_seed(random_state)
     rng = np.random.default_rng(random_state)
     files, programs, names = writers[name](rng)
     files["gene_biotypes.csv"] = _biotypes(names)

@@ -1,14 +1,15 @@
 """The engine: arrays in, arrays out. It knows nothing of AnnData."""
 
 from .bcnmf.solver import Factors, Run, fit, transform
+from .joint import Joint
 from .likelihoods import (
     LIKELIHOODS,
     Gaussian,
-    Joint,
     Likelihood,
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
+    as_likelihood,
 )
 from .rows.open import row_source
 from .rows.sources import RowSource
@@ -24,6 +25,7 @@ __all__ = [
     "RowSource",
     "Run",
     "ZeroInflatedNegativeBinomial",
+    "as_likelihood",
     "fit",
     "row_source",
     "transform",

@@ -1,30 +1,20 @@
-"""Interrupt a long fit and take it up again: the state of the solver in a file."""
+"""Interrupt a long fit and take it up again: named arrays and numbers in a file that is whole or as it was."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from .._utils.errors import UserError
 from .._utils.files import Held, Stopped, check_place, replacing
-from .kernels.block import Rows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
-    from typing import BinaryIO
-
-    from .bcnmf.solver import State
-    from .likelihoods import Likelihood
-    from .rows.sources import RowSource
-
-_NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
-_ARRAYS = ("W", "W_prev", "scale", "weight")
 
 
 @dataclass
@@ -51,86 +41,43 @@ class Checkpoint:
             digest.update(np.ascontiguousarray(part).tobytes())
         return cls(place, digest.hexdigest())
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether the fit was asked to stop."""
-        return self._held.number != 0
+    def write(self, content: Callable[[], Mapping[str, Any]], n_iter: int, every: int = 1) -> None:
+        """Put arrays and numbers in the place of the last ones, after every so many iterations.
 
-    def save(self, source: RowSource, state: State) -> None:
-        """Write the state of the solver; where interrupted, stop here."""
-
-        def content(file: BinaryIO) -> None:
-            parameters = {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}  # type: ignore[arg-type]
-            np.savez(
-                file,
-                identity=np.array(self.identity),
-                H=source.gather(state.rows, "H"),
-                H_prev=source.gather(state.rows, "H_prev"),
-                loss=np.array(state.loss),
-                numbers=np.array([getattr(state, name) for name in _NUMBERS]),
-                **{name: getattr(state, name) for name in _ARRAYS},
-                **parameters,
-            )
-
-        self.write(content, state.n_iter)
-
-    def write(self, content: Callable[[BinaryIO], None], n_iter: int) -> None:
-        """Write what `content` writes, then put it in the place of the last one; where interrupted, stop here."""
-        if self.path is not None and n_iter:
-            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
-                content(file)
-        if self.interrupted:
+        Where the fit was asked to stop, write in any case, and stop here.
+        """
+        if self.path is None or n_iter == 0 or (n_iter % every and not self._held.number):
+            return
+        with replacing(self.path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, identity=np.array(self.identity), **content())
+        if self._held.number:
             msg = (
                 f"The fit was interrupted after {n_iter} iterations. The same call takes it up from {str(self.path)!r}."
             )
             raise Stopped(msg, self._held.number)
 
-    def restore(self, source: RowSource, state: State, target: np.ndarray, background: np.ndarray) -> bool:
-        """Set the state of the solver to what the file holds; False where there is none yet."""
+    def read(self, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Any] | None:
+        """Return what was written last; None where there is no file yet.
 
-        def content(file: BinaryIO) -> dict[str, Any]:
-            with np.load(file, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
-            needed = ("H", "H_prev", "loss", "numbers", *_ARRAYS)
-            likelihood = _with(state.likelihood, stored)
-            return {name: stored[name] for name in needed} | {"identity": stored["identity"], "likelihood": likelihood}
-
-        stored = self.read(content)
-        if stored is None:
-            return False
-        n_cells, n_topics = source.shape[0], state.W.shape[1]
-        shapes = {"W": state.W.shape, "W_prev": state.W.shape, "scale": (n_topics,), "H": (n_cells, n_topics)}
-        shapes["H_prev"] = (n_cells if len(stored["H_prev"]) else 0, n_topics)
-        for name, shape in shapes.items():
-            if stored[name].shape != shape:  # the kernels do not look
-                msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
-                raise UserError(msg)
-        for name, value in zip(_NUMBERS, stored["numbers"].tolist(), strict=True):
-            setattr(state, name, type(getattr(state, name))(value))
-        for name in _ARRAYS:
-            setattr(state, name, stored[name])
-        state.loss, state.likelihood = stored["loss"].tolist(), stored["likelihood"]
-        weights = (target.astype(source.dtype), background.astype(source.dtype))
-        state.rows = source.place(Rows, *weights, stored["H"], stored["H_prev"], np.zeros(0))
-        return True
-
-    def read(self, content: Callable[[BinaryIO], dict[str, Any]]) -> dict[str, Any] | None:
-        """Return what `content` reads, which holds its ``identity``; None where there is no file yet."""
+        Parameters
+        ----------
+        shapes
+            What is needed, and the shape that it must have; None for any.
+        """
         if self.path is None or not self.path.exists():
             return None
         try:
-            with self.path.open("rb") as file:
-                with zipfile.ZipFile(file) as archive:  # both kinds of state are
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(damaged)
-                file.seek(0)
-                stored = content(file)
-            identity = str(stored["identity"])
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                stored = {name: arrays[name] for name in ("identity", *shapes)}
+            identity = str(stored.pop("identity"))
         except Exception as error:  # a damaged or foreign file can end in anything
             if isinstance(error, OSError) and error.errno:  # the system's, not one of the content
                 msg = f"`checkpoint` {str(self.path)!r} cannot be read: {error.strerror}."
                 raise OSError(msg) from error
-            msg = f"`checkpoint` {str(self.path)!r} is not a whole checkpoint. Name another file, or remove it."
+            msg = (
+                f"`checkpoint` {str(self.path)!r} is not a whole checkpoint of this version. Name another file, or "
+                "remove it."
+            )
             raise UserError(msg) from error
         if identity != self.identity:
             msg = (
@@ -138,7 +85,11 @@ class Checkpoint:
                 "Name another file, or remove it."
             )
             raise UserError(msg)
-        return stored
+        for name, shape in shapes.items():
+            if shape not in (None, stored[name].shape):  # the kernels do not look
+                msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
+                raise UserError(msg)
+        return {name: array if array.ndim else array.item() for name, array in stored.items()}
 
     def __enter__(self) -> Self:
         """Hold Ctrl-C back."""
@@ -149,8 +100,3 @@ class Checkpoint:
     def __exit__(self, *error: object) -> None:
         """Let Ctrl-C through again."""
         self._held.__exit__()
-
-
-def _with(likelihood: Likelihood, stored: dict[str, np.ndarray]) -> Likelihood:
-    parameters = {f.name: stored["likelihood_" + f.name] for f in fields(likelihood)}  # type: ignore[arg-type]
-    return type(likelihood)(**parameters)

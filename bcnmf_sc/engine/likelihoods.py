@@ -1,23 +1,31 @@
-"""What the data are thought to be: one small class per likelihood.
+"""What the data are thought to be: one small class per likelihood, which says all about itself.
 
 A likelihood states its loss (half the deviance, so that it is zero at a perfect fit) and the two non-negative terms
 that multiplicative updates are made of, ``d loss / d mu = n - p``. It sees values and expected values only: no cells,
-no sparsity, no device. The classes work on NumPy arrays and torch tensors alike.
+no sparsity, no device. The classes work on NumPy arrays and torch tensors alike. Users see those in ``__all__`` as
+`bcnmf_sc.likelihoods`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import array_api_compat
 import numpy as np
 import scipy.special
 
+from .._utils.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = ["Gaussian", "Likelihood", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
+LikelihoodName = Literal["gaussian", "poisson", "nb", "zinb"]
 NKind = Literal["one", "mu", "full"]
+Kernel = Literal["products", "ratio", "linear", "overdispersed"]
+ESTIMATE: Literal["estimate"] = "estimate"
 DISPERSION_BOUNDS = (1e-2, 1e4)
 """Estimated dispersions lie between; above, a negative binomial is as good as Poisson."""
 DROPOUT_BOUNDS = (1e-4, 0.95)
@@ -25,307 +33,316 @@ Array = Any
 """A NumPy array or a torch tensor."""
 
 
-class Likelihood(Protocol):
-    """What the solver and the kernels ask of a likelihood."""
+def parameter(*, least: float = 0.0, most: float = np.inf, start: float | None = None) -> dict[str, Any]:
+    """Return the metadata of a field that is a likelihood's parameter.
 
-    name: ClassVar[str]
-    counts: ClassVar[bool]
-    """Whether the data must be whole numbers."""
-    n_kind: ClassVar[NKind]
-    """What the term n is: 1 everywhere, mu itself (then p is x), or anything. It tells the kernels how small the sums
-    ``n' H`` can be kept: topics, topics x topics, or genes x topics numbers."""
-
-    def p(self, x: Array, mu: Array) -> Array:
-        """Pull ``mu`` up: non-negative, zero where ``x`` is."""
-        ...
-
-    def n(self, x: Array, mu: Array) -> Array:
-        """Pull ``mu`` down: non-negative."""
-        ...
-
-    def loss(self, x: Array, mu: Array) -> Array:
-        """Half the deviance of ``x`` at expectation ``mu``."""
-        ...
-
-    def mass(self, x: Array) -> Array:
-        """Return what a value weighs when ``alpha_effective`` puts target and background on one scale."""
-        ...
-
-    def at(self, genes: Array) -> Likelihood:
-        """Return the likelihood for values of these genes only: takes the per-gene parameters, where there are any."""
-        ...
-
-    n_evidence: ClassVar[int]
-    """How many sums over cells its own parameters are refined from; 0 where it has none."""
-
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Return what to sum over cells for `refined`."""
-        ...
-
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Likelihood:
-        """Return the likelihood with its parameters, one for each gene, a step closer to the data."""
-        ...
+    A number must lie between ``least`` and ``most``. With ``start`` it may be ``"estimate"``: it is then estimated from
+    there, for each gene, on the target's cells along with the fit.
+    """
+    return {"least": least, "most": most, "start": start}
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """Squared error (paper, section 4.1): ``loss = (x - mu)^2 / 2``, ``p = x``, ``n = mu``."""
+class Likelihood(ABC):
+    """What the data are thought to be; the base of all likelihoods.
+
+    ``likelihood=`` takes the name of a likelihood or, with parameters of your own, an object of it.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> bc.likelihoods.NegativeBinomial(dispersion=2.0).parameters()
+    {'dispersion': 2.0}
+    """
+
+    name: ClassVar[str]
+    counts: ClassVar[bool] = True
+    """Whether the data should be whole numbers."""
+    n_kind: ClassVar[NKind] = "full"
+    """What the term n is: 1 everywhere, mu itself (then p is x), or anything. It tells the kernels how small the sums
+    ``n' H`` can be kept: topics, topics x topics, or genes x topics numbers."""
+    kernel: ClassVar[Kernel] = "products"
+    """Which loops sparse data go through. ``"products"`` takes any terms. The others are faster: ``"ratio"`` for
+    ``p = x / mu``, ``n = 1`` and Poisson's loss; ``"linear"`` for ``p = x``, ``n = mu`` and squared error;
+    ``"overdispersed"`` for the terms of a negative binomial with a ``dispersion`` and, where it has one, a ``dropout``.
+    """
+    n_evidence: ClassVar[int] = 0
+    """How many sums over cells its parameters are refined from; 0 where none can be estimated."""
+
+    def __post_init__(self) -> None:
+        """Raise if a parameter is not as declared; those that are one per gene are checked when a fit starts."""
+        values = {each.name: getattr(self, each.name) for each in _declared(self)}
+        for each in _declared(self):
+            if np.ndim(value := values[each.name]) == 0 and not _allowed(each, value):
+                msg = f"`{each.name}` must be {_rule(each)}, got {value!r}."
+                raise UserError(msg)
+        some = [values[each.name] for each in _declared(self) if _estimable(each)]
+        if self.estimated and not all(isinstance(value, str) for value in some):
+            got = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            msg = f"`{'` and `'.join(values)}` must all be numbers or all be {ESTIMATE!r}, got {got}."
+            raise UserError(msg)
+
+    @abstractmethod
+    def n(self, x: Array, mu: Array) -> Array:
+        """Pull ``mu`` down: non-negative."""
+
+    @abstractmethod
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return half the deviance of ``x`` at expectation ``mu``."""
+
+    def p(self, x: Array, mu: Array) -> Array:
+        """Pull ``mu`` up: non-negative, zero where ``x`` is."""
+        return x / mu
+
+    def mass(self, x: Array) -> Array:
+        """Return what a value weighs when ``alpha_effective`` puts target and background on one scale."""
+        return x
+
+    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
+        """Return what to sum over cells for `refined`."""
+        return ()
+
+    def refined(self, evidence: np.ndarray, n_cells: float) -> Self:
+        """Return the likelihood with its parameters, one for each gene, a step closer to the data."""
+        return self
+
+    def parameters(self) -> dict[str, Array]:
+        """Return the parameters by name, each of all genes or one per gene."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def at(self, genes: Array) -> Self:
+        """Return the likelihood for values of these genes only: takes the per-gene parameters, where there are any."""
+        own = {name: value[genes] for name, value in self.parameters().items() if np.ndim(value)}
+        return replace(self, **own) if own else self
+
+    @property
+    def estimated(self) -> bool:
+        """Whether its parameters are to be estimated along with a fit."""
+        return any(isinstance(value, str) for value in self.parameters().values())
+
+    def started(self, n_genes: int) -> Self:
+        """Return the likelihood with numbers to begin a fit of so many genes with."""
+        numbers: dict[str, Array] = {}
+        for each in _declared(self):
+            value = getattr(self, each.name)
+            if np.ndim(value) == 0:
+                numbers[each.name] = each.metadata["start"] if isinstance(value, str) else float(value)
+                continue
+            numbers[each.name] = per_gene = np.asarray(value, np.float32)
+            if per_gene.shape != (n_genes,) or not _allowed(each, per_gene):
+                got = f"{per_gene.shape} from {per_gene.min(initial=np.inf):g} to {per_gene.max(initial=-np.inf):g}"
+                msg = f"`{each.name}` must be {_rule(each)}, or such a number for each of {n_genes} genes, got {got}."
+                raise UserError(msg)
+        return replace(self, **numbers) if numbers else self
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Squared error, for images, proteins or log-normalised values (paper, section 4.1).
+
+    ``loss = (x - mu)^2 / 2``, ``p = x``, ``n = mu``.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.digits()
+    >>> bc.tl.nmf(adata, n_topics=3, tol=1e-2, likelihood=bc.likelihoods.Gaussian())
+    """
 
     name: ClassVar[str] = "gaussian"
     counts: ClassVar[bool] = False
     n_kind: ClassVar[NKind] = "mu"
-    n_evidence: ClassVar[int] = 0
+    kernel: ClassVar[Kernel] = "linear"
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def p(self, x: Array, mu: Array) -> Array:
+        """Return ``x``."""
         return x
 
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def n(self, x: Array, mu: Array) -> Array:
+        """Return ``mu``."""
         return mu
 
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return half the squared error."""
         return (x - mu) ** 2 / 2
 
-    def mass(self, x: Array) -> Array:  # noqa: D102
+    def mass(self, x: Array) -> Array:
+        """Return ``x^2``."""
         return x * x
 
-    def at(self, genes: Array) -> Gaussian:  # noqa: D102
-        return self
-
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: D102
-        return ()
-
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Gaussian:  # noqa: D102
-        return self
-
 
 @dataclass(frozen=True)
-class Poisson:
-    """Counts whose variance is their mean (paper, section S1.1): ``p = x / mu``, ``n = 1``."""
+class Poisson(Likelihood):
+    """Counts whose variance is their mean (paper, section S1.1).
 
-    name: ClassVar[str] = "poisson"
-    counts: ClassVar[bool] = True
-    n_kind: ClassVar[NKind] = "one"
-    n_evidence: ClassVar[int] = 0
+    ``p = x / mu``, ``n = 1``.
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return x / mu
-
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return array_api_compat.array_namespace(mu).ones_like(mu)
-
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return _x_log_ratio(x, mu) - x + mu
-
-    def mass(self, x: Array) -> Array:  # noqa: D102
-        return x
-
-    def at(self, genes: Array) -> Poisson:  # noqa: D102
-        return self
-
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:  # noqa: D102
-        return ()
-
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Poisson:  # noqa: D102
-        return self
-
-
-@dataclass(frozen=True)
-class NegativeBinomial:
-    """Counts with variance ``mu + mu^2 / theta`` (paper, section S1.2).
-
-    ``p = x / mu``, ``n = (x + theta) / (mu + theta)``.
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(n_target=100, n_background=50, n_genes=80)
+    >>> bc.tl.nmf(adata, n_topics=3, tol=1e-2, likelihood=bc.likelihoods.Poisson())
     """
 
-    theta: Array = 1.0
-    """Dispersion, of all genes or of each."""
+    name: ClassVar[str] = "poisson"
+    n_kind: ClassVar[NKind] = "one"
+    kernel: ClassVar[Kernel] = "ratio"
+
+    def n(self, x: Array, mu: Array) -> Array:
+        """Return ones."""
+        return array_api_compat.array_namespace(mu).ones_like(mu)
+
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return the generalised Kullback-Leibler divergence."""
+        return _x_log_ratio(x, mu) - x + mu
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(Likelihood):
+    r"""Counts with more variance than their mean (paper, section S1.2).
+
+    ``p = x / mu``, ``n = (x + theta) / (mu + theta)`` with the dispersion ``theta``.
+
+    Parameters
+    ----------
+    dispersion
+        Theta, with variance ``mu + mu^2 / theta``: a number for all genes, as in the paper, or one for each gene used.
+        ``"estimate"`` fits one for each gene on the target's cells.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(n_target=100, n_background=50, n_genes=80)
+    >>> bc.tl.nmf(adata, n_topics=3, tol=5e-2, likelihood=bc.likelihoods.NegativeBinomial(dispersion=2.0))
+    >>> float(adata.var["nmf_dispersion"].iloc[0])
+    2.0
+    """
+
+    dispersion: Array = field(default=ESTIMATE, metadata=parameter(start=1.0))
 
     name: ClassVar[str] = "nb"
-    counts: ClassVar[bool] = True
-    n_kind: ClassVar[NKind] = "full"
+    kernel: ClassVar[Kernel] = "overdispersed"
     n_evidence: ClassVar[int] = 2
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return x / mu
+    def n(self, x: Array, mu: Array) -> Array:
+        """Return ``(x + theta) / (mu + theta)``."""
+        return (x + self.dispersion) / (mu + self.dispersion)
 
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return (x + self.theta) / (mu + self.theta)
-
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return half the deviance at this dispersion."""
         xp = array_api_compat.array_namespace(mu)
-        base = mu + self.theta
+        base = mu + self.dispersion
         ratio = (x - mu) / base  # near 0 where the terms nearly cancel, near -1 where single precision ends
-        log_ratio = xp.where(ratio < -0.5, xp.log((x + self.theta) / base), xp.log1p(xp.clip(ratio, -0.5, None)))  # noqa: PLR2004
-        return _x_log_ratio(x, mu) - (x + self.theta) * log_ratio
-
-    def mass(self, x: Array) -> Array:  # noqa: D102
-        return x
-
-    def at(self, genes: Array) -> NegativeBinomial:  # noqa: D102
-        return NegativeBinomial(_of(self.theta, genes))
+        log_ratio = xp.where(ratio < -0.5, xp.log((x + self.dispersion) / base), xp.log1p(xp.clip(ratio, -0.5, None)))  # noqa: PLR2004
+        return _x_log_ratio(x, mu) - (x + self.dispersion) * log_ratio
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
         """First and second derivative of the log-likelihood in ``log theta``."""
-        return _theta_derivatives(x, mu, self.theta)
+        return _theta_derivatives(x, mu, self.dispersion)
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> NegativeBinomial:
         """One Newton step of every gene's ``log theta``, from the evidence summed over cells."""
-        return NegativeBinomial(_theta_step(self.theta, *evidence))
+        return NegativeBinomial(_theta_step(self.dispersion, *evidence))
 
 
 @dataclass(frozen=True)
-class ZeroInflatedNegativeBinomial:
-    """Negative binomial counts that drop out with probability ``pi`` (paper, section S1.3).
+class ZeroInflatedNegativeBinomial(Likelihood):
+    r"""Negative binomial counts that drop out with some probability (paper, section S1.3).
 
     A zero is a count with probability ``omega = (1 - pi) q / (pi + (1 - pi) q)``, where
-    ``q = (theta / (theta + mu))^theta``; its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n
-    are the negative binomial's.
+    ``q = (theta / (theta + mu))^theta``; its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n are the
+    negative binomial's.
+
+    Parameters
+    ----------
+    dispersion
+        Theta, as in `NegativeBinomial`.
+    dropout
+        Pi, the probability that a count is lost: a number for all genes, one for each gene used, or ``"estimate"``.
+        Both parameters are numbers, or both are estimated.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(n_target=100, n_background=50, n_genes=80)
+    >>> likelihood = bc.likelihoods.ZeroInflatedNegativeBinomial(dispersion=2.0, dropout=0.1)
+    >>> bc.tl.nmf(adata, n_topics=3, tol=5e-2, likelihood=likelihood)
     """
 
-    theta: Array = 1.0
-    """Dispersion, of all genes or of each."""
-    pi: Array = 0.1
-    """Probability of dropout, of all genes or of each."""
+    dispersion: Array = field(default=ESTIMATE, metadata=parameter(start=1.0))
+    dropout: Array = field(default=ESTIMATE, metadata=parameter(most=1.0, start=0.1))
 
     name: ClassVar[str] = "zinb"
-    counts: ClassVar[bool] = True
-    n_kind: ClassVar[NKind] = "full"
+    kernel: ClassVar[Kernel] = "overdispersed"
     n_evidence: ClassVar[int] = 3
 
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return x / mu
-
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        n = mu / self.theta  # step by step, in place: this is where the time of a fit goes
+    def n(self, x: Array, mu: Array) -> Array:
+        """Return the negative binomial's, at zeros times the probability that they are counts."""
+        n = mu / self.dispersion  # step by step, in place: this is where the time of a fit goes
         dropout = self._over_q(n)
         n += 1
         dropout *= self._odds(x, mu)
         dropout += 1
         n *= dropout
-        return (1 + x / self.theta) / n
+        return (1 + x / self.dispersion) / n
 
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array, mu: Array) -> Array:
+        """Return half the deviance at this dispersion and dropout."""
         xp = array_api_compat.array_namespace(mu)
-        log_q = -self.theta * xp.log1p(mu / self.theta)
-        zero = -xp.log(self.pi + (1 - self.pi) * xp.exp(log_q))
-        return xp.where(x > 0, NegativeBinomial(self.theta).loss(x, mu), zero)
-
-    def mass(self, x: Array) -> Array:  # noqa: D102
-        return x
-
-    def at(self, genes: Array) -> ZeroInflatedNegativeBinomial:  # noqa: D102
-        return ZeroInflatedNegativeBinomial(_of(self.theta, genes), _of(self.pi, genes))
+        log_q = -self.dispersion * xp.log1p(mu / self.dispersion)
+        zero = -xp.log(self.dropout + (1 - self.dropout) * xp.exp(log_q))
+        return xp.where(x > 0, NegativeBinomial(self.dispersion).loss(x, mu), zero)
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
         """Return derivatives in ``log theta`` of what is no dropout, and the probability of being one."""
         omega = self._omega(x, mu)
-        slope, curvature = _theta_derivatives(x, mu, self.theta)
+        slope, curvature = _theta_derivatives(x, mu, self.dispersion)
         return omega * slope, omega * curvature, 1 - omega
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> ZeroInflatedNegativeBinomial:
         """One step of expectation maximisation: a Newton step of ``log theta``, the mean probability of dropout."""
         slope, curvature, dropouts = evidence
-        pi = np.clip(dropouts / n_cells, *DROPOUT_BOUNDS).astype(np.float32)
-        return ZeroInflatedNegativeBinomial(_theta_step(self.theta, slope, curvature), pi)
+        dropout = np.clip(dropouts / n_cells, *DROPOUT_BOUNDS).astype(np.float32)
+        return ZeroInflatedNegativeBinomial(_theta_step(self.dispersion, slope, curvature), dropout)
 
     def _omega(self, x: Array, mu: Array) -> Array:
         """Probability that a value is a count and no dropout."""
-        return 1 / (1 + self._odds(x, mu) * self._over_q(mu / self.theta))
+        return 1 / (1 + self._odds(x, mu) * self._over_q(mu / self.dispersion))
 
     def _odds(self, x: Array, mu: Array) -> Array:
         """Return the odds of a dropout before the value is seen, zero where it is not zero."""
         xp = array_api_compat.array_namespace(mu)
-        return xp.where(x > 0, 0.0, self.pi / (1 - self.pi))
+        return xp.where(x > 0, 0.0, self.dropout / (1 - self.dropout))
 
     def _over_q(self, ratio: Array) -> Array:
         """Return ``1 / q`` from ``mu / theta``, finite in single precision, right for any dispersion."""
         xp = array_api_compat.array_namespace(ratio)
         with np.errstate(over="ignore"):
-            return xp.clip(xp.exp(self.theta * xp.log1p(ratio)), None, 1e30)
+            return xp.clip(xp.exp(self.dispersion * xp.log1p(ratio)), None, 1e30)
 
 
-@dataclass(frozen=True)
-class Joint:
-    """Several modalities of the same cells, side by side: every gene has the likelihood and the weight of its own.
-
-    The loss is ``sum_m w_m L_m``, so ``p`` and ``n`` are each modality's times its weight. NumPy only.
-    """
-
-    parts: tuple[Likelihood, ...]
-    """A likelihood for each modality; parameters per gene are over that modality's genes."""
-    weights: tuple[float, ...]
-    part: np.ndarray
-    """Number of each gene's modality."""
-    estimate: bool = False
-    """Whether the parts' parameters are to be estimated."""
-
-    name: ClassVar[str] = "joint"
-    counts: ClassVar[bool] = False
-    n_kind: ClassVar[NKind] = "full"
-    n_evidence: ClassVar[int] = 3
-
-    def p(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return self._each("p", x, mu)
-
-    def n(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return self._each("n", x, mu)
-
-    def loss(self, x: Array, mu: Array) -> Array:  # noqa: D102
-        return self._each("loss", x, mu)
-
-    def mass(self, x: Array) -> Array:  # noqa: D102
-        return self._each("mass", x)
-
-    def at(self, genes: Array) -> Joint:  # noqa: D102
-        part = self.part[genes]
-        place = np.zeros(len(self.part), int)  # of a gene among those of its modality
-        for i in range(len(self.parts)):
-            place[self.part == i] = np.arange((self.part == i).sum())
-        here = tuple(each.at(place[genes[part == i]]) for i, each in enumerate(self.parts))
-        return replace(self, parts=here, part=part)
-
-    def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Return each modality's, on its genes; zeros where it has less."""
-        sums = np.zeros((self.n_evidence, *mu.shape))
-        for i, each in enumerate(self.parts):
-            here = self.part == i
-            for row, values in enumerate(each.evidence(x if np.ndim(x) == 0 else x[..., here], mu[..., here])):
-                sums[row][..., here] = values
-        return tuple(sums)
-
-    def refined(self, evidence: np.ndarray, n_cells: float) -> Joint:
-        """Refine each modality's on its genes."""
-        parts = [
-            each.refined(evidence[: each.n_evidence, self.part == i], n_cells) for i, each in enumerate(self.parts)
-        ]
-        return replace(self, parts=tuple(parts))
-
-    @property
-    def theta(self) -> np.ndarray:
-        """Dispersion of each gene, NaN where its modality has none."""
-        return self._parameter("theta")
-
-    @property
-    def pi(self) -> np.ndarray:
-        """Probability of dropout of each gene, likewise."""
-        return self._parameter("pi")
-
-    def _parameter(self, name: str) -> np.ndarray:
-        out = np.full(len(self.part), np.nan, np.float32)
-        for i, each in enumerate(self.parts):
-            out[self.part == i] = getattr(each, name, np.nan)
-        return out
-
-    def _each(self, method: str, x: Array, *mu: Array) -> Array:
-        out = np.empty_like(mu[0] if mu else x)
-        for i, (each, weight) in enumerate(zip(self.parts, self.weights, strict=True)):
-            here = self.part == i
-            values = (x if np.ndim(x) == 0 else x[..., here], *(m[..., here] for m in mu))
-            out[..., here] = weight * getattr(each, method)(*values)
-        return out
+def _declared(likelihood: Likelihood) -> list[Field[Any]]:
+    """Return the fields that are declared as parameters."""
+    return [each for each in fields(likelihood) if each.metadata]
 
 
-def _of(parameter: Array, genes: Array) -> Array:
-    return parameter if np.ndim(parameter) == 0 else parameter[genes]
+def _estimable(each: Field[Any]) -> bool:
+    return each.metadata["start"] is not None
+
+
+def _allowed(each: Field[Any], value: Any) -> bool:
+    """Whether a parameter may have a value, or all of an array."""
+    if isinstance(value, str):
+        return _estimable(each) and value == ESTIMATE
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray):
+        return False
+    return bool(np.all((each.metadata["least"] < value) & (value < each.metadata["most"])))
+
+
+def _rule(each: Field[Any]) -> str:
+    least, most = each.metadata["least"], each.metadata["most"]
+    rule = f"a number above {least:g}" if most == np.inf else f"a number between {least:g} and {most:g}"
+    return rule + (f", or {ESTIMATE!r}" if _estimable(each) else "")
 
 
 def _x_log_ratio(x: Array, mu: Array) -> Array:
@@ -357,6 +374,16 @@ def _theta_step(theta: Array, slope: np.ndarray, curvature: np.ndarray) -> np.nd
     return np.clip(theta * np.exp(np.clip(step, -1, 1)), *DISPERSION_BOUNDS).astype(np.float32)
 
 
-LIKELIHOODS: Mapping[str, type[Likelihood]] = {
-    each.name: each for each in (Gaussian, Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial)
-}
+LIKELIHOODS: Mapping[str, type[Likelihood]] = {each.name: each for each in Likelihood.__subclasses__()}
+"""Those of this file, by name."""
+
+
+def as_likelihood(given: object) -> Likelihood:
+    """Return a likelihood by its name, or as it is given."""
+    if isinstance(given, Likelihood):
+        return given
+    if isinstance(given, str) and given in LIKELIHOODS:
+        return LIKELIHOODS[given]()
+    names = ", ".join(map(repr, LIKELIHOODS))
+    msg = f"`likelihood` must be one of {names} or an object of `bcnmf_sc.likelihoods`, got {given!r}."
+    raise UserError(msg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .. import _anndata
+from .. import _anndata, _methods
 from .._mudata import in_memory
-from .._utils.checks import listed
+from .._utils.checks import listed, matrix_values
 from .._utils.errors import UserError, UserTypeError
-from ..engine import LIKELIHOODS
+from ..engine import as_likelihood
 from ..engine.rows.moments import as_matrix, log_normalized
 from ..engine.rows.sources import to_block
 from ._scores import ari_bootstrap, auc, leakage
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-METHODS = ("pca", "cpca", "nmf", "bcnmf", "bcnmf_split", "bcnmf_shared")
+COMPARED = {name: (method, fixed) for method in _methods.METHODS for name, fixed in method.compared.items()}
+METHODS = ("pca", "cpca", *COMPARED)
 KEY = "bcnmf_sc_compared"
 LAYER = "bcnmf_sc_log"
 N_FOLDS, FEWEST_DONORS = 5, 2
@@ -203,12 +203,12 @@ def compare(
 
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse what no fit takes, and what `compare` sets itself."""
-    from ..tl import bcnmf
-    from ..tl._run import RunOptions
+    from ..tl._run import arguments, no_parameters
 
-    known = {*inspect.signature(bcnmf).parameters, *RunOptions.__annotations__} - {"adata", "run"}
+    known = {name for method, _ in COMPARED.values() for name in arguments(method.function)}
+    no_parameters(options)
     if unknown := sorted(set(options) - known):
-        msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of `bcnmf_sc.tl.bcnmf`."
+        msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of a fit that it makes."
         raise UserTypeError(msg)
     if taken := [name for name in SET_HERE if name in options]:
         msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
@@ -255,27 +255,22 @@ class _Runs:
             yield Fit(alpha, part.scores, None, seconds, converged=True)
 
     def _topics(self, name: str, seed: int) -> Fit:
-        from .. import get, tl
+        from .. import get
+        from ..tl._run import arguments
 
-        how: dict[str, Any] = {"progress": False, **self.options, "mask_var": None}
-        how |= {"n_topics": self.n_topics, "random_state": seed, "key_added": KEY}
+        method, fixed = COMPARED[name]
+        given: dict[str, Any] = {"progress": False, "cells": self.scored, "sample_key": self.sample_key}
+        given |= dict(zip(method.sides or (), self.contrast.values(), strict=False))
+        given |= {"n_topics": self.n_topics, "n_background_topics": self.n_background_topics}
+        given |= {**self.options, "mask_var": None, "random_state": seed, "key_added": KEY, **fixed}
+        taken = arguments(method.function)
         start = time.perf_counter()
         with warnings.catch_warnings():
             # a table of many fits is no place for the advice of each; whether they converged is a column
             warnings.simplefilter("ignore", UserWarning)
-            if name == "nmf":
-                only = {"alpha", "alpha_scale", "cross_fit", "fdr_level"}
-                tl.nmf(self.adata, cells=self.scored, **{k: v for k, v in how.items() if k not in only})
-            elif name == "bcnmf":
-                tl.bcnmf(self.adata, **self.contrast, **how)
-            else:
-                basis = name.removeprefix("bcnmf_")
-                if basis == "split":
-                    how.pop("alpha", None)  # of the plain contrast; background topics take its place
-                modes = {"n_background_topics": self.n_background_topics, "basis": basis, "sample_key": self.sample_key}
-                tl.bcnmf(self.adata, **self.contrast, **how, **modes)  # type: ignore[arg-type]
+            method.function(self.adata, **{name: value for name, value in given.items() if name in taken})
         seconds = time.perf_counter() - start
-        of_target = (get.topics(self.adata, key=KEY)["kind"] == "target").to_numpy()
+        of_target = get.topics(self.adata, key=KEY)["kind"].isin(method.kinds).to_numpy()
         share = self.adata.obs.get(f"{KEY}_target_share")
         values = get.usage(self.adata, key=KEY, normalize=True).to_numpy()[:, of_target]
         converged = bool(self.adata.uns[KEY]["converged"])
@@ -289,15 +284,11 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
     genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
     matrix = as_matrix(to_block(in_memory(_anndata.read_matrix(adata, layer)), None, np.float32))
     values = matrix.data if sparse.issparse(matrix) else matrix
-    where = _anndata.check_finite(int(values.size - np.isfinite(values).sum()), layer)
     work = AnnData(matrix[:, genes].copy(), obs=adata.obs.copy(), var=adata.var.iloc[genes][[]].copy())
-    likelihood = options.get("likelihood", "poisson")
-    model = LIKELIHOODS[likelihood] if isinstance(likelihood, str) and likelihood in LIKELIHOODS else likelihood
-    if getattr(model, "counts", True):
-        if values.min(initial=0) < 0:
-            low = f"{values.min():g}"
-            msg = f"{where} must be non-negative, got {low}. Scaled or centred data? Name the `layer` of counts."
-            raise UserError(msg)
+    counts = as_likelihood(options.get("likelihood", "poisson")).counts
+    n_invalid = int(values.size - np.isfinite(values).sum())
+    matrix_values(_anndata.matrix_name(layer), n_invalid, values.min(initial=0) if counts else 0)
+    if counts:
         work.layers[LAYER] = log_normalized(matrix)[:, genes]
     return work
 

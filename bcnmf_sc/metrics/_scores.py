@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .._utils.checks import random_seed, seed_32, whole_number
 from .._utils.errors import UserError
+from ..engine.bcnmf.ensemble import shares_of
 
 N_STARTS = 10
 """Of k-means."""
@@ -48,8 +50,7 @@ def proportions(usage: np.ndarray) -> np.ndarray:
             "`usage` must not be negative to be turned into proportions. Pass `normalize=False` for scores with a sign."
         )
         raise UserError(msg)
-    total = values.sum(1, keepdims=True)
-    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    return shares_of(values)
 
 
 def ari_bootstrap(
@@ -105,9 +106,9 @@ def ari_bootstrap(
     points = proportions(usage) if normalize else _points("usage", usage)
     truth = _codes("labels", labels, len(points))
     k = len(np.unique(truth)) if n_clusters is None else n_clusters
-    if not 1 <= k <= len(points):
-        msg = f"`n_clusters` must be from 1 to the number of cells, {len(points)}, got {k}."
-        raise UserError(msg)
+    whole_number("n_clusters", k, 1, len(points), "the number of cells")
+    whole_number("n_boot", n_boot, 0)
+    random_seed(random_state)
     members = None
     if groups is not None:
         group = _codes("groups", groups, len(points))
@@ -129,7 +130,7 @@ def ari_bootstrap(
         samples.append(score(cells, int(seed)))
     known = n_boot > 1 and (members is None or len(members) > 1)
     se = float(np.std(samples, ddof=1)) if known else np.nan
-    return BootstrapARI(score(np.arange(len(points)), random_state), se, np.array(samples))
+    return BootstrapARI(score(np.arange(len(points)), seed_32(random_state)), se, np.array(samples))
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -299,6 +300,8 @@ def leakage(
     points = proportions(usage) if normalize else _points("usage", usage)
     truth = _codes("nuisance", nuisance, len(points))
     group = None if groups is None else _codes("groups", groups, len(points))
+    whole_number("n_folds", n_folds, 2)
+    random_seed(random_state)
     counts = np.bincount(truth)
     if group is not None:
         counts = np.array([len(np.unique(group[truth == label])) for label in range(len(counts))])
@@ -310,7 +313,7 @@ def leakage(
         )
         raise UserError(msg)
     folds = StratifiedKFold if group is None else StratifiedGroupKFold
-    splits = folds(n_folds, shuffle=True, random_state=random_state)
+    splits = folds(n_folds, shuffle=True, random_state=seed_32(random_state))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probability = cross_val_predict(model, points, truth, groups=group, cv=splits, method="predict_proba")
     labels = [1] if len(counts) == 2 else range(len(counts))  # noqa: PLR2004

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import pick_topics
+from .._stored import pick_topics
 from ._axes import (
     FONT,
     LEVEL,

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import pick_topics
+from .._stored import pick_topics
 from .._utils.errors import UserError
 from ._axes import (
     FONT,

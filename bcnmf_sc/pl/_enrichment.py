@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import pick_topics
-from .._utils.checks import listed
+from .._stored import pick_topics
+from .._utils.checks import listed, whole_number
 from .._utils.errors import UserError
 from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width
 
@@ -70,6 +70,7 @@ def enrichment(
     >>> bc.tl.enrich(adata, sets, n_genes=30)
     >>> ax = bc.pl.enrichment(adata)
     """
+    whole_number("n_sets", n_sets, 1)
     table = get.enrichment(adata, key=key)
     present = table["method"].unique().tolist()
     if method is None and len(present) == 1:
@@ -81,9 +82,6 @@ def enrichment(
     names = pick_topics(table["topic"].unique(), topics)
     table = table[table["topic"].isin(names)].set_index("topic")
     sets = list(dict.fromkeys(name for topic in names for name in table.loc[[topic], "gene_set"].iloc[:n_sets]))
-    if not sets:
-        msg = f"`n_sets` must be at least 1, got {n_sets}."
-        raise UserError(msg)
     table = table[table["gene_set"].isin(sets)]
 
     x = [names.index(topic) for topic in table.index]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import check_names, gene_labels
+from .._anndata import check_names
+from .._stored import gene_labels
 from ._axes import (
     FONT,
     PALETTE,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from .. import get
-from .._anndata import pick_topics
+from .._stored import pick_topics
 from .._utils.errors import UserError
 from ._axes import (
     FONT,

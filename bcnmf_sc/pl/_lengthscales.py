@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._mudata import stored_fit
+from .._spots import correlation, stored_fit
 from ._axes import PALETTE, literal
 
 if TYPE_CHECKING:
@@ -66,12 +66,3 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
     )
     ax.legend(frameon=False, fontsize=8, ncols=1 + len(table) // 12)
     return ax
-
-
-def correlation(kernel: str, d: np.ndarray) -> np.ndarray:
-    """Correlation at a distance in units of the lengthscale."""
-    if kernel == "exponential":
-        return np.exp(-d / 2)
-    if kernel == "rbf":
-        return np.exp(-(d**2) / 2)
-    return (1 + np.sqrt(3) * d) * np.exp(-np.sqrt(3) * d)

@@ -10,7 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
 from .. import get
-from .._anndata import check_names, gene_labels
+from .._anndata import check_names
+from .._stored import gene_labels
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import FONT, LEVEL, MISSING, PLAIN, literal, text_width

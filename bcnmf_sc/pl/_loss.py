@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from .._anndata import stored
+from .._stored import stored
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import (

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .._mudata import read_places, stored_fit
-from .._utils.checks import listed
+from .._spots import read_places, stored_fit
+from .._stored import pick_topics
+from .._utils.checks import listed, one_of
 from .._utils.errors import UserError
 from ._axes import literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.figure import Figure
     from mudata import MuData
@@ -68,11 +68,9 @@ def spatial_topics(
     from matplotlib import pyplot as plt
 
     record = stored_fit(mdata, key)
-    rows = {"usage": ["usage"], "sd": ["sd"], "both": ["usage", "sd"]}.get(show)
-    if rows is None:
-        msg = f"`show` must be 'usage', 'sd' or 'both', got {show!r}."
-        raise UserError(msg)
-    names = _pick(record["topics"].index, topics)
+    one_of("show", show, ("usage", "sd", "both"))
+    rows = ["usage", "sd"] if show == "both" else [show]
+    names = pick_topics(record["topics"].index, topics)
     coordinates, slices, samples = read_places(mdata, record["params"])
     if (sample is None and len(samples) > 1) or (sample is not None and sample not in samples):
         msg = f"`sample` must name one of the slices, got {sample!r}. Present: {listed(samples)}."
@@ -104,12 +102,3 @@ def spatial_topics(
                 moran = record["topics"].loc[name, "moran_i"]
                 ax.set_title(f"{literal(name)}\nMoran's I {moran:.2f}", fontsize=9)
     return fig
-
-
-def _pick(names: pd.Index, chosen: str | Sequence[str] | None) -> list[str]:
-    wanted = list(names) if chosen is None else [chosen] if isinstance(chosen, str) else list(chosen)
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not wanted:
-        msg = f"`topics` must name topics of the fit, got {listed(unknown)}. Present: {listed(names)}."
-        raise UserError(msg)
-    return wanted

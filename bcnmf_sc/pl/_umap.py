@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._anndata import stored, stored_slot
+from .._stored import stored, stored_slot
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import (

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from .. import get
-from .._anndata import pick_topics
+from .._stored import pick_topics
 from .._utils.errors import UserError
 from ._axes import (
     MISSING,

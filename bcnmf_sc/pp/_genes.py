@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._anndata import check_anndata, check_names
-from .._utils.errors import UserError
-
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -23,17 +20,6 @@ LEAST = 2  # cells, genes
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
-
-
-def check_adata(adata: AnnData) -> None:
-    check_anndata(adata)
-    check_names(adata)
-
-
-def check_at_least(name: str, value: float, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or value < least:
-        msg = f"`{name}` must be an integer of at least {least}, got {value!r}."
-        raise UserError(msg)
 
 
 def write_var(adata: AnnData, columns: pd.DataFrame) -> None:

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from .._anndata import read_design, read_matrix
-from .._utils.checks import listed, stack_level
+from .._anndata import check_names, matrix_name, read_design, read_matrix
+from .._utils.checks import matrix_values, one_of, warn_of_fractions, whole_number
 from .._utils.errors import UserError, UserTypeError
-from ._genes import LEAST, check_adata, check_at_least, flag_column, logger, n_expressed, write_var
+from ._genes import LEAST, flag_column, logger, n_expressed, write_var
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +92,7 @@ def highly_variable_genes(
     >>> int(adata.var["highly_variable"].sum())
     200
     """
-    check_adata(adata)
+    check_names(adata)
     in_target, in_background, record = conditions_of(adata, background_key, background=background, target=target)
     columns = choose_genes(
         counts_of(adata, layer),
@@ -128,24 +128,19 @@ def conditions_of(
 def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.csr_matrix:
     """Check the counts of all cells and give them as they are, or CSC as CSR (a copy, for row access)."""
     counts = read_matrix(adata, layer)
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    where = matrix_name(layer)
     if sparse.issparse(counts):
         counts = counts.tocsr()
         values = counts.data
     elif isinstance(counts, np.ndarray):
         values = counts
     else:
-        msg = f"`{where}` must be a NumPy array or a SciPy sparse matrix in memory, got {type(counts).__name__}."
+        msg = f"{where} must be a NumPy array or a SciPy sparse matrix in memory, got {type(counts).__name__}."
         raise UserTypeError(msg)
-    if values.size and not np.isfinite(values.min() + values.max()):
-        msg = f"`{where}` must be finite, got NaN or infinity."
-        raise UserError(msg)
-    if values.size and values.min() < 0:
-        msg = f"`{where}` must be counts, got {values.min():g}. Scaled data? Name the counts by `layer`."
-        raise UserError(msg)
-    if values.dtype.kind == "f" and np.any(values != np.rint(values)):
-        msg = f"`{where}` holds values that are not whole numbers (log-normalised?). Name the counts by `layer`."
-        warnings.warn(msg, UserWarning, stacklevel=stack_level())
+    matrix_values(where, values.size - int(np.isfinite(values).sum()), values.min(initial=0))
+    if values.dtype.kind == "f":
+        n_fractional = int((values != np.rint(values)).sum())
+        warn_of_fractions(where, n_fractional, values.max(initial=0), "genes are chosen by counts")
     return counts
 
 
@@ -162,10 +157,8 @@ def choose_genes(
     eligible: NDArray[np.bool_],
 ) -> pd.DataFrame:
     """Columns for `.var`, in the order of the genes, computed from a copy of what is needed."""
-    check_at_least("n_top_genes", n_top_genes, 1)
-    if flavor not in get_args(Flavor):
-        msg = f"`flavor` must be one of {listed(get_args(Flavor))}, got {flavor!r}."
-        raise UserError(msg)
+    whole_number("n_top_genes", n_top_genes, 1)
+    one_of("flavor", flavor, get_args(Flavor))
     used = in_target | in_background
     counts = counts[used]
     eligible = eligible & (n_expressed(counts, axis=0) > 0)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from .._anndata import check_names
 from . import _biotypes as biotypes
-from ._genes import check_adata, write_var
+from ._genes import write_var
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,7 +58,7 @@ def protein_coding(
     >>> int(adata.var["protein_coding"].sum()), adata.uns["protein_coding"]["source"]
     (450, "var['gene_biotype']")
     """
-    check_adata(adata)
+    check_names(adata)
     flags, record = biotypes.protein_coding(adata, column=column, annotation=annotation)
     out = adata.copy() if copy else adata
     write_var(out, pd.DataFrame({"protein_coding": flags}, index=out.var_names))

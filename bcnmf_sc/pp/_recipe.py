@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .._anndata import check_names
+from .._utils.checks import whole_number
 from .._utils.errors import UserError
 from . import _biotypes as biotypes
-from ._genes import LEAST, check_adata, check_at_least, flag_column, logger, n_expressed, write_var
+from ._genes import LEAST, flag_column, logger, n_expressed, write_var
 from ._highly_variable_genes import Flavor, choose_genes, conditions_of, counts_of
 
 if TYPE_CHECKING:
@@ -82,10 +84,10 @@ def recipe(
     >>> int(adata.var["highly_variable"].sum()), bool(adata.var.query("highly_variable")["protein_coding"].all())
     (200, True)
     """
-    check_adata(adata)
+    check_names(adata)
     conditions_of(adata, background_key, background=background, target=target)
-    check_at_least("min_genes", min_genes, 0)
-    check_at_least("min_cells", min_cells, 0)
+    whole_number("min_genes", min_genes, 0)
+    whole_number("min_cells", min_cells, 0)
     counts = counts_of(adata, layer)
     n_genes = n_expressed(counts, axis=1)
     cells = n_genes >= min_genes

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .._utils.checks import matrix_values, number, whole_number
 from .._utils.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
@@ -87,13 +88,8 @@ def gene_similarity(
         msg = f"`embeddings` must be finite, got NaN or infinity for {len(bad)} genes, such as {bad[0]!r}. Drop them."
         raise UserError(msg)
     _check_unique(names, "genes")
-    number: Any = n_neighbors
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-        msg = f"`n_neighbors` must be a whole number of at least 1, got {n_neighbors!r}."
-        raise UserError(msg)
-    if not 0 <= min_similarity <= 1:
-        msg = f"`min_similarity` must lie between 0 and 1, got {min_similarity!r}."
-        raise UserError(msg)
+    whole_number("n_neighbors", n_neighbors, 1)
+    number("min_similarity", min_similarity, most=1)
 
     n_genes = len(names)
     keep = min(int(n_neighbors), n_genes - 1)
@@ -126,12 +122,8 @@ def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
         raise UserError(msg)
     _check_unique(names, "similarity")
     graph = sparse.coo_array(matrix).astype(np.float64)
-    if not np.isfinite(graph.data).all():
-        msg = f"`similarity` must be finite, got {int((~np.isfinite(graph.data)).sum())} values that are not."
-        raise UserError(msg)
-    if graph.data.min(initial=0.0) < 0:
-        msg = f"`similarity` must be at least 0, got {graph.data.min():g}. Set negative values to 0."
-        raise UserError(msg)
+    n_invalid = int((~np.isfinite(graph.data)).sum())
+    matrix_values("`similarity`", n_invalid, graph.data.min(initial=0.0), "Set negative values to 0.")
     graph = sparse.csr_array(graph)
     if abs(graph - graph.T).max() > ASYMMETRY * graph.max():
         msg = "`similarity` must be symmetric, got different values for the two orders of a pair. Use `S.maximum(S.T)`."

@@ -1,19 +1,24 @@
 """Tools: factorise, project, choose, interpret."""
 
+from typing import TYPE_CHECKING
+
+from .._methods import METHODS
 from ._associate import associate, associate_genes
 from ._bcnmf.background import background_check
 from ._bcnmf.consensus import consensus
-from ._bcnmf.fit import bcnmf, nmf
 from ._bcnmf.project import project, update
 from ._bcnmf.select import select_alpha, select_n_topics
 from ._cpca import cpca
-from ._deltanmf.fit import deltanmf
 from ._enrich import enrich
 from ._gpnsf.enhance import enhance
-from ._gpnsf.fit import gpnsf
 from ._gpnsf.predict import gpnsf_predict
 from ._run import DeltaOptions, RunOptions, SpatialRunOptions
 from ._umap import umap
+
+if TYPE_CHECKING:  # for editors and type checkers: at run time a method is its row
+    from ._bcnmf.fit import bcnmf, nmf
+    from ._deltanmf.fit import deltanmf
+    from ._gpnsf.fit import gpnsf
 
 __all__ = [
     "DeltaOptions",
@@ -37,3 +42,6 @@ __all__ = [
     "umap",
     "update",
 ]
+
+globals().update({method.name: method.function for method in METHODS})
+__all__ = sorted({*__all__, *(method.name for method in METHODS)})

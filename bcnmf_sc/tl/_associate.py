@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .. import _anndata, get
+from .. import get
+from .._anndata import check_backed, read_matrix
+from .._stored import pick_topics
 from .._utils.checks import listed, stack_level
 from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
@@ -115,9 +117,9 @@ def associate(
     0  Topic 1  case      ctrl  Welch t        3
     """
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
-        _anndata.check_backed(adata, copy=copy)
+        check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
-    names = _anndata.pick_topics(share.columns, topics)
+    names = pick_topics(share.columns, topics)
     values = share[names].to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
     design = Units.read(
@@ -207,7 +209,7 @@ def associate_genes(
          gene     test  n_group  n_reference
     0  Gene 1  Welch t        3            3
     """
-    _anndata.check_backed(adata, copy=copy)
+    check_backed(adata, copy=copy)
     W = get.loadings(adata, key=key)
     if genes is None:
         chosen = np.flatnonzero((W > 0).any(axis=1))
@@ -233,7 +235,7 @@ def associate_genes(
         cells=cells,
         used=np.ones(adata.n_obs, bool),
     )
-    source = row_source(_anndata.read_matrix(adata, layer))
+    source = row_source(read_matrix(adata, layer))
 
     def observed(unit: np.ndarray, n_units: int) -> tuple[np.ndarray, np.ndarray]:
         sums = moments(source, unit, n_units, log_normalize=False).linear

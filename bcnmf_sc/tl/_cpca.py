@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from .. import _anndata
-from .._utils.checks import whole_number
+from .._anndata import Reading, read
+from .._stored import recorded
+from .._utils.checks import number
 from .._utils.errors import UserError
-from ..engine import LIKELIHOODS
 from ..engine.cpca import cpca as run_cpca
-from ..engine.rows.open import row_source
-from ..engine.rows.summary import Groups, summarise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,26 +98,33 @@ def cpca(
     >>> adata.obsm["X_cpca_2"].shape
     (600, 2)
     """
-    _anndata.check_key(key_added)
-    _anndata.check_backed(adata, copy=copy)
-    design = _anndata.read_design(adata, background_key, background, target)
-    several = not isinstance(alphas, int | float | np.number)
-    weights = [float(alpha) for alpha in alphas] if isinstance(alphas, Sequence | np.ndarray) else [float(alphas)]
+    several = isinstance(alphas, Iterable)
+    weights: list[Any] = list(alphas) if isinstance(alphas, Iterable) else [alphas]
+    for alpha in weights:
+        number("alphas", alpha)
+    weights = [float(alpha) for alpha in weights]
     names = [f"{key_added}_{alpha:g}" if several else key_added for alpha in weights]
-    if not weights or not all(np.isfinite(alpha) and alpha >= 0 for alpha in weights) or len(set(names)) < len(names):
-        msg = f"`alphas` must be different finite numbers of at least 0, got {alphas!r}."
+    if len(set(names)) < len(names) or not names:
+        msg = f"`alphas` must be one or more different numbers, got {alphas!r}."
         raise UserError(msg)
-    genes = _anndata.read_genes(adata, mask_var)
-    whole_number("n_components", n_components, 1, min(len(genes), adata.n_obs), "the smaller of cells and genes used")
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
+        layer=layer,
+        mask_var=mask_var,
+        sizes={"n_components": n_components},
+        run={"n_threads": n_threads, "batch_size": batch_size},
+    )
+    data = read(adata, asked)
+    design = data.design
     for name, cells in (("target", design.target), ("background", design.background)):
         if cells.sum() < 2:  # noqa: PLR2004
             msg = f"`{name}` must have at least 2 cells for a covariance, got {int(cells.sum())}."
             raise UserError(msg)
-    source = row_source(_anndata.read_matrix(adata, layer), genes=genes, block_rows=batch_size, n_threads=n_threads)
-    groups = source.place(Groups, np.ones((adata.n_obs, 1), bool), np.zeros(adata.n_obs))
-    summary = source.reduce(partial(summarise, likelihood=LIKELIHOODS["gaussian"]()), groups)
-    _anndata.check_finite(summary.n_invalid, layer)
-    found = run_cpca(source, design.target, design.background, alphas=weights, n_components=n_components)
+    found = run_cpca(data.source, design.target, design.background, alphas=weights, n_components=n_components)
 
     adata = adata.copy() if copy else adata
     table = pd.concat(
@@ -133,7 +137,7 @@ def cpca(
     table.index = table.index.astype(str)
     for name, part in zip(names, found, strict=True):
         loadings = np.zeros((adata.n_vars, n_components), np.float32)
-        loadings[genes] = part.loadings
+        loadings[data.genes] = part.loadings
         adata.obsm[f"X_{name}"] = part.scores.astype(np.float32)
         adata.varm[name] = loadings
     params: dict[str, Any] = {
@@ -142,8 +146,7 @@ def cpca(
         "target": target if target is None or isinstance(target, str) else list(target),
         "alphas": weights,
         "n_components": n_components,
-        "layer": layer,
-        "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
     }
-    adata.uns[key_added] = {"params": _anndata.recorded(params), "components": table}
+    params |= {name: data.params[name] for name in ("layer", "mask_var")}
+    adata.uns[key_added] = {"params": recorded(params), "components": table}
     return adata if copy else None

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .. import _anndata, get
-from .._utils.checks import listed, one_of, whole_number
+from .. import get
+from .._anndata import check_backed
+from .._utils.checks import listed, one_of, random_seed, whole_number
 from .._utils.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
@@ -104,12 +105,14 @@ def enrich(
     >>> bc.get.enrichment(adata).columns.tolist()[:5]
     ['topic', 'gene_set', 'method', 'set_size', 'n_overlap']
     """
-    _anndata.check_backed(adata, copy=copy)
+    check_backed(adata, copy=copy)
     one_of("method", method, ("ora", "gsea"))
     whole_number("n_genes", n_genes, 1)
     whole_number("min_size", min_size, 1)
+    if max_size is not None:
+        whole_number("max_size", max_size, min_size)
     whole_number("n_perms", n_perms, 1)
-    whole_number("random_state", random_state, 0)
+    random_seed(random_state)
     ranked = get.top_genes(adata, None, key=key, by=by, topics=topics, gene_symbols=gene_symbols)
     ranked["gene"] = ranked["gene"].astype(str)
     ranked = ranked.drop_duplicates(["topic", "gene"])  # symbols may stand twice: the leading one counts
@@ -213,8 +216,8 @@ def _ranked(
     net = pd.DataFrame([(name, gene) for name, genes in sets.items() for gene in genes], columns=["source", "target"])
     names, members, starts, sizes = dc.pp.idxmat(np.asarray(universe), net)
     matrix = values.to_numpy(dtype=np.float64)
-    # seed 0 would leave the genes in their order
-    score, p = dc.mt.gsea.func(matrix, members, starts, sizes, times=n_perms, seed=random_state + 1)
+    seed = random_state % (2**32 - 1) + 1  # in 32 bits; seed 0 would leave the genes in their order
+    score, p = dc.mt.gsea.func(matrix, members, starts, sizes, times=n_perms, seed=seed)
     p = np.maximum(np.asarray(p), 1 / (n_perms + 1))
     rows = [
         {

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import _anndata, get
-from .._utils.checks import whole_number
+from .. import get
+from .._anndata import check_backed
+from .._stored import add_written
+from .._utils.checks import random_seed, seed_32, whole_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,14 +66,14 @@ def umap(
     from anndata import AnnData
 
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
-        _anndata.check_backed(adata, copy=copy)
+        check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True).to_numpy(np.float32)
     whole_number("n_neighbors", n_neighbors, 2, adata.n_obs - 1, "one less than there are cells")
-    whole_number("random_state", random_state, 0)
+    random_seed(random_state)
     cells = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={"share": share})
-    sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="share", random_state=random_state)
-    sc.tl.umap(cells, random_state=random_state, **kwargs)
+    sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="share", random_state=seed_32(random_state))
+    sc.tl.umap(cells, random_state=seed_32(random_state), **kwargs)
     adata = adata.copy() if copy else adata
     adata.obsm[f"X_{key}_umap"] = np.asarray(cells.obsm["X_umap"], np.float32)
-    _anndata.add_written(adata.uns[key], f"obsm.X_{key}_umap")
+    add_written(adata.uns[key], f"obsm.X_{key}_umap")
     return adata if copy else None

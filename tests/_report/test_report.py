@@ -397,7 +397,7 @@ def test_calls_ask_for_the_same_data(plain, tmp_path):
 def test_spatial_fits_are_refused(plain, tmp_path):
     other = plain.copy()
     other.uns["mine"]["posterior"] = {}
-    with pytest.raises(ValueError, match="without places"):
+    with pytest.raises(ValueError, match=r"must name a fit of `nmf`.*of `gpnsf`"):
         bc.report(other, tmp_path / "report.html", key="mine")
 
 
@@ -433,7 +433,7 @@ def test_errors_come_before_any_work(plain, tmp_path):
         bc.report(plain, tmp_path / "a.html")
     with pytest.raises(ValueError, match="`gene_symbols` must be a column"):
         bc.report(plain, tmp_path / "a.html", key="mine", gene_symbols="x")
-    with pytest.raises(ValueError, match="`n_genes` must be at least 1"):
+    with pytest.raises(ValueError, match="`n_genes` must be a whole number of at least 1"):
         bc.report(plain, tmp_path / "a.html", key="mine", n_genes=0)
     with pytest.raises(ValueError, match="`path` must lie in a folder that exists"):
         bc.report(plain, tmp_path / "none" / "a.html", key="mine")

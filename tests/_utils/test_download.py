@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from bcnmf_sc._utils import download as _download
 from bcnmf_sc._utils.download import BLOCK, download, members, opened, read_matrix_market
 
 CONTENT = np.random.default_rng(0).bytes(5 * BLOCK)
@@ -178,24 +177,25 @@ MATRIX = b"%%MatrixMarket matrix coordinate integer general\n%made up\n3 4 5\n1 
 DENSE = np.array([[7, 0, 1], [0, 0, 0], [0, 2, 0], [3, 0, 4]])
 
 
-def test_matrix_market(monkeypatch):
-    for chunk in (2, 100):
-        monkeypatch.setattr(_download, "CHUNK", chunk)
-        counts = read_matrix_market(io.BytesIO(MATRIX), "m", (3, 4))
-        assert sparse.isspmatrix_csr(counts)
-        assert counts.dtype == np.float32
-        np.testing.assert_array_equal(counts.toarray(), DENSE)
-        keep = np.array([False, True, False, True])
-        np.testing.assert_array_equal(
-            read_matrix_market(io.BytesIO(MATRIX), "m", (3, 4), keep=keep).toarray(), DENSE[keep]
-        )
+def test_matrix_market():
+    counts = read_matrix_market(io.BytesIO(MATRIX), "m", (3, 4))
+    assert sparse.isspmatrix_csr(counts)
+    assert counts.dtype == np.float32
+    np.testing.assert_array_equal(counts.toarray(), DENSE)
+    keep = np.array([False, True, False, True])
+    np.testing.assert_array_equal(read_matrix_market(io.BytesIO(MATRIX), "m", (3, 4), keep=keep).toarray(), DENSE[keep])
 
 
 @pytest.mark.parametrize(
     ("text", "shape", "match"),
     [
         (MATRIX, (3, 5), "as many genes and cells as the tables beside it, 3 x 5, got 3 x 4"),
-        (MATRIX[:-6], (3, 4), "must hold the 5 entries that it announces, got 4"),
+        (MATRIX[:-6], (3, 4), "must be a whole Matrix Market file, got: .*Was the download cut short"),
+        (MATRIX[:70], (3, 4), "must be a whole Matrix Market file"),
+        (MATRIX[:55], (3, 4), "must be a whole Matrix Market file"),
+        (MATRIX + b"1 1 1\n", (3, 4), "must be a whole Matrix Market file"),
+        (MATRIX.replace(b"3 4 4", b"3 5 4"), (3, 4), "must be a whole Matrix Market file"),
+        (MATRIX.replace(b"3 4 4", b"3 4 x"), (3, 4), "must be a whole Matrix Market file"),
         (MATRIX.replace(b"coordinate", b"array"), (3, 4), "must be a sparse Matrix Market file"),
         (b"<html>", (3, 4), "must be a sparse Matrix Market file, got one that begins with b'<html>'"),
     ],
@@ -203,3 +203,10 @@ def test_matrix_market(monkeypatch):
 def test_matrix_market_rejects(text, shape, match):
     with pytest.raises(ValueError, match=match):
         read_matrix_market(io.BytesIO(text), "m", shape)
+
+
+def test_matrix_market_cut_short_in_an_archive(tmp_path):
+    path = tmp_path / "m.mtx.gz"
+    path.write_bytes(gzip.compress(MATRIX)[:-12])
+    with pytest.raises(ValueError, match=r"m.mtx.gz must be .*Was the download cut short"), opened(path) as stream:
+        read_matrix_market(stream, "m.mtx.gz", (3, 4))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import inspect
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence  # noqa: TC003 (the hints are read)
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
 
 import anndata as ad
 import click
@@ -31,9 +34,6 @@ from bcnmf_sc.cli import files
 from bcnmf_sc.cli.demo import DEMO_FILES
 from bcnmf_sc.cli.options import collect as collect_option
 from bcnmf_sc.cli.options import options
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FIT = ["--background-key", "condition", "--background", "ctrl", "-k", "3", "--max-iter", "200", "--tol", "0.01"]
 
@@ -94,6 +94,16 @@ class TestResults:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
         assert "Topic 3" in capsys.readouterr().out
 
+    def test_a_likelihood_with_its_parameters(self, small, tmp_path):
+        source, out = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+        small.write_h5ad(source)
+        run = ["--background-key", "condition", "--background", "ctrl", "-k", "2", "--tol", "0.05", "--no-progress"]
+        assert call("fit", source, "-o", out, *run, "--likelihood", "zinb:dispersion=2,dropout=1e-1") == 0
+        fitted = ad.read_h5ad(out)
+        assert fitted.uns["bcnmf"]["params"]["likelihood"] == "zinb"
+        assert (fitted.var["bcnmf_dispersion"] == 2).all()
+        assert (fitted.var["bcnmf_dropout"] == np.float32(0.1)).all()
+
     def test_every_kind_of_option(self, small, tmp_path):
         small.layers["raw"] = small.X.copy()
         small.var["some"] = np.arange(small.n_vars) % 2 == 0
@@ -131,6 +141,22 @@ class TestResults:
         for word, n_genes in (("auto", 20), ("none", 80)):
             assert call("fit", source, *FIT, "--mask-var", word, "-o", out, "--force") == 0
             assert ad.read_h5ad(out).uns["bcnmf"]["params"]["n_genes"] == n_genes
+
+    def test_modalities(self, small, tmp_path):
+        mudata = pytest.importorskip("mudata")
+        other = small[:, :30].copy()
+        other.var_names = [f"other {name}" for name in other.var_names]
+        source, out = tmp_path / "in.h5mu", tmp_path / "out.h5mu"
+        with mudata.set_options(pull_on_update=False):
+            both = mudata.MuData({"rna": small, "other": other})
+            both.obs["condition"] = small.obs["condition"]
+            both.write_h5mu(source)
+        assert call("fit", source, *FIT, "-o", out) == 0
+        with mudata.set_options(pull_on_update=False):
+            fitted = mudata.read_h5mu(out)
+        bc.tl.bcnmf(both, background_key="condition", background="ctrl", n_topics=3, max_iter=200, tol=0.01)
+        np.testing.assert_array_equal(fitted.obsm["X_bcnmf"], both.obsm["X_bcnmf"])
+        assert fitted["other"].varm["bcnmf"].shape == (30, 3)
 
     def test_project_equals_the_call(self, source, small, tmp_path):
         fitted, out = tmp_path / "fit.h5ad", tmp_path / "out.h5ad"
@@ -298,6 +324,9 @@ class TestUsage:
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--nonsense"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "-k", "2.5"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nonsense"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:size=2"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=two"],
+            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=-2"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--background", "other=1"],
             ["demo", "--seeds", "0"],
         ],
@@ -309,11 +338,11 @@ class TestUsage:
         assert "Traceback" not in err
 
     def test_help_and_version(self, capsys):
-        for argv in (["-h"], ["--help"], ["fit", "-h"], ["project", "--help"], ["info", "-h"], ["demo", "-h"]):
-            assert call(*argv) == 0
+        for argv in ([], *([name] for name in cli.cli.list_commands(None))):
+            assert call(*argv, "-h") == 0
         text = capsys.readouterr().out
         assert "Strength of the contrast" in text
-        assert "`" not in text.replace("`bcnmf-sc", "")
+        assert not re.findall(r"[`\\$]|\^\{|:\w+:|\*\*", text)  # no markup of docstrings
         assert call("--version") == 0
         assert bc.__version__ in capsys.readouterr().out
 
@@ -375,10 +404,15 @@ class TestGenerator:
 
     def test_any_function(self):
         class Options(TypedDict, total=False):
-            """How."""
+            """How.
+
+            Parameters
+            ----------
+            fast
+                Be `fast`.
+            """
 
             fast: bool
-            """Be `fast`."""
 
         def tool(
             adata: AnnData,
@@ -443,9 +477,26 @@ class TestGenerator:
             with pytest.raises(click.BadParameter):
                 collect(*wrong)
 
-    def test_every_subcommand_can_be_made(self):
-        for name, (function, _) in cli.GENERATED.items():
-            assert cli.command(name, getattr(bc.tl, function), "x").params
+    def test_every_option_has_a_text_of_its_own(self):
+        for function, _ in cli.GENERATED.values():
+            for option in options(getattr(bc.tl, function)):
+                assert len(option.help) > 5, (function, option.name)
+
+    def test_help_needs_no_sources(self, tmp_path):
+        """A copy of the package that holds compiled files only."""
+        package = tmp_path / "bcnmf_sc"
+        shutil.copytree(Path(bc.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        assert compileall.compile_dir(package, legacy=True, quiet=1)
+        for path in package.rglob("*.py"):
+            path.unlink()
+        code = "from bcnmf_sc.cli import cli\nfor name in cli.list_commands(None): "
+        code += "cli([name, '--help'], standalone_mode=False)"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-P", "-c", code]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout.count("Usage:") == len(cli.cli.list_commands(None))
+        assert "Iterations at most" in ran.stdout
+        assert "Genes with a count in fewer" in ran.stdout
 
 
 def real_data(name: str, data_folder: Path, tmp_path: Path) -> tuple[Path, list[str]]:

@@ -46,7 +46,7 @@ def test_mice_layout_labels_and_scale(table):
 def test_mice_drops_proteins_with_many_missing(table):
     assert bc.datasets.mice_protein(table, max_missing=0.3).var_names.tolist() == ["B_N", "C_N"]
     assert bc.datasets.mice_protein(table).var_names.tolist() == ["B_N"]
-    with pytest.raises(ValueError, match="`max_missing` must be from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="`max_missing` must be a number from 0 to 1, got 2"):
         bc.datasets.mice_protein(table, max_missing=2)
 
 

@@ -141,14 +141,14 @@ def test_round_trip(name, tmp_path, request):
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"n_target": 0}, ValueError, "`n_target` must be at least 1, got 0"),
-        ({"n_genes": 39}, ValueError, "`n_genes` must be at least 40, got 39"),
-        ({"n_genes": 50, "n_types": 20}, ValueError, "`n_genes` must be at least 96"),
-        ({"n_types": 2.0}, TypeError, "`n_types` must be an integer"),
-        ({"n_donors": 401}, ValueError, "`n_donors` must be from 1 to 400, got 401"),
-        ({"frac_active": 1.5}, ValueError, "`frac_active` must be from 0 to 1, got 1.5"),
-        ({"salient_strength": np.nan}, ValueError, "`salient_strength` must be at least 0, got nan"),
-        ({"theta": 0}, ValueError, "`theta` must be above 0, got 0"),
+        ({"n_target": 0}, ValueError, "`n_target` must be a whole number of at least 1, got 0"),
+        ({"n_genes": 39}, ValueError, "`n_genes` must be a whole number of at least 40, got 39"),
+        ({"n_genes": 50, "n_types": 20}, ValueError, "`n_genes` must be a whole number of at least 96"),
+        ({"n_types": 2.0}, TypeError, "`n_types` must be a whole number of at least 1, got 2.0"),
+        ({"n_donors": 401}, ValueError, r"`n_donors` must be a whole number from 1 to 400 \(the smaller .*\), got 401"),
+        ({"frac_active": 1.5}, ValueError, "`frac_active` must be a number from 0 to 1, got 1.5"),
+        ({"salient_strength": np.nan}, ValueError, "`salient_strength` must be a finite number of at least 0, got nan"),
+        ({"theta": 0}, ValueError, "`theta` must be a number above 0, got 0"),
     ],
 )
 def test_simulated_rejects(arguments, error, match):
@@ -214,9 +214,9 @@ def test_digits_choice_and_seed():
     [
         ({"digits": ()}, "`digits` must be one or more of 0 to 9"),
         ({"digits": (0, 10)}, "`digits` must be one or more of 0 to 9"),
-        ({"n_background": 0}, "`n_background` must be at least 1, got 0"),
+        ({"n_background": 0}, "`n_background` must be a whole number of at least 1, got 0"),
         ({"n_background": 10**6}, "`n_background` must make at most"),
-        ({"background_scale": 1.2}, "`background_scale` must be from 0 to 1"),
+        ({"background_scale": 1.2}, "`background_scale` must be a number from 0 to 1"),
     ],
 )
 def test_digits_rejects(arguments, match):

@@ -22,7 +22,7 @@ def problem():
     return sparse.csr_matrix(x), {"target": target, "background": 0.2 * (1 - target)}
 
 
-@pytest.mark.parametrize("likelihood", [Poisson(), NegativeBinomial()])
+@pytest.mark.parametrize("likelihood", [Poisson(), NegativeBinomial(1.0)])
 @pytest.mark.parametrize("accelerate", [True, False])
 def test_resumed_equals_uninterrupted_to_the_bit(problem, tmp_path, likelihood, accelerate):
     x, weights = problem
@@ -85,7 +85,7 @@ def test_interrupt_is_held_back_until_the_state_is_saved(problem, tmp_path):
         fit(row_source(x), Poisson(), 3, **weights, run=long)
     assert time.monotonic() - started < 60
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    n_iter = int(np.load(path)["numbers"][-1])
+    n_iter = int(np.load(path)["n_iter"])
     more = n_iter + 7
     resumed = fit(row_source(x), Poisson(), 3, **weights, run=Run(max_iter=more, tol=0, checkpoint=path))
     assert resumed.n_iter == more
@@ -102,7 +102,9 @@ def test_other_and_broken_files_are_refused(problem, tmp_path):
     with pytest.raises(ValueError, match="belongs to another fit"):
         fit(row_source(x), Poisson(), 3, **weights, random_state=1, run=how)
     content = path.read_bytes()
-    for broken in (content[: len(content) // 2], b"no checkpoint", b""):
+    with np.load(path) as arrays:  # as of another version
+        np.savez(path, **{name: arrays[name] for name in arrays.files if name != "n_iter"})
+    for broken in (path.read_bytes(), content[: len(content) // 2], b"no checkpoint", b""):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="not a whole checkpoint"):
             fit(row_source(x), Poisson(), 3, **weights, run=how)

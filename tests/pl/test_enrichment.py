@@ -65,7 +65,7 @@ def test_the_method_is_named_where_both_have_run():
     ax = pl.enrichment(adata, method="gsea")
     assert (ax.collections[0].get_array() == -1).all()
     assert ax.figure.axes[1].get_xlabel() == "normalised enrichment score"
-    with pytest.raises(ValueError, match="`n_sets` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`n_sets` must be a whole number of at least 1, got 0"):
         pl.enrichment(adata, method="ora", n_sets=0)
 
 

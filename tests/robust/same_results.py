@@ -142,7 +142,7 @@ def main() -> None:
             ["git", "worktree", "add", "--detach", base, args.base], cwd=ROOT, check=True, capture_output=True
         )
         try:
-            for _ in range(2):  # once to compile: where arrays lie afterwards decides the last bit of torch's sums
+            for _ in range(2):  # once to compile: older commits give other last bits then than with loops from disk
                 in_process(base, "_fit_all", then, data)
                 in_process(ROOT, "_fit_all", now, data)
         finally:

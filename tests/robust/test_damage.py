@@ -59,7 +59,7 @@ KINDS = tuple(foreign(Payload(Path("never"))))
 
 
 def test_nothing_that_could_run_code_is_read():
-    """No pickle in the package: arrays without objects, tensors as weights only."""
+    """No pickle in the package: arrays without objects."""
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
@@ -68,9 +68,8 @@ def test_nothing_that_could_run_code_is_read():
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             safe = {(k.arg, ast.unparse(k.value)) for k in call.keywords}
-            assert name not in ("eval", "exec", "pd.read_pickle", "joblib.load"), (path, call.lineno)
+            assert name not in ("eval", "exec", "pd.read_pickle", "joblib.load", "torch.load"), (path, call.lineno)
             assert name != "np.load" or ("allow_pickle", "False") in safe, (path, call.lineno)
-            assert name != "torch.load" or ("weights_only", "True") in safe, (path, call.lineno)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

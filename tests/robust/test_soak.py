@@ -72,10 +72,10 @@ def terms(name: str, x: np.ndarray, mu: np.ndarray, likelihood) -> tuple[np.ndar
     log = x * np.log(np.where(x > 0, x, mu) / mu)
     if name == "poisson":
         return x / mu, np.ones_like(mu), log - x + mu
-    theta = np.asarray(likelihood.theta, float)
+    theta = np.asarray(likelihood.dispersion, float)
     n, loss = (x + theta) / (mu + theta), log - (x + theta) * np.log((x + theta) / (mu + theta))
     if name == "zinb":
-        pi, q = np.asarray(likelihood.pi, float), (theta / (theta + mu)) ** theta
+        pi, q = np.asarray(likelihood.dropout, float), (theta / (theta + mu)) ** theta
         omega = (1 - pi) * q / (pi + (1 - pi) * q)
         n = np.where(x > 0, n, omega * theta / (mu + theta))
         loss = np.where(x > 0, loss, -np.log(pi + (1 - pi) * q))
@@ -155,7 +155,9 @@ def test_equals_the_formulas(name):
     assert worst > 0  # float32 is among them
 
 
-@pytest.mark.parametrize("likelihood", [Gaussian(), Poisson(), NegativeBinomial(2.0), ZeroInflatedNegativeBinomial()])
+@pytest.mark.parametrize(
+    "likelihood", [Gaussian(), Poisson(), NegativeBinomial(2.0), ZeroInflatedNegativeBinomial(1.0, 0.1)]
+)
 @pytest.mark.parametrize("holder", [np.asarray, sparse.csr_matrix])
 @pytest.mark.parametrize(("alpha", "accelerate"), [(0.0, True), (1.0, False), (1e3, True)])
 def test_extremes_stay_finite(likelihood, holder, alpha, accelerate):

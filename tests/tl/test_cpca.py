@@ -56,9 +56,9 @@ def test_it_finds_the_digits_that_pca_does_not_see() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"alphas": -1}, "`alphas` must be different finite numbers"),
-        ({"alphas": [1, 1.0]}, "`alphas` must be different finite numbers"),
-        ({"alphas": []}, "`alphas` must be different finite numbers"),
+        ({"alphas": -1}, "`alphas` must be a finite number of at least 0, got -1"),
+        ({"alphas": [1, 1.0]}, "`alphas` must be one or more different numbers"),
+        ({"alphas": []}, "`alphas` must be one or more different numbers"),
         ({"n_components": 0}, "`n_components` must be a whole number"),
         ({"key_added": "a/b"}, "`key_added` must be a name without"),
     ],

@@ -73,49 +73,22 @@ def fit_model(
         Bool per cell: those whose usage is wanted; all by default.
     """
     use = np.ones(source.shape[0]) if learn is None else learn.astype(float)
-    weights = {"target": model.target * use, "background": model.contrast * use}
-    common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run}
+    common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run, "project": project}
+    own = common | {"target": model.target * use, "background": model.contrast * use, "start": start}
     if not model.n_background_topics:
-        return fit(
-            source,
-            model.likelihood,
-            model.n_topics,
-            **weights,
-            start=start,
-            project=project,
-            random_state=random_state,
-            **common,
-        )
+        return fit(source, model.likelihood, model.n_topics, random_state=random_state, **own)
     nobody = np.zeros(source.shape[0], bool)
-    own, seed = spawn(random_state, 2)
+    seed_shared, seed = spawn(random_state, 2)
     # A checkpoint is of the fit that takes longest and ends the call.
-    early = common | {"run": replace(run, checkpoint=None)}
-    shared = fit(
-        source,
-        model.likelihood,
-        model.n_background_topics,
-        target=model.background * use,
-        background=np.zeros_like(use),
-        project=nobody,
-        random_state=own,
-        **early,
-    )
+    early = common | {"run": replace(run, checkpoint=None), "project": nobody, "background": np.zeros_like(use)}
+    early |= {"target": model.background * use, "random_state": seed_shared}
+    shared = fit(source, model.likelihood, model.n_background_topics, **early)
     n = model.n_topics
     if model.basis == "split":
-        both = fit(
-            source,
-            shared.likelihood,
-            n,
-            **weights,
-            frozen=shared.W,
-            start=start,
-            project=project,
-            random_state=seed,
-            **common,
-        )
+        both = fit(source, shared.likelihood, n, frozen=shared.W, random_state=seed, **own)
         order = np.roll(np.arange(both.W.shape[1]), n)
         return replace(both, W=both.W[:, order], H=both.H[:, order])
-    contrast = fit(source, model.likelihood, n, **weights, start=start, project=nobody, random_state=seed, **common)
+    contrast = fit(source, model.likelihood, n, random_state=seed, **own | {"project": nobody})
     W = np.hstack([contrast.W, shared.W])
     H, cell_loss = transform(source, contrast.likelihood, W, project, tol=run.usage_tol)
     return replace(contrast, W=W, H=H, cell_loss=cell_loss)
@@ -279,10 +252,10 @@ def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
     return order, cosine[np.arange(len(order)), order]
 
 
-def shares_of(H: np.ndarray) -> np.ndarray:
+def shares_of(H: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
     """Usage as proportions; zero for cells without any."""
-    total = H.sum(1, keepdims=True, dtype=np.float64)
-    return np.divide(H, total, out=np.zeros(H.shape), where=total > 0)
+    total = H.sum(1, keepdims=True, dtype=dtype)
+    return np.divide(H, total, out=np.zeros(H.shape, dtype), where=total > 0)
 
 
 def _rough(run: Run) -> Run:

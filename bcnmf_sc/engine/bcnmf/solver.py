@@ -38,6 +38,8 @@ UNREST = 4.0
 """Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
 USAGE_STEPS = 1000
 """Steps per cell, at most, in a projection on given loadings."""
+NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
+"""Of a fit's state."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,6 @@ class State:
     rows: Any
     """The cells' `Rows`, as `RowSource.place` left them."""
     likelihood: Likelihood
-    sums: Sums = field(default_factory=Sums.zeros)
     weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
     max_beta: float = MAX_BETA
@@ -163,21 +164,21 @@ def fit(
         ("start", free, (n_genes, n_topics)),
         ("frozen", frozen, (n_genes, frozen.shape[1])),
     ):
-        _check_shape(name, array, shape)
+        check_shape(name, array, shape)
     free = normalise(free, expressed)[0]
     W = np.hstack([frozen, free])
     n_frozen = frozen.shape[1]
     past = None
     if prior is not None:
-        _check_shape("prior", prior, W.shape)
+        check_shape("prior", prior, W.shape)
         past = (W * prior, prior)
-    state = State(W, W, np.ones(W.shape[1]), None, likelihood)
-    make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
     numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
     what = () if run.checkpoint is None else identity(source, likelihood)
     checkpoint = Checkpoint.open(run.checkpoint, W, target, background, *numbers, *what)
-    if not checkpoint.restore(source, state, target, background):
-        state.rows = source.place(make_rows, target, background)
+    state = restore(checkpoint, source, W.shape[1], [target, background], likelihood, run)
+    if state is None:
+        make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
+        state = State(W, W, np.ones(W.shape[1]), source.place(make_rows, target, background), likelihood)
     refine_on = float(target.sum()) if refine else 0.0
     deadline = time.monotonic() + run.max_time
     with (
@@ -189,11 +190,10 @@ def fit(
             state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline
         ):
             iterate(source, state, expressed, past, n_frozen=n_frozen, refine_on=refine_on, run=run)
-            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
-                checkpoint.save(source, state)
+            checkpoint.write(partial(save, source, state), state.n_iter, run.checkpoint_every)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
-        checkpoint.save(source, state)
+        checkpoint.write(partial(save, source, state), state.n_iter)
     H, cell_loss = transform(source, state.likelihood, state.W, project, tol=run.usage_tol)
     return Factors(
         W=state.W,
@@ -215,8 +215,40 @@ def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
     sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
     totals = [np.ravel(sums), source.gather(groups, "total")]
     rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
-    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]  # type: ignore[arg-type]
+    parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]
     return [np.array(likelihood.name), *rounded, *parameters]
+
+
+def save(source: RowSource, state: State) -> dict[str, Any]:
+    """Return arrays and numbers from which `restore` takes the fit up."""
+    content = {name: getattr(state, name) for name in (*NUMBERS, "W", "W_prev", "scale", "weight", "loss")}
+    content |= {name: source.gather(state.rows, name) for name in ("H", "H_prev")}
+    return content | {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}
+
+
+def restore(
+    checkpoint: Checkpoint,
+    source: RowSource,
+    n_topics: int,
+    weights: list[np.ndarray],
+    likelihood: Likelihood,
+    run: Run,
+) -> State | None:
+    """Return the state that a checkpoint holds; None where there is none yet."""
+    n_cells, n_genes = source.shape
+    parameters = {f.name: "likelihood_" + f.name for f in fields(likelihood)}
+    stored = checkpoint.read(
+        dict.fromkeys(("W", "W_prev", "weight"), (n_genes, n_topics))
+        | {"scale": (n_topics,), "H": (n_cells, n_topics), "H_prev": (n_cells * run.accelerate, n_topics)}
+        | dict.fromkeys(NUMBERS, ())
+        | dict.fromkeys(("loss", *parameters.values()))
+    )
+    if stored is None:
+        return None
+    likelihood = type(likelihood)(**{name: stored.pop(key) for name, key in parameters.items()})
+    cells = [each.astype(source.dtype) for each in weights]
+    rows = source.place(Rows, *cells, stored.pop("H"), stored.pop("H_prev"), np.zeros(0))
+    return State(rows=rows, likelihood=likelihood, **stored | {"loss": stored["loss"].tolist()})
 
 
 def iterate(
@@ -252,7 +284,7 @@ def iterate(
         state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale = np.append(np.ones(n_frozen), scale)
-    state.weight, state.sums = down * state.scale, sums
+    state.weight = down * state.scale
     if refine:
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
@@ -300,9 +332,9 @@ def transform(
     Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends on W and that cell alone, and is had in one
     pass over the data.
     """
-    _check_shape("W", W, (source.shape[1], W.shape[1]))
+    check_shape("W", W, (source.shape[1], W.shape[1]))
     use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
-    _check_shape("cells", use, source.shape[:1])
+    check_shape("cells", use, source.shape[:1])
     rows = source.place(
         partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=False, loss=True), use, np.zeros_like(use)
     )
@@ -313,7 +345,8 @@ def transform(
     return source.gather(rows, "H"), source.gather(rows, "loss")
 
 
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise if an argument has another shape."""
     if array.shape != shape:  # the kernels do not look
         msg = f"`{name}` must have shape {shape}, got {array.shape}."
         raise UserError(msg)

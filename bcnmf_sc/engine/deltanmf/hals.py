@@ -13,20 +13,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels._loops import TINY, jit
-from ..kernels.block import CSR, Sums
+from ..kernels.block import CSR
 from ..rows.moments import as_matrix
 from ..rows.sources import piecewise
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from ..kernels.block import Block, Floats, Rows
+    from ..kernels.block import Block, Floats
     from ..rows.summary import Groups
 
 
+@dataclass
+class StageRows:
+    """What belongs to a block's cells."""
+
+    factor: Floats
+    """By which a cell is scaled; zero leaves it out."""
+    H: Floats
+    """Usage, cells x topics; a sweep changes it."""
+    loss: np.ndarray
+    """Half the squared error of each cell (float64), where it is asked for; else without rows."""
+
+    @classmethod
+    def of(cls, cells: np.ndarray, H: np.ndarray, *, dtype: np.dtype, loss: bool) -> StageRows:
+        """Make the rows of all cells of a source, with a copy of the usage."""
+        return cls(cells.astype(dtype), H.astype(dtype), np.zeros(len(cells) * loss))
+
+    def __getitem__(self, part: slice) -> StageRows:
+        """Return views of some of the cells."""
+        return StageRows(self.factor[part], self.H[part], self.loss[part])
+
+
 @dataclass(frozen=True)
-class Pass:
-    """What is sent to every block of cells. A cell's factor is `Rows.target`; zero leaves it out."""
+class StagePass:
+    """What is sent to every block of cells."""
 
     W: Floats
     """Loadings, genes x topics."""
@@ -48,13 +69,27 @@ class Pass:
     """Gather the sums for the loadings' step."""
 
 
-def sweep(block: Block, rows: Rows, todo: Pass) -> Sums:
-    """Solve ``min_{h >= 0} |a - W h|^2`` for a block's cells, in place, and gather the sums.
+@dataclass
+class StageSums:
+    """What a sweep gathers (float64). Adds up over blocks; of a block without cells, zeros of no shape."""
 
-    `Sums.p_x` is ``A'H``, `Sums.n_x` is ``H'H``, and the first `Sums.loss` is half the squared error.
-    """
-    total = Sums.zeros()
-    if not rows.target.any():
+    p: np.ndarray
+    """``A'H``"""
+    n: np.ndarray
+    """``H'H``"""
+    loss: float
+    """Half the squared error."""
+
+    def __iadd__(self, other: StageSums) -> Self:
+        """Add another block's."""
+        self.p, self.n, self.loss = self.p + other.p, self.n + other.n, self.loss + other.loss
+        return self
+
+
+def sweep(block: Block, rows: StageRows, todo: StagePass) -> StageSums:
+    """Solve ``min_{h >= 0} |a - W h|^2`` for a block's cells, in place, and gather the sums."""
+    total = StageSums(np.zeros(()), np.zeros(()), 0.0)
+    if not rows.factor.any():
         return total
     n_topics = todo.W.shape[1]
     first = todo.n_frozen if todo.residual else 0
@@ -64,35 +99,34 @@ def sweep(block: Block, rows: Rows, todo: Pass) -> Sums:
     gram = (W.T.astype(np.float64) @ W).astype(W.dtype)
     if isinstance(block, CSR):
         values = np.empty(block.indptr[-1] - block.indptr[0], W.dtype)
-        up = np.zeros((len(rows.target), W.shape[1]), W.dtype)
+        up = np.zeros((len(rows.factor), W.shape[1]), W.dtype)
         squares = np.zeros(len(up))
-        _scaled(block.indptr, block.indices, block.values, rows.target, todo.genes, held, H_held, values, squares)
+        _scaled(block.indptr, block.indices, block.values, rows.factor, todo.genes, held, H_held, values, squares)
         _times(block.indptr, block.indices, values, W, up)
     else:
-        dense = block.astype(W.dtype, copy=False) * rows.target[:, None] * todo.genes
+        dense = block.astype(W.dtype, copy=False) * rows.factor[:, None] * todo.genes
         if first:
             dense = np.maximum(dense - H_held @ held.T, 0)
         up, squares = dense @ W, (dense**2).sum(1, dtype=np.float64)
     steps = todo.steps, todo.tol, todo.cold
     cell_loss = np.zeros(len(up))
-    _solve(up, gram, rows.target, rows.H, todo.scale.astype(W.dtype), first, *steps, squares, cell_loss)
-    total.loss[0] = cell_loss.sum()
+    _solve(up, gram, rows.factor, rows.H, todo.scale.astype(W.dtype), first, *steps, squares, cell_loss)
+    total.loss = float(cell_loss.sum())
     if len(rows.loss):
         rows.loss[:] = cell_loss
     if todo.sums:
         free = np.ascontiguousarray(rows.H[:, todo.n_frozen :])
         if isinstance(block, CSR):
             p = np.zeros((len(W), free.shape[1]), W.dtype)
-            _gather(block.indptr, block.indices, values, rows.target, free, p)
+            _gather(block.indptr, block.indices, values, rows.factor, free, p)
         else:
             p = dense.T @ free
-        total.add("p_x", p)
-        total.add("n_x", rows.H.T @ rows.H)
+        total.p, total.n = p.astype(np.float64), (rows.H.T @ rows.H).astype(np.float64)
     return total
 
 
 @dataclass
-class Moments:
+class ShareMoments:
     """Sums of shares (values over their cell's total) and of their squares, groups x genes. Adds up over blocks."""
 
     first: np.ndarray
@@ -100,7 +134,7 @@ class Moments:
     n_cells: np.ndarray
     """Cells with a value, per gene."""
 
-    def __iadd__(self, other: Moments) -> Self:
+    def __iadd__(self, other: ShareMoments) -> Self:
         """Add another block's."""
         self.first += other.first
         self.second += other.second
@@ -115,14 +149,14 @@ class Moments:
 
 
 @piecewise
-def moments(block: Block, rows: Groups, *, divide: bool) -> Moments:
-    """Moments of a block's cells; ``divide`` by their totals, or take the values as they are."""
+def share_moments(block: Block, rows: Groups, *, divide: bool) -> ShareMoments:
+    """ShareMoments of a block's cells; ``divide`` by their totals, or take the values as they are."""
     member, x = rows.member.T.astype(np.float64), as_matrix(block)
     rows.total[:] = np.asarray(x.sum(1)).ravel()
     factor = 1 / np.maximum(rows.total, TINY) if divide else np.ones(len(rows.total))
     scaled = member * factor
     present = member.any(0).astype(np.float64) @ (x > 0)
-    return Moments(scaled @ x, (member * factor**2) @ (x * x), present)
+    return ShareMoments(scaled @ x, (member * factor**2) @ (x * x), present)
 
 
 @jit

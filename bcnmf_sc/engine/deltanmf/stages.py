@@ -14,7 +14,7 @@ the usage takes over its scale, so that no penalty can be evaded by shrinking W.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,13 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
-from ..bcnmf.solver import Run, State
+from ..bcnmf.solver import Run, check_shape
 from ..checkpoint import Checkpoint
 from ..kernels._loops import TINY
-from ..kernels.block import Rows
-from ..likelihoods import Gaussian
-from .hals import Pass, sweep
+from .hals import StagePass, StageRows, StageSums, sweep
 
 if TYPE_CHECKING:
-    from ..kernels.block import Sums
     from ..rows.sources import RowSource
 
 ROUNDS = 3
@@ -61,20 +57,13 @@ class Scaled:
 
     def rows(self, H: np.ndarray, *, loss: bool = False) -> Any:
         """Leave a copy of the usage where the cells are."""
-        return self.source.place(partial(_rows, dtype=self.source.dtype, loss=loss), self.cells, H)
+        return self.source.place(partial(StageRows.of, dtype=self.source.dtype, loss=loss), self.cells, H)
 
-    def sweep(self, rows: Any, W: np.ndarray, scale: np.ndarray, **how: Any) -> Sums:
+    def sweep(self, rows: Any, W: np.ndarray, scale: np.ndarray, **how: Any) -> StageSums:
         """Solve the usage of all cells in one pass."""
         dtype = self.source.dtype
-        todo = Pass(W.astype(dtype), scale, self.genes.astype(dtype), **how)
+        todo = StagePass(W.astype(dtype), scale, self.genes.astype(dtype), **how)
         return self.source.reduce(partial(sweep, todo=todo), rows)
-
-
-def _rows(cells: np.ndarray, H: np.ndarray, *, dtype: np.dtype, loss: bool) -> Rows:
-    n = len(cells)
-    return Rows(
-        cells.astype(dtype), np.zeros(n, dtype), H.astype(dtype), np.zeros((0, H.shape[1]), dtype), np.zeros(n * loss)
-    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +116,29 @@ class Penalties:
             slope += self.g * (self.held @ t - (t @ t) * w)
             bound = bound + self.g * len(t)
         return slope, bound
+
+
+@dataclass
+class StageState:
+    """All that an iteration hands to the next."""
+
+    W: np.ndarray
+    """Loadings, the held ones first."""
+    scale: np.ndarray
+    """Factors per topic by which the usage is still to be multiplied."""
+    rows: Any
+    """The cells' `StageRows`, as `RowSource.place` left them."""
+    n_held: int
+    penalties: Penalties = Penalties()
+    change: float = np.inf
+    n_iter: int = 0
+    loss: list[list[float]] = field(default_factory=list)
+    """`Stage.loss`"""
+
+    @property
+    def own(self) -> np.ndarray:
+        """Loadings that are not held."""
+        return self.W[:, self.n_held :]
 
 
 @dataclass(frozen=True)
@@ -185,15 +197,11 @@ def fit_stage(
     n_cells, n_genes = data.source.shape
     held = np.asarray(np.zeros((n_genes, 0)) if held is None else held)
     used = data.genes > 0
-    for name, shape, wanted in (
-        ("cells", data.cells.shape, (n_cells,)),
-        ("genes", data.genes.shape, (n_genes,)),
-        ("held", held.shape, (n_genes, held.shape[1])),
-        ("start", (n_genes, n_topics) if start is None else start.shape, (n_genes, n_topics)),
-    ):
-        if shape != wanted:
-            msg = f"`{name}` must have shape {wanted}, got {shape}."
-            raise UserError(msg)
+    check_shape("cells", data.cells, (n_cells,))
+    check_shape("genes", data.genes, (n_genes,))
+    check_shape("held", held, (n_genes, held.shape[1]))
+    if start is not None:
+        check_shape("start", start, (n_genes, n_topics))
     if similarity is not None:
         keep = sparse.diags_array(used.astype(float))
         similarity = sparse.csr_array(keep @ similarity @ keep)
@@ -204,46 +212,65 @@ def fit_stage(
     given = () if start is None else (start,)
     checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given)
     penalties = Penalties.of(similarity if rel_alpha else None, held if rel_gamma and n_held else None)
-    nothing = np.zeros((n_genes, n_held + n_topics))
-    state = State(nothing, nothing, np.ones(n_held + n_topics), None, Gaussian())
     deadline = time.monotonic() + run.max_time
     with data.source.working():
-        if checkpoint.restore(data.source, state, data.cells, np.zeros(n_cells)):
-            penalties = replace(penalties, a=state.loss[-1][3], g=state.loss[-1][4])
-        else:
+        state = restore(checkpoint, data, n_held, n_topics)
+        if state is None:
             if start is None and n_held:
                 start = one_by_one(data, n_topics, held, random_state=random_state)
             elif start is None:
-                start = restarts(data, n_topics, n_restarts=n_restarts, consensus=consensus, random_state=random_state)
+                start = short_fits(data, n_topics, n_restarts, consensus=consensus, random_state=random_state)
             state = begin(data, held, start, H=np.zeros((n_cells, n_held + n_topics)))
+    state.penalties = replace(penalties, a=state.penalties.a, g=state.penalties.g)
     with checkpoint, data.source.working():
         bar = progress_bar(show=run.progress, initial=state.n_iter, total=run.max_iter, desc="fit", unit="it")
         while state.n_iter < run.max_iter and state.change > run.tol and time.monotonic() < deadline:
-            loss = usage_step(data, state, n_held)
+            sums = usage_step(data, state)
+            loss = sums.loss
             if state.n_iter == 1:
-                penalties = penalties.resolved(state.W[:, n_held:], loss, (rel_alpha, rel_gamma))
-            objective = loss + penalties.value(state.W[:, n_held:])
-            loadings_step(state, n_held, penalties)
+                state.penalties = penalties.resolved(state.own, loss, (rel_alpha, rel_gamma))
+            objective = loss + state.penalties.value(state.own)
+            loadings_step(state, sums)
             if state.n_iter == 1 or state.n_iter % run.check_every == 0 or state.change <= run.tol:
-                state.loss.append([state.n_iter, loss, objective, penalties.a, penalties.g, state.change])
-            if checkpoint.interrupted or state.n_iter % run.checkpoint_every == 0:
-                checkpoint.save(data.source, state)
+                a, g = state.penalties.a, state.penalties.g
+                state.loss.append([state.n_iter, loss, objective, a, g, state.change])
+            checkpoint.write(partial(save, data, state), state.n_iter, run.checkpoint_every)
             bar.set_postfix(change=f"{state.change:.1e}", refresh=False)
             bar.update()
         bar.close()
-        checkpoint.save(data.source, state)
+        checkpoint.write(partial(save, data, state), state.n_iter)
     table = np.array(state.loss).reshape(-1, 6)
     return Stage(state.W, table, state.n_iter, state.change <= run.tol, state.change)
 
 
-def restarts(data: Scaled, n_topics: int, *, n_restarts: int, consensus: bool, random_state: int) -> np.ndarray:
+def save(data: Scaled, state: StageState) -> dict[str, Any]:
+    """Return arrays and numbers from which `restore` takes the fit up."""
+    content = {name: getattr(state, name) for name in ("W", "scale", "change", "n_iter", "loss")}
+    return content | {"H": data.source.gather(state.rows, "H"), "a": state.penalties.a, "g": state.penalties.g}
+
+
+def restore(checkpoint: Checkpoint, data: Scaled, n_held: int, n_topics: int) -> StageState | None:
+    """Return the state that a checkpoint holds; None where there is none yet."""
+    (n_cells, n_genes), n_topics = data.source.shape, n_held + n_topics
+    stored = checkpoint.read(
+        {"W": (n_genes, n_topics), "scale": (n_topics,), "H": (n_cells, n_topics), "loss": None}
+        | dict.fromkeys(("change", "n_iter", "a", "g"), ())
+    )
+    if stored is None:
+        return None
+    rows, penalties = data.rows(stored.pop("H")), Penalties(a=stored.pop("a"), g=stored.pop("g"))
+    loss = stored.pop("loss").tolist()
+    return StageState(rows=rows, n_held=n_held, penalties=penalties, loss=loss, **stored)
+
+
+def short_fits(data: Scaled, n_topics: int, n_restarts: int, *, consensus: bool, random_state: int) -> np.ndarray:
     """Find topics by short fits from random starts: the median over matched topics, or the best fit's."""
     n_cells, n_genes = data.source.shape
     found = []
     for child in np.random.SeedSequence(random_state).spawn(n_restarts):
         start = np.random.default_rng(child).random((n_genes, n_topics))
         state = begin(data, np.zeros((n_genes, 0)), start, H=np.zeros((n_cells, n_topics)))
-        loss = descend(data, state, 0, n_iter=START_ITER)
+        loss = descend(data, state, n_iter=START_ITER)
         found.append((loss, state.W))
     best = min(found, key=lambda fit: fit[0])[1]
     if not consensus or n_restarts == 1:
@@ -264,26 +291,25 @@ def one_by_one(data: Scaled, n_topics: int, held: np.ndarray, *, random_state: i
         known = np.hstack([held, found])
         H = np.hstack([usage(data, known, tol=START_TOL)[0], np.zeros((n_cells, 1))])
         state = begin(data, known, np.random.default_rng(child).random((n_genes, 1)), H=H)
-        descend(data, state, known.shape[1], n_iter=ONE_ITER, residual=True)
+        descend(data, state, n_iter=ONE_ITER, residual=True)
         state = begin(data, held, state.W[:, held.shape[1] :], H=np.zeros_like(H))
-        descend(data, state, held.shape[1], n_iter=ONE_ITER)
-        found = state.W[:, held.shape[1] :]
+        descend(data, state, n_iter=ONE_ITER)
+        found = state.own
     return found
 
 
-def descend(data: Scaled, state: State, n_held: int, *, n_iter: int, residual: bool = False) -> float:
-    """Take some iterations without penalties; return half the squared error."""
-    loss = np.inf
+def descend(data: Scaled, state: StageState, *, n_iter: int, residual: bool = False) -> float:
+    """Take some iterations; return half the squared error."""
     for _ in range(n_iter):
-        loss = usage_step(data, state, n_held, residual=residual)
-        loadings_step(state, n_held, Penalties(), residual=residual)
-    return loss
+        sums = usage_step(data, state, residual=residual)
+        loadings_step(state, sums, residual=residual)
+    return sums.loss
 
 
-def begin(data: Scaled, held: np.ndarray, free: np.ndarray, *, H: np.ndarray) -> State:
-    """State before the first iteration, from loadings of any scale."""
+def begin(data: Scaled, held: np.ndarray, free: np.ndarray, *, H: np.ndarray) -> StageState:
+    """Return the state before the first iteration, without penalties, from loadings of any scale."""
     W = np.hstack([held, unit(np.where((data.genes > 0)[:, None], free, 0.0))])
-    return State(W, W, np.ones(W.shape[1]), data.rows(H), Gaussian())
+    return StageState(W, np.ones(W.shape[1]), data.rows(H), held.shape[1])
 
 
 def usage(data: Scaled, W: np.ndarray, *, tol: float = USAGE_TOL) -> tuple[np.ndarray, np.ndarray]:
@@ -293,28 +319,27 @@ def usage(data: Scaled, W: np.ndarray, *, tol: float = USAGE_TOL) -> tuple[np.nd
     return data.source.gather(rows, "H"), data.source.gather(rows, "loss")
 
 
-def usage_step(data: Scaled, state: State, n_held: int, *, residual: bool = False) -> float:
-    """Solve every cell's usage for some rounds; return half the squared error then. The first step of an iteration."""
+def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> StageSums:
+    """Solve every cell's usage for some rounds, and gather the sums. The first step of an iteration."""
     cold = state.n_iter == 0
     state.n_iter += 1
-    state.sums = data.sweep(
+    return data.sweep(
         state.rows,
         state.W,
         state.scale,
-        n_frozen=n_held,
+        n_frozen=state.n_held,
         residual=residual,
         steps=COLD_ROUNDS if cold else USAGE_ROUNDS,
         cold=cold,
     )
-    return float(state.sums.loss[0])
 
 
-def loadings_step(state: State, n_held: int, penalties: Penalties, *, residual: bool = False) -> None:
+def loadings_step(state: StageState, sums: StageSums, *, residual: bool = False) -> None:
     """Take some rounds over the columns of W that are not held; none raises the objective. Ends an iteration."""
-    first = n_held if residual else 0
+    first = state.n_held if residual else 0
     W = state.W[:, first:].copy()
-    P, C = state.sums.p_x.copy(), state.sums.n_x[first:, first:].copy()
-    n_held -= first
+    P, C = sums.p.copy(), sums.n[first:, first:].copy()
+    n_held = state.n_held - first
     scale = np.ones(W.shape[1])
     least = np.finfo(np.float32).eps * np.trace(C)
     for _ in range(ROUNDS):
@@ -322,7 +347,7 @@ def loadings_step(state: State, n_held: int, penalties: Penalties, *, residual: 
             if C[j, j] <= least:  # a topic that no cell uses
                 continue
             slope = W @ C[:, j] - P[:, j - n_held]
-            new = column_step(W[:, j], (slope, C[j, j]), penalties)
+            new = column_step(W[:, j], (slope, C[j, j]), state.penalties)
             norm = float(np.linalg.norm(new))
             if norm > 0:
                 W[:, j] = new / norm
@@ -330,9 +355,8 @@ def loadings_step(state: State, n_held: int, penalties: Penalties, *, residual: 
                 C[:, j] *= norm
                 P[:, j - n_held] *= norm
                 scale[j] *= norm
-    own = state.W[:, first + n_held :]
-    state.change = float(np.linalg.norm(W[:, n_held:] - own) / np.linalg.norm(own))
-    state.W_prev, state.W = state.W, np.hstack([state.W[:, : first + n_held], W[:, n_held:]])
+    state.change = float(np.linalg.norm(W[:, n_held:] - state.own) / np.linalg.norm(state.own))
+    state.W = np.hstack([state.W[:, : state.n_held], W[:, n_held:]])
     state.scale = np.concatenate([np.ones(first), scale])
 
 

@@ -9,11 +9,11 @@ nothing.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +23,15 @@ from torch import Tensor
 from ..._utils.progress import progress_bar
 from ..checkpoint import Checkpoint
 from ..rows.torch_source import cuda_device
-from .model import Model, Prior, moments
+from .model import Prior, SpatialModel, lognormal_moments
 from .space import Places
 from .start import LOADING_FLOOR, PARAMETER_BOUNDS, Shape, Values, begin, joint_nmf, reordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
-    from typing import BinaryIO
 
-    from .observations import Block, Params
+    from .observations import Params, SpotValues
 
 SHORTEST, LONGEST = 1 / 20, 1.0
 """Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
@@ -50,6 +49,8 @@ WINDOW = 20
 """Passes that the bound is averaged over, to see whether it still rises."""
 CHANCE = 2.0
 """Standard errors by which the averages may fall by chance."""
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ class SpatialFactors:
     converged: bool
 
 
-# Fit ----------------------------------------------------------------------------------------------------------------
-
-
-def fit(
+def fit_spatial(
     coordinates: np.ndarray,
     slice: np.ndarray,
     values: Sequence[Values],
@@ -140,7 +138,7 @@ def fit(
 
 
 @dataclass
-class _State:
+class _ClimbState:
     """All that a pass hands to the next."""
 
     params: Params
@@ -158,7 +156,7 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
     """Parameters to learn: the kernels at half the rate, and what is held fixed not at all."""
     fixed = {f"F_{each.name}" for each in values}
     fixed |= {name for name in params if name.startswith("basis")}
-    fixed |= {f"aux_{each.name}" for each in values if not each.observation.parameter or each.parameter is not None}
+    fixed |= {f"aux_{each.name}" for each in values if not each.observation.parameter}
     kernel = ("log_length", "log_variance")
     learnt = [p for name, p in params.items() if name not in fixed and name not in kernel and p.numel()]
     return [
@@ -168,19 +166,21 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
 
 
 def _climb(
-    model: Model, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
-) -> _State:
+    model: SpatialModel, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
+) -> _ClimbState:
     """Adam on the bound, in passes over the spots."""
     groups = _groups(params, values, climb.learning_rate)
     for group in groups:
         for p in group["params"]:
             p.requires_grad_()
-    state = _State(params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state))
+    state = _ClimbState(
+        params, torch.optim.Adam(groups, betas=(0.9, 0.99)), torch.Generator().manual_seed(random_state)
+    )
     n_spots, device = len(model.place), model.place.device
     asked = climb.batch_size or (n_spots if n_spots <= AT_ONCE else BATCH)
     size = min(asked, n_spots)
     every = torch.arange(n_spots, device=device)
-    whole: list[Block] | None = [each.block(every) for each in model.modalities] if size == n_spots else None
+    whole: list[SpotValues] | None = [each.values_of(every) for each in model.modalities] if size == n_spots else None
     checkpoint = Checkpoint.open(climb.checkpoint, *_identity(params, values, kl_weight, random_state, climb))
     _restore(checkpoint, state)
     deadline = time.monotonic() + climb.max_time
@@ -213,16 +213,15 @@ def _climb(
                 msg = "The evidence lower bound is not finite. Lower `learning_rate`, or look for extreme values."
                 raise FloatingPointError(msg)
             state.elbo.append([done + 1, total, climb.learning_rate * share])
-            if checkpoint.interrupted or len(state.elbo) % climb.checkpoint_every == 0:
-                _save(checkpoint, state)
+            checkpoint.write(partial(_save, state), len(state.elbo), climb.checkpoint_every)
             bar.set_postfix(elbo=f"{total:.4e}", refresh=False)
             bar.update()
-        _save(checkpoint, state)
+        checkpoint.write(partial(_save, state), len(state.elbo))
     return state
 
 
 @torch.no_grad()
-def rebase(model: Model, state: _State) -> None:
+def rebase(model: SpatialModel, state: _ClimbState) -> None:
     """Turn the whitened inducing values into the basis in which their posterior is about independent.
 
     With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D
@@ -249,9 +248,9 @@ def rebase(model: Model, state: _State) -> None:
 
 
 def _pass(
-    model: Model,
-    state: _State,
-    whole: list[Block] | None,
+    model: SpatialModel,
+    state: _ClimbState,
+    whole: list[SpotValues] | None,
     kept: list[tuple[int, Tensor, Tensor]] | None,
     *,
     size: int,
@@ -319,33 +318,28 @@ def _bound(params: Params) -> None:
             value.clamp_(math.log(PARAMETER_BOUNDS[0]), math.log(PARAMETER_BOUNDS[1]))
 
 
-def _save(checkpoint: Checkpoint, state: _State) -> None:
-    content = {
-        "identity": checkpoint.identity,
-        "params": {name: p.detach() for name, p in state.params.items()},
-        "optimiser": state.optimiser.state_dict(),
-        "generator": state.generator.get_state(),
-        "elbo": state.elbo,
-    }
-
-    def write(file: BinaryIO) -> None:
-        buffer = io.BytesIO()  # torch answers a full disk with an error of its own
-        torch.save(content, buffer)
-        file.write(buffer.getbuffer())
-
-    checkpoint.write(write, len(state.elbo))
+def _save(state: _ClimbState) -> dict[str, Any]:
+    """Return arrays from which `_restore` takes the fit up."""
+    moments = state.optimiser.state_dict()["state"]
+    content = {name: p.detach() for name, p in state.params.items()} | {"generator": state.generator.get_state()}
+    content |= {f"adam{i}_{name}": x for i, each in moments.items() for name, x in each.items()}
+    return {name: x.cpu().numpy() for name, x in content.items()} | {"elbo": state.elbo}
 
 
 @torch.no_grad()
-def _restore(checkpoint: Checkpoint, state: _State) -> None:
+def _restore(checkpoint: Checkpoint, state: _ClimbState) -> None:
     """Take up what an earlier call left."""
-    stored = checkpoint.read(lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+    learnt = list(enumerate(p for group in state.optimiser.param_groups for p in group["params"]))
+    shapes: dict[str, tuple[int, ...] | None] = {name: tuple(p.shape) for name, p in state.params.items()}
+    shapes |= {f"adam{i}_{name}": tuple(p.shape) * (name != "step") for i, p in learnt for name in ADAM}
+    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": None})
     if stored is not None:
         for name, p in state.params.items():
-            p.copy_(stored["params"][name])
-        state.optimiser.load_state_dict(stored["optimiser"])
-        state.generator.set_state(stored["generator"])
-        state.elbo = stored["elbo"]
+            p.copy_(torch.as_tensor(stored[name]))
+        moments = {i: {name: torch.as_tensor(stored[f"adam{i}_{name}"]) for name in ADAM} for i, _ in learnt}
+        state.optimiser.load_state_dict(state.optimiser.state_dict() | {"state": moments})
+        state.generator.set_state(torch.as_tensor(stored["generator"]))
+        state.elbo = stored["elbo"].tolist()
 
 
 def _identity(
@@ -362,14 +356,14 @@ def _identity(
 
 
 @torch.no_grad()
-def _finish(model: Model, state: _State, places: Places, shape: Shape, tol: float) -> SpatialFactors:
+def _finish(model: SpatialModel, state: _ClimbState, places: Places, shape: Shape, tol: float) -> SpatialFactors:
     """Posterior of all spots, in the order in which they came."""
     params = state.params
     spots = torch.arange(len(model.place), device=model.place.device).split(PREDICT_ROWS)
     mean, variance = (
         torch.cat(parts) for parts in zip(*(model.log_usage(params, part) for part in spots), strict=True)
     )
-    usage, sd = moments(mean.double(), variance.double())
+    usage, sd = lognormal_moments(mean.double(), variance.double())
     scale = usage.mean(0)
     back = np.argsort(places.order)
 
@@ -424,5 +418,5 @@ def predict(posterior: Mapping[str, Any], coordinates: np.ndarray, slice: int = 
     if n_free:
         mean = torch.cat([mean, mean.new_zeros(len(x), n_free)], 1)
         variance = torch.cat([variance, variance.new_ones(len(x), n_free)], 1)
-    usage, sd = moments(mean, variance)
+    usage, sd = lognormal_moments(mean, variance)
     return (usage / scale).numpy(), (sd / scale).numpy()

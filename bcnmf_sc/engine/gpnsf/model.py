@@ -14,7 +14,7 @@ B)^-1 K_ZS``
     KL   = (|C|^2 + |m|^2 - M) / 2 - sum log C_ii.
 
 The prior of v is standard normal whatever B is. B is chosen such that a diagonal C does for the posterior
-(`gpnsf_fit.rebase`).
+(`fit.rebase`).
 
 Slices have inducing points, offsets and slopes of their own and share everything else: no covariance reaches across
 slices. Sums over entries go over the non-zeros wherever the observation model lets them. Nothing here seeds, fits or
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .observations import Block, Observation, Params
+from .observations import Observation, Params, SpotValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -56,9 +56,6 @@ def rbf(d: Tensor) -> Tensor:
 
 KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = {"matern32": matern32, "exponential": exponential, "rbf": rbf}
 """Correlation at a distance in units of the lengthscale."""
-
-
-# Prior and posterior of log usage -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,6 @@ def kl_free(mean: Tensor, log_sd: Tensor) -> Tensor:
     return (0.5 * (torch.exp(2 * log_sd) + mean * mean - 1) - log_sd).sum()
 
 
-# Data and evidence lower bound --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Modality:
     """Values of one modality, in rows of spots (CSR), and what they are thought to be."""
@@ -146,12 +140,12 @@ class Modality:
     log_factorials: Tensor
     """Sum of ``log x!`` per spot."""
 
-    def block(self, spots: Tensor) -> Block:
+    def values_of(self, spots: Tensor) -> SpotValues:
         """Return the values of some spots."""
         rows, at = _entries(self.indptr, spots)
         hidden_rows, hidden_at = _entries(self.hidden_indptr, spots)
         constant = self.log_factorials[spots].sum()
-        return Block(
+        return SpotValues(
             self.size[spots], rows, self.cols[at], self.x[at], hidden_rows, self.hidden_cols[hidden_at], constant
         )
 
@@ -173,7 +167,7 @@ def _entries(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Model:
+class SpatialModel:
     """Where the spots are, and what was seen there."""
 
     prior: Prior
@@ -240,7 +234,7 @@ class Model:
         noise: Tensor,
         *,
         kl_weight: float = 1.0,
-        blocks: Sequence[Block] | None = None,
+        blocks: Sequence[SpotValues] | None = None,
         projections: Sequence[tuple[int, Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Estimate the evidence lower bound of all spots from some of them.
@@ -249,7 +243,7 @@ class Model:
         those of the spots, where they are at hand.
         """
         share = len(self.place) / len(spots)
-        blocks = [modality.block(spots) for modality in self.modalities] if blocks is None else blocks
+        blocks = [modality.values_of(spots) for modality in self.modalities] if blocks is None else blocks
         mean, variance = self.log_usage(params, spots, projections)
         sd = variance.sqrt()
         parts = [(each, each.loadings(params), each.parameter(params)) for each in self.modalities]
@@ -264,7 +258,7 @@ class Model:
         return share / len(noise) * fit - kl_weight * kl
 
 
-def moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def lognormal_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the usage ``exp(h)``, h normal, from the moments of h."""
     usage = torch.exp((mean + variance / 2).clamp_max(LARGEST_LOG_USAGE))
     return usage, usage * torch.sqrt(torch.expm1(variance.clamp_max(LARGEST_LOG_USAGE)))

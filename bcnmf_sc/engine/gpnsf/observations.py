@@ -20,10 +20,7 @@ parameter per feature)."""
 TINY = 1e-30
 
 
-# Observation models -------------------------------------------------------------------------------------------------
-
-
-class Block(NamedTuple):
+class SpotValues(NamedTuple):
     """Values of one modality in some spots."""
 
     size: Tensor
@@ -47,7 +44,7 @@ class Observation(Protocol):
     parameter: ClassVar[str]
     """Name of its parameter per feature; empty for none."""
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:
+    def log_prob(self, block: SpotValues, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:
         """Log-likelihood of the observed entries at usage ``e`` and loadings ``W``."""
         ...
 
@@ -56,28 +53,28 @@ class Observation(Protocol):
         ...
 
 
-class Poisson:
+class PoissonObservation:
     """Counts with the rate as mean and variance."""
 
     name: ClassVar[str] = "poisson"
     counts: ClassVar[bool] = True
     parameter: ClassVar[str] = ""
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, block: SpotValues, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         return (block.x * torch.log(_rates(block, e, W))).sum() - _total_rate(block, e, W) - block.constant
 
     def information(self, rate: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         return 1 / rate
 
 
-class Bernoulli:
+class BernoulliObservation:
     """Whether at least one of a Poisson number of events was seen: ``P(x = 1) = 1 - exp(-rate)``."""
 
     name: ClassVar[str] = "bernoulli"
     counts: ClassVar[bool] = True
     parameter: ClassVar[str] = ""
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, block: SpotValues, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         # log P(1) - log P(0) = log(exp(r) - 1) at the ones, log P(0) = -r everywhere
         rate = _rates(block, e, W)
         return (rate + torch.log(-torch.expm1(-rate))).sum() - _total_rate(block, e, W)
@@ -86,14 +83,14 @@ class Bernoulli:
         return 1 / torch.expm1(rate)
 
 
-class NegativeBinomial:
+class NegativeBinomialObservation:
     """Counts with the rate as mean and variance ``rate + rate^2 / theta``."""
 
     name: ClassVar[str] = "nb"
     counts: ClassVar[bool] = True
     parameter: ClassVar[str] = "dispersion"
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, block: SpotValues, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         over = block.size[:, None] * (e @ (W / parameter[:, None]).T)  # rate / theta
         none = torch.log1p(over) @ parameter  # minus the log-likelihood of a spot of zeros
         hidden = torch.log1p(over[block.hidden_rows, block.hidden_cols]) * parameter[block.hidden_cols]
@@ -107,14 +104,14 @@ class NegativeBinomial:
         return 1 / (rate + rate * rate / parameter)
 
 
-class Gaussian:
+class GaussianObservation:
     """Measurements with the rate as mean and a standard deviation per feature."""
 
     name: ClassVar[str] = "gaussian"
     counts: ClassVar[bool] = False
     parameter: ClassVar[str] = "sd"
 
-    def log_prob(self, block: Block, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, block: SpotValues, e: Tensor, W: Tensor, parameter: Tensor) -> Tensor:  # noqa: D102
         x = torch.zeros(len(e), len(W), dtype=e.dtype, device=e.device)
         x[block.rows, block.cols] = block.x
         each = -0.5 * ((x - block.size[:, None] * (e @ W.T)) / parameter) ** 2 - torch.log(parameter)
@@ -127,7 +124,8 @@ class Gaussian:
 
 
 OBSERVATIONS: Mapping[str, Observation] = {
-    each.name: each for each in (NegativeBinomial(), Bernoulli(), Poisson(), Gaussian())
+    each.name: each()
+    for each in (NegativeBinomialObservation, BernoulliObservation, PoissonObservation, GaussianObservation)
 }
 
 
@@ -153,7 +151,7 @@ def _take(matrix: Tensor, place: Tensor) -> Tensor:
     return taken
 
 
-def _rates(block: Block, e: Tensor, W: Tensor) -> Tensor:
+def _rates(block: SpotValues, e: Tensor, W: Tensor) -> Tensor:
     """Rates of the non-zeros."""
     n_features = len(W)
     if len(block.x) * e.shape[1] > 2 * len(e) * n_features:  # so many that the whole product costs less
@@ -163,7 +161,7 @@ def _rates(block: Block, e: Tensor, W: Tensor) -> Tensor:
     return (block.size[block.rows] * rate).clamp_min(TINY)
 
 
-def _total_rate(block: Block, e: Tensor, W: Tensor) -> Tensor:
+def _total_rate(block: SpotValues, e: Tensor, W: Tensor) -> Tensor:
     """Sum of the rates of all observed entries."""
     total = block.size @ (e @ W.sum(0))
     if len(block.hidden_rows):

@@ -15,9 +15,6 @@ ALL_PLACES, FEWER_POINTS = 600, 300
 """Places of a slice up to which each is an inducing point where nothing else is asked for, and their number above."""
 
 
-# Places -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Places:
     """Coordinates on a scale of their own: each slice centred, all divided by the radius of the widest."""

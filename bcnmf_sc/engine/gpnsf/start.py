@@ -1,9 +1,9 @@
-"""Around the spatial model: scaled places, inducing points, the start by joint NMF, neighbours of spots."""
+"""Where a fit of the spatial model starts: from the best of a few joint NMFs of all modalities."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..bcnmf.solver import Run
 from ..bcnmf.solver import fit as fit_nmf
 from ..bcnmf.solver import transform as transform_nmf
 from ..rows.open import row_source
-from .model import Modality, Model, Prior
+from .model import Modality, Prior, SpatialModel
 from .space import default_points, inducing_points, morans_i, neighbours
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ class Values:
     """Spots x features: the entries that are to be left out (whatever is stored in it)."""
     frozen: np.ndarray | None = None
     """Loadings of the first topics, features x any number (the same in all modalities), held fixed."""
-    parameter: np.ndarray | None = None
-    """The observation model's parameter per feature, held fixed; estimated by default."""
 
 
 def reordered(values: Values, order: np.ndarray) -> Values:
@@ -75,19 +73,7 @@ def reordered(values: Values, order: np.ndarray) -> Values:
     if hidden is not None:  # what is hidden is not looked at
         matrix = sparse.csr_array(matrix - matrix.multiply(_pattern(sparse.csr_array(hidden))))
         matrix.eliminate_zeros()
-    return Values(
-        values.name,
-        matrix,
-        values.observation,
-        values.size[order],
-        values.weight,
-        hidden,
-        values.frozen,
-        values.parameter,
-    )
-
-
-# Start --------------------------------------------------------------------------------------------------------------
+    return replace(values, matrix=matrix, size=values.size[order], hidden=hidden)
 
 
 def joint_nmf(
@@ -166,9 +152,6 @@ def _pattern(matrix: sparse.csr_array) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(matrix.data)), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-# The model at its start -----------------------------------------------------------------------------------------------
-
-
 def begin(
     scaled: np.ndarray,
     slice: np.ndarray,
@@ -178,7 +161,7 @@ def begin(
     *,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Model, Params]:
+) -> tuple[SpatialModel, Params]:
     """Set the model up, and its parameters at the start."""
     H, W = start
     H = H / H.mean(0)
@@ -240,7 +223,7 @@ def begin(
         params[f"F_{each.name}"] = tensor(over[:, :n_frozen])
         params[f"V_{each.name}"] = tensor(np.maximum(over[:, n_frozen:], LOADING_FLOOR))
         params[f"aux_{each.name}"] = tensor(np.log(first_parameter(each, np.exp(log_usage), W[each.name])))
-    return Model(
+    return SpatialModel(
         prior, tensor(scaled), torch.as_tensor(slice, device=device), torch.as_tensor(point, device=device), modalities
     ), params
 
@@ -277,8 +260,8 @@ def modality_tensors(values: Values, tensor: Any) -> Modality:
 def first_parameter(values: Values, usage: np.ndarray, W: np.ndarray) -> np.ndarray:
     """Return the observation model's parameter at the start, by moments about the rates there."""
     n_features = values.matrix.shape[1]
-    if values.parameter is not None or not values.observation.parameter:
-        return np.ones(n_features) if values.parameter is None else np.asarray(values.parameter, np.float64)
+    if not values.observation.parameter:
+        return np.ones(n_features)
     seen, square, excess, rates = (np.zeros(n_features) for _ in range(4))
     for first in range(0, len(usage), START_ROWS):
         rows = slice(first, first + START_ROWS)

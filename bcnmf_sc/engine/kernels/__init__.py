@@ -1,1 +1,1 @@
-"""The passes over a block of cells."""
+"""Passes over a block of cells: what they take and gather, on the CPU, in torch."""

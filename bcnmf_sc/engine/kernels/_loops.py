@@ -1,11 +1,13 @@
 """Compiled loops over the non-zeros of cells, a cell at a time while its row is in cache.
 
-Arrays only: what the loops are for stands in `kernels`.
+Arrays only: what the loops are for stands in `cpu`.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,18 +23,26 @@ TINY = 1e-30
 MOST = 1e30
 """Largest ``1 / q`` of a zero-inflated count that is told from infinity."""
 
+_compiled: Any = partial(
+    numba.njit, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy"
+)
+inlined = _compiled(forceinline=True)
+"""Compile a part of a loop into what calls it.
+
+A call would be bound to the part compiled by itself in the process that compiles both, and to a copy optimised for the
+loop in one that loads the loop from disk: their last bits differ.
+"""
+
 
 def jit(function):
     """Compile a loop when it is first called, and keep it on disk where there is a place for that."""
-    compiled = numba.njit(
-        fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy"
-    )(function)
+    compiled = _compiled(function)
     with suppress(RuntimeError):  # neither the package's folder nor the user's can be written to
         compiled.enable_caching()
     return compiled
 
 
-@jit
+@inlined
 def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
     """`_start` for one cell: writes h, returns the cell's total."""
     total = values.dtype.type(0)
@@ -49,7 +59,7 @@ def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
     return total
 
 
-@jit
+@inlined
 def _finish_step(h, up, down, last, n_topics):
     """``h <- h * up / down``, floored; by what share the usage moved, and whether back where it came from."""
     zero = h.dtype.type(0)
@@ -66,7 +76,7 @@ def _finish_step(h, up, down, last, n_topics):
     return moved / max(total, h.dtype.type(TINY)), along < zero
 
 
-@jit
+@inlined
 def _go_ahead(h, last, momentum, n_topics):
     """`_extrapolation` for one cell, in place; returns the momentum to go on with."""
     ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
@@ -78,7 +88,7 @@ def _go_ahead(h, last, momentum, n_topics):
     return ahead
 
 
-@jit
+@inlined
 def _tail(indices, values, begin, end, tail_indices, tail_values):
     """Return where whole fours end; the row's last few become a four that is filled up with zeros."""
     by_four = begin + (end - begin) // 4 * 4
@@ -89,7 +99,7 @@ def _tail(indices, values, begin, end, tail_indices, tail_values):
     return by_four
 
 
-@jit
+@inlined
 def _pull(W, h, up, indices, values, begin, end, tail_indices, tail_values):
     """``up = sum of x / (W h) * W[j]`` over a cell's non-zeros."""
     width, tiny = W.shape[1], W.dtype.type(TINY)
@@ -102,7 +112,7 @@ def _pull(W, h, up, indices, values, begin, end, tail_indices, tail_values):
         add_pull(W, h, up, tail_indices, tail_values, 0, width, tiny)
 
 
-@jit
+@inlined
 def _outer(W, h, p, indices, values, begin, end, tail_indices, tail_values, weight):
     """``p[j] += weight * x / (W h) * h`` for a cell's non-zeros."""
     width, tiny = W.shape[1], W.dtype.type(TINY)

@@ -39,11 +39,11 @@ def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likeliho
 
         return torch_kernels.sweep(block, rows, todo, likelihood)
     total = Sums.zeros()
-    if isinstance(block, CSR) and likelihood.name in FUSED:
+    if isinstance(block, CSR) and likelihood.kernel in FUSED:
         _sweep_fused(block, rows, todo, likelihood, total)
         return total
     n_rows = len(rows.target)
-    counts_terms = isinstance(block, CSR) and likelihood.name in OVERDISPERSED
+    counts_terms = isinstance(block, CSR) and likelihood.kernel == "overdispersed"
     terms = (_Overdispersed if counts_terms else _Products)(block, todo.W, likelihood, total)
     for start in range(0, n_rows, SUB_BLOCK):
         part = slice(start, min(start + SUB_BLOCK, n_rows))
@@ -168,8 +168,8 @@ class _Overdispersed(_Terms):
         super().__init__(block, W, likelihood, total)
         n_genes = len(W)
         self.csr = block.indptr, block.indices, block.values
-        self.theta = np.broadcast_to(likelihood.theta, n_genes).astype(W.dtype)
-        pi = np.broadcast_to(getattr(likelihood, "pi", 0.0), n_genes).astype(np.float64)
+        self.theta = np.broadcast_to(likelihood.dispersion, n_genes).astype(W.dtype)
+        pi = np.broadcast_to(getattr(likelihood, "dropout", 0.0), n_genes).astype(np.float64)
         self.odds = (pi / (1 - pi)).astype(W.dtype)
         self.padded, self.over_theta = padded(W), W.T / self.theta
         self.n = np.empty((SUB_BLOCK, n_genes), W.dtype)
@@ -285,7 +285,7 @@ def _at_values(x: sparse.csr_array, mu: Floats, likelihood: Likelihood) -> tuple
 def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, total: Sums) -> None:
     n_topics = todo.W.shape[1]
     W = padded(todo.W)
-    run = FUSED[likelihood.name]
+    run = FUSED[likelihood.kernel]
     down = W.sum(0) if likelihood.n_kind == "one" else W.T @ W
     # A part without cells in this block, as is usual in sorted data, needs no sums.
     present = [part for part, weight in PARTS.items() if todo.sums and getattr(rows, weight).any()]
@@ -313,7 +313,5 @@ def padded(W: Floats) -> Floats:
 
 PARTS = {"x": "target", "y": "background"}
 """The conditions' letters and weights."""
-FUSED = {"poisson": poisson_rows, "gaussian": gaussian_rows}
-"""Likelihoods for which sparse rows need one fused pass."""
-OVERDISPERSED = ("nb", "zinb")
-"""Likelihoods whose n, at zeros too, comes from a dispersion and a probability of dropout."""
+FUSED = {"ratio": poisson_rows, "linear": gaussian_rows}
+"""Kernels (`Likelihood.kernel`) for which sparse rows need one fused pass."""

@@ -1,4 +1,4 @@
-"""`kernels.sweep` in torch: the same pass over a block of cells, on whatever device the block lies.
+"""`cpu.sweep` in torch: the same pass over a block of cells, on whatever device the block lies.
 
 Sparse values under Poisson and Gaussian go through sparse products alone, a block at once. Everything else goes through
 pieces of a block with matrix products, mended at the non-zeros; no cells x genes tensor is larger than a piece.
@@ -30,8 +30,8 @@ GATHERED = 2**16
 """Values at a time for which loadings and usage are gathered, where there is no sampled product."""
 STILL_GOING = 0.75
 """Share of the cells at hand that must still move, or the others are dropped."""
-WHOLE = {"poisson", "gaussian"}
-"""Likelihoods for which sparse cells need sparse products only."""
+WHOLE = {"ratio", "linear"}
+"""Kernels (`Likelihood.kernel`) that need sparse products only of sparse cells."""
 
 
 # -- what lies on the device -------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class TorchBlock:
 
 @dataclass
 class TorchRows:
-    """`kernels.Rows` on a device."""
+    """`block.Rows` on a device."""
 
     target: Tensor
     background: Tensor
@@ -180,7 +180,7 @@ class TorchRows:
 
 @dataclass
 class TorchSums:
-    """`kernels.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
+    """`block.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
 
     p_x: Tensor | None = None
     p_y: Tensor | None = None
@@ -218,7 +218,7 @@ class TorchSums:
 
 @torch.no_grad()
 def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood) -> TorchSums:
-    """Do what `kernels.sweep` does.
+    """Do what `cpu.sweep` does.
 
     ``rows`` are changed at the very end: running out of memory leaves them as they were.
     """
@@ -228,7 +228,7 @@ def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood
     cells, total, changes = block.cells, TorchSums(), []
     present = torch.stack([rows.target.any(), rows.background.any()]).tolist()  # sorted data: often one of them
     parts = [part for part, here in zip("xy", present, strict=True) if here]
-    whole = isinstance(cells, SparseCells) and likelihood.name in WHOLE
+    whole = isinstance(cells, SparseCells) and likelihood.kernel in WHOLE
     step = len(cells) if whole else max(1, block.piece // cells.n_genes)
     for start in range(0, len(cells), step):
         part = slice(start, min(start + step, len(cells)))
@@ -346,7 +346,7 @@ def _terms(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> tuple[Tens
     """Return p (at the non-zeros, or dense), n (`None` where it is one, or linear) and mu, where it was made."""
     if likelihood.n_kind == "mu":
         return x.values, None, None
-    if isinstance(x, SparseCells) and likelihood.name in WHOLE:
+    if isinstance(x, SparseCells) and likelihood.kernel in WHOLE:
         return likelihood.p(x.values, x.sampled(h, W).clamp_min_(TINY)), None, None
     mu = (h @ W.T).clamp_min_(TINY)
     if isinstance(x, DenseCells):
@@ -363,11 +363,11 @@ def _terms(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> tuple[Tens
 
 def _loss(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> Tensor:
     """Loss of every cell (float64)."""
-    if isinstance(x, SparseCells) and likelihood.name == "gaussian":
+    if isinstance(x, SparseCells) and likelihood.kernel == "linear":
         # |x|^2 - 2 x W h + h W'W h in double precision: the terms nearly cancel
         fit = h.double() @ (W.T @ W).double() - 2 * x.times(x.values, W).double()
         return (x.per_cell(x.values**2) + (h * fit).sum(1)) / 2
-    if isinstance(x, SparseCells) and likelihood.name == "poisson":
+    if isinstance(x, SparseCells) and likelihood.kernel == "ratio":
         mu_x = x.sampled(h, W).clamp_min_(TINY)
         return h.double() @ W.double().sum(0) + x.per_cell(likelihood.loss(x.values, mu_x) - mu_x)
     mu = (h @ W.T).clamp_min_(TINY)
@@ -400,10 +400,10 @@ def _on_device(likelihood: Likelihood, like: Tensor) -> Likelihood:
     """Move the likelihood's parameters, where there is one per gene, to a tensor's device and type."""
     arrays = {
         each.name: torch.tensor(value).to(like)
-        for each in dataclasses.fields(likelihood)  # type: ignore[arg-type]
+        for each in dataclasses.fields(likelihood)
         if np.ndim(value := getattr(likelihood, each.name))
     }
-    return dataclasses.replace(likelihood, **arrays) if arrays else likelihood  # type: ignore[type-var]
+    return dataclasses.replace(likelihood, **arrays) if arrays else likelihood
 
 
 def _csr(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

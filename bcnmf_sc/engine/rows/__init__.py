@@ -1,1 +1,1 @@
-"""Where the cells come from: matrices in memory, on disk, on workers, on a device."""
+"""Row sources, which hand out blocks of cells wherever these lie, and sums over cells that no fit is needed for."""

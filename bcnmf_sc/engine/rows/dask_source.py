@@ -43,7 +43,7 @@ Blocks = list[tuple[slice, "Block"]]
 
 
 @dataclass
-class Held:
+class WorkerPart:
     """What a worker holds of a part between two passes."""
 
     rows: Any
@@ -52,9 +52,9 @@ class Held:
     spare: Any = None
     """The rows before, to be written over."""
 
-    def __reduce__(self) -> tuple[type[Held], tuple[Any]]:
+    def __reduce__(self) -> tuple[type[WorkerPart], tuple[Any]]:
         """No more than the rows travels."""
-        return Held, (self.rows,)
+        return WorkerPart, (self.rows,)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class WorkerRows:
     """Where the cells' rows are."""
 
     futures: list[Any]
-    """What is `Held`, of each part."""
+    """What is `WorkerPart`, of each part."""
     n_passes: int = 0
 
 
@@ -169,23 +169,23 @@ def _join(parts: Sequence[Blocks]) -> Blocks:
     return joined
 
 
-def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> Held:
-    return Held(deepcopy(make(*arrays)))  # which may keep the message's own arrays
+def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> WorkerPart:
+    return WorkerPart(deepcopy(make(*arrays)))  # which may keep the message's own arrays
 
 
-def _placed(blocks: Blocks, held: Held) -> Held:
-    return Held(deepcopy(held.rows))  # the message stays as it came
+def _placed(blocks: Blocks, held: WorkerPart) -> WorkerPart:
+    return WorkerPart(deepcopy(held.rows))  # the message stays as it came
 
 
-def _field(held: Held, name: str) -> Any:
+def _field(held: WorkerPart, name: str) -> Any:
     return getattr(held.rows, name)
 
 
-def _sums(held: Held) -> Any:
+def _sums(held: WorkerPart) -> Any:
     return held.sums
 
 
-def _step(blocks: Blocks, old: Held, message: Callable[[Block, Any], Any]) -> Held:
+def _step(blocks: Blocks, old: WorkerPart, message: Callable[[Block, Any], Any]) -> WorkerPart:
     if old.spare is None:
         rows = deepcopy(old.rows)
     else:
@@ -197,7 +197,7 @@ def _step(blocks: Blocks, old: Held, message: Callable[[Block, Any], Any]) -> He
         total = next(parts)
         for part in parts:
             total += part
-    return Held(rows, total, old.rows)
+    return WorkerPart(rows, total, old.rows)
 
 
 def _add(parts: Sequence[T]) -> T:

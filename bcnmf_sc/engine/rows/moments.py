@@ -21,15 +21,15 @@ PER_CELL = 1e4
 
 
 @dataclass
-class Units:
+class Membership:
     """To which unit (a donor, a group) each cell belongs."""
 
     code: np.ndarray
     """Number of the unit; -1 for none."""
 
-    def __getitem__(self, part: slice) -> Units:
+    def __getitem__(self, part: slice) -> Membership:
         """Return views of some of the cells."""
-        return Units(self.code[part])
+        return Membership(self.code[part])
 
 
 @dataclass
@@ -65,7 +65,7 @@ def moments(source: RowSource, code: np.ndarray, n_units: int, *, log_normalize:
     log_normalize
         Compare ``log(1 + value / total * 1e4)`` instead of the values.
     """
-    return source.reduce(partial(_moments, n_units=n_units, log=log_normalize), source.place(Units, code))
+    return source.reduce(partial(_moments, n_units=n_units, log=log_normalize), source.place(Membership, code))
 
 
 def log_normalized(x: Any) -> Any:
@@ -89,7 +89,7 @@ def member_matrix(code: np.ndarray, n_units: int) -> sparse.csr_array:
 
 
 @piecewise
-def _moments(block: Block, rows: Units, *, n_units: int, log: bool) -> Moments:
+def _moments(block: Block, rows: Membership, *, n_units: int, log: bool) -> Moments:
     member = member_matrix(rows.code, n_units)
     x = as_matrix(block)
     linear = _scaled(x) if log else x

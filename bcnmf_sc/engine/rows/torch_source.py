@@ -52,7 +52,7 @@ class TorchSource(RowSource):
     host
         The cells.
     device
-        Device of torch: a CUDA device, or the CPU (for checks; `kernels` is faster there).
+        Device of torch: a CUDA device, or the CPU (for checks; `kernels.cpu` is faster there).
     memory
         Bytes of the device that the data may take; by default what is free, less what the work needs. At 0 all blocks
         are sent with every pass.

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ... import _anndata
-from ..._utils.checks import whole_number
+from ..._anndata import Reading
+from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .folds import FEW_BACKGROUND, make_folds
-from .problem import MAX_SUPPRESSED, Problem, check_alpha, one_alpha
+from .problem import MAX_SUPPRESSED, Problem, one_alpha
 from .select import summary
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ..._anndata import MaskVar
-    from .._run import LikelihoodName, RunOptions
+    from ..._anndata import Data, Design, MaskVar
+    from .._run import Likelihood, LikelihoodName, RunOptions
 
 
 def background_check(
@@ -37,7 +37,7 @@ def background_check(
     alpha: float = 0.3,
     sample_key: str | None = None,
     confounders: Sequence[str] = (),
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -79,35 +79,33 @@ def background_check(
     >>> adata.uns["bcnmf_background_check"]["verdict"].iloc[0]  # 400 cells: good from 500 on
     'caution'
     """
-    _anndata.check_key(key_added)
-    _anndata.check_backed(adata, copy=copy)
-    for name, number in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
-        whole_number(name, number, 1)
+    whole_number("n_background_topics", n_background_topics, 1)
     one_alpha(background)
     no_checkpoint(run)
-    check_alpha(alpha)
-    design = _anndata.read_design(adata, background_key, background, target)
-    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    columns = {name: _anndata.read_samples(adata, name) for name in confounders}
-    problem = Problem.read(
-        adata,
-        design,
+    number("alpha", alpha)
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
+        sample_key=sample_key,
+        confounders=confounders,
         likelihood=likelihood,
-        n_topics=n_topics,
-        n_background_topics=n_background_topics,
         layer=layer,
         mask_var=mask_var,
+        sizes={"n_topics": n_topics},
+        n_background_topics=n_background_topics,
         random_state=random_state,
         run=run,
     )
-    rows = [*_check_size(problem, samples), _check_suppressed(problem, alpha)]
-    rows += _check_gain(problem, samples, n_topics, n_background_topics, random_state, run)
-    rows += [_check_confounder(name, column, problem) for name, column in columns.items()]
-    adata = adata.copy() if copy else adata
-    adata.uns[key_added + "_background_check"] = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
-    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
-    adata.uns[key_added + "_background_check_design"] = _anndata.asked(what, adata.obs)
-    return adata if copy else None
+    problem = Problem.read(adata, asked)
+    data = problem.data
+    rows = [*_check_size(data), _check_suppressed(problem, alpha)]
+    rows += _check_gain(problem, n_topics, n_background_topics)
+    rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
+    table = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
+    return data.note({"_background_check": table, "_background_check_design": data.question})
 
 
 Row = tuple[str, float, str, str]
@@ -123,10 +121,10 @@ def _verdict(value: float, good: float, bad: float) -> str:
     return "bad" if ((value <= bad) if rising else (value >= bad)) else "caution"
 
 
-def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
-    design = problem.design
+def _check_size(data: Data) -> list[Row]:
+    design, samples = data.design, data.samples
     n_target, n_background = int(design.target.sum()), int(design.background.sum())
-    depth = (problem.sums[0].sum() / n_target) / (problem.sums[1:].sum() / n_background)
+    depth = (data.sums[0].sum() / n_target) / (data.sums[1:].sum() / n_background)
     fold = max(depth, 1 / depth)
     rows = [
         (
@@ -177,8 +175,8 @@ def _check_size(problem: Problem, samples: pd.Categorical | None) -> list[Row]:
 def _check_suppressed(problem: Problem, alpha: float) -> Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it is the row below
-        contrast = problem.contrast(dict.fromkeys(problem.design.backgrounds, alpha), "effective", pooled=True, key="")
-    in_target = problem.mass[0] > 0
+        contrast = problem.contrast(dict.fromkeys(problem.data.design.backgrounds, alpha), "effective", pooled=True)
+    in_target = problem.data.mass[0] > 0
     lost = float((contrast.suppressed & in_target).sum() / in_target.sum()) if contrast.suppressed is not None else 0.0
     return (
         "suppressed genes",
@@ -189,21 +187,14 @@ def _check_suppressed(problem: Problem, alpha: float) -> Row:
     )
 
 
-def _check_gain(
-    problem: Problem,
-    samples: pd.Categorical | None,
-    n_topics: int,
-    n_background_topics: int,
-    random_state: int,
-    run: RunOptions,
-) -> list[Row]:
-    design = problem.design
-    nothing = problem.contrast(dict.fromkeys(design.backgrounds, 0.0), "effective", pooled=True, key="")
-    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
-    fold = make_folds(design, samples, ensemble.N_SELECT_FOLDS, fold_seed)
+def _check_gain(problem: Problem, n_topics: int, n_background_topics: int) -> list[Row]:
+    data = problem.data
+    nothing = problem.contrast(dict.fromkeys(data.design.backgrounds, 0.0), "effective", pooled=True)
+    fold_seed, fit_seed = ensemble.spawn(data.asked.random_state, 2)
+    fold = make_folds(data.design, data.samples, ensemble.N_SELECT_FOLDS, fold_seed)
     model = problem.model(nothing, n_topics, n_background_topics, "split")
-    settings = run_settings(run, accelerate=True)
-    found = summary(ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0])
+    settings = run_settings(data.asked.run, accelerate=True)
+    found = summary(ensemble.select(data.source, [model], fold, random_state=fit_seed, run=settings)[0])
     by_background = found["explained_target"] - found["gain_target"]
     own = found["explained_background"] - found["gain_background"]
     share = by_background / own if own > 0 else 0.0
@@ -226,9 +217,8 @@ def _check_gain(
     ]
 
 
-def _check_confounder(name: str, column: pd.Categorical, problem: Problem) -> Row:
+def _check_confounder(name: str, column: pd.Categorical, design: Design) -> Row:
     """Cramer's V between a column and the condition."""
-    design = problem.design
     used = (design.target ^ design.background) & (column.codes >= 0)
     counts = pd.crosstab(column.codes[used], design.target[used])
     v = float(stats.contingency.association(counts.to_numpy(), method="cramer")) if min(counts.shape) > 1 else 0.0

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 
-from ... import _anndata
-from ..._utils.checks import one_of, whole_number
-from ..._utils.errors import UserError
+from ..._anndata import Reading
+from ..._utils.checks import number, one_of, seed_32, whole_number
 from ...engine import transform
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
-from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha, one_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha, one_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..._anndata import MaskVar
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
 
 
 def consensus(
@@ -36,7 +35,7 @@ def consensus(
     n_restarts: int = 10,
     alpha: float | None = None,
     density: float = 0.5,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -79,46 +78,45 @@ def consensus(
     >>> adata.varm["bcnmf"].shape
     (500, 3)
     """
-    _anndata.check_backed(adata, copy=copy)
-    _anndata.check_inputs(adata, key_added, scored=False, background_key=background_key)
     whole_number("n_restarts", n_restarts, 2)
-    whole_number("n_background_topics", n_background_topics, 0)
     one_of("basis", basis, ("split", "shared"))
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
-    check_alpha(alpha)
-    if not density > 0:
-        msg = f"`density` must be above 0, got {density!r}."
-        raise UserError(msg)
+    number("alpha", alpha)
+    number("density", density, closed="right")
     one_alpha(background)
     no_checkpoint(run)
-    design = _anndata.read_design(adata, background_key, background, target)
-    problem = Problem.read(
-        adata,
-        design,
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
         likelihood=likelihood,
-        n_topics=n_topics,
-        n_background_topics=n_background_topics,
         layer=layer,
         mask_var=mask_var,
+        sizes={"n_topics": n_topics},
+        writes=("role",),
+        n_background_topics=n_background_topics,
         random_state=random_state,
         run=run,
     )
-    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
+    problem = Problem.read(adata, asked)
+    source, backgrounds = problem.data.source, problem.data.design.backgrounds
+    contrast = problem.contrast(dict.fromkeys(backgrounds, alpha), "effective", pooled=True)
     settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
     model = problem.model(contrast, n_topics, n_background_topics, basis)
-    fits = ensemble.restarts(problem.source, model, n_restarts, random_state=random_state, run=settings)
+    fits = ensemble.restarts(source, model, n_restarts, random_state=random_state, run=settings)
     kinds = [slice(n_topics), slice(n_topics, None)][: 1 + bool(n_background_topics)]
-    found = [
-        ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=random_state) for kind in kinds
-    ]
+    seed = seed_32(random_state)
+    found = [ensemble.consensus([f.W[:, kind] for f in fits], density=density, random_state=seed) for kind in kinds]
     W, stability, members = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
     last = fits[int(np.argmin([f.loss[-1][3] for f in fits]))]
-    H, cell_loss = transform(problem.source, last.likelihood, W)
+    H, cell_loss = transform(source, last.likelihood, W)
     factors = replace(last, W=W, H=H, cell_loss=cell_loss)
     params = {
         "background_key": background_key,
-        "background": list(design.backgrounds),
-        "alpha": [alpha] * len(design.backgrounds),
+        "background": list(backgrounds),
+        "alpha": [alpha] * len(backgrounds),
         "alpha_scale": "effective",
         "n_background_topics": n_background_topics,
         "basis": basis,
@@ -128,6 +126,4 @@ def consensus(
     record = problem.record(factors, contrast, params, n_topics, run=settings)
     record["topics"]["stability"], record["topics"]["n_members"] = stability, members
     del record["weight"]  # of one restart, and so no ground to go on from
-    adata = adata.copy() if copy else adata
-    problem.write(adata, key_added, factors, contrast, record)
-    return adata if copy else None
+    return problem.write(factors, contrast, record)

@@ -6,25 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
+from anndata import AnnData
 
-from ... import _anndata
-from ..._utils.checks import one_of, whole_number
+from ..._anndata import MaskVar, Reading
+from ..._stored import CELL_FIELDS
+from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
-from ...engine.bcnmf import ensemble
 from ...engine.bcnmf.ensemble import fit_model, spawn
-from .._run import run_settings
-from .folds import call_topics, make_folds, score_cells, warn_of_background, warn_of_homeless
-from .modalities import Modalities
-from .problem import SAFE_ALPHA, Problem, check_alpha, default_alpha
+from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
+from .folds import deal, score
+from .problem import SAFE_ALPHA, Problem, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from mudata import MuData
-
-    from ..._anndata import Design, MaskVar
-    from .._run import LikelihoodName, RunOptions
 
 N_FOLDS = 5
 """Folds on which the number of background topics is chosen where cells are not scored."""
@@ -44,9 +40,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
-    likelihood: LikelihoodName | Mapping[str, LikelihoodName] = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood | Mapping[str, LikelihoodName | Likelihood] = "poisson",
     weights: Mapping[str, float] | None = None,
     layer: str | Mapping[str, str | None] | None = None,
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto",
@@ -110,13 +104,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values. Of a MuData one for all, or a mapping of the modalities to
-        use, as ``{"rna": "poisson", "protein": "gaussian"}``.
-    dispersion
-        Of ``"nb"`` and ``"zinb"``: theta, with variance ``mu + mu^2 / theta``. ``"estimate"`` fits one for each gene on
-        the target's cells; a number, the same for all genes, is what the paper does.
-    dropout
-        Of ``"zinb"``: the probability that a count is lost, likewise.
+        error) for images, proteins or log-normalised values. Under ``"nb"`` and ``"zinb"`` a dispersion, and a dropout,
+        is estimated for each gene on the target's cells; an object of `bcnmf_sc.likelihoods` sets them instead, as
+        ``NegativeBinomial(dispersion=2.0)``. Of a MuData one for all, or a mapping of the modalities to use, as
+        ``{"rna": "poisson", "protein": "gaussian"}``.
     weights
         Of the modalities of a MuData, above 0; 1 where none is given.
     layer
@@ -180,39 +171,36 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     >>> adata.obsm["X_bcnmf"].shape, adata.varm["bcnmf"].shape
     ((1000, 4), (500, 4))
     """
-    scored = n_background_topics != 0 and cross_fit is not None
-    _anndata.check_inputs(adata, key_added, scored=scored, background_key=background_key, sample_key=sample_key)
-    data: dict[str, Any] = {"likelihood": likelihood, "layer": layer, "mask_var": mask_var}
-    data |= {"dispersion": dispersion, "dropout": dropout, "run": run}
-    modalities = Modalities.of(adata, columns=(background_key, sample_key), weights=weights, **data)
-    if modalities is not None:
-        adata = modalities.adata
-        data |= {"likelihood": modalities.likelihood, "layer": None, "mask_var": None}
-    _anndata.check_backed(adata, copy=copy)
-    design = _anndata.read_design(adata, background_key, background, target)
+    alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
     _check_ways(basis, cross_fit, fdr_level, alpha_scale)
-    if alpha is None:
-        alpha = default_alpha(n_background_topics, basis)
-    if choose_alpha := alpha == "auto":
-        _check_auto(background, alpha_scale, split=n_background_topics != 0 and basis == "split")
-    alphas = _alphas(0.0 if alpha == "auto" else alpha, background, design)
-    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(
-        adata, design, n_topics=n_topics, n_background_topics=n_background_topics, random_state=random_state, **data
+    _check_alphas(alpha, background, alpha_scale, split=n_background_topics != 0 and basis == "split")
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
+        sample_key=sample_key,
+        likelihood=likelihood,
+        weights=weights,
+        layer=layer,
+        mask_var=mask_var,
+        sizes={"n_topics": n_topics},
+        writes=("role",) if n_background_topics == 0 or cross_fit is None else CELL_FIELDS,
+        n_background_topics=0 if n_background_topics == "auto" else n_background_topics,
+        random_state=random_state,
+        run=run,
     )
-    start = problem.check_start(init, n_topics)
-    choice: dict[str, Any] = {}
-    if choose_alpha:
-        choice = alpha_path(
-            problem,
-            ALPHAS,
-            n_topics=n_topics,
-            samples=samples,
-            random_state=random_state,
-            run=run | {"checkpoint": None},  # which is of the fit that follows
-        )
-        alphas = dict.fromkeys(alphas, choice["alpha"])
-    contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping), key=key_added)
+    problem = Problem.read(adata, asked, several=True)
+    data = problem.data
+    start = start_loadings(init, len(data.genes), n_topics)
+    notes: dict[str, Any] = {}
+    if alpha == "auto":
+        choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
+        notes, alpha = {"_alpha": choice | {"design": data.question}}, choice["alpha"]
+    given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
+    alphas = {str(name): float(value) for name, value in given.items()}
+    contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping))
     settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
     params = {
         "background_key": background_key,
@@ -232,32 +220,25 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     }
     fold_seed, select_seed, score_seed = spawn(random_state, 3)
     selection: dict[str, Any] = {}
-    fold: Any = None
+    fold = None
     if n_background_topics != 0:
-        warn_of_background(design, samples)
-        fold = make_folds(design, samples, cross_fit or N_FOLDS, fold_seed)
-    if n_background_topics == "auto":
-        n_background_topics, table, reason = choose_background_topics(
-            problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
-        )
-        selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
+        fold = deal(data.design, data.samples, cross_fit or N_FOLDS, fold_seed)
+        if n_background_topics == "auto":
+            n_background_topics, table, reason = choose_background_topics(
+                problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
+            )
+            selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
     model = problem.model(contrast, n_topics, n_background_topics, basis)
-    factors = fit_model(problem.source, model, start=start, random_state=random_state, run=settings)
+    factors = fit_model(data.source, model, start=start, random_state=random_state, run=settings)
     record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
     cells: dict[str, np.ndarray] = {}
-    if scored:
-        scores = ensemble.cross_fit(problem.source, model, factors, fold, random_state=score_seed, run=settings)
-        cells = score_cells(scores, design, factors.H, n_topics, fdr_level)
-        record["topics"] = call_topics(record["topics"], scores, design, samples, fdr_level)
-        warn_of_homeless(record["topics"], scores, design, fdr_level)
-
-    adata = adata.copy() if copy and modalities is None else adata
-    problem.write(adata, key_added, factors, contrast, record, cells)
-    if choice:
-        adata.uns[key_added + "_alpha"] = choice | {"design": _anndata.asked(record["params"], adata.obs)}
-    if modalities is not None:
-        return modalities.write(key_added, copy=copy)
-    return adata if copy else None
+    if fold is not None and cross_fit is not None:
+        topics = record["topics"]
+        cells, found = score(
+            data, model, factors, fold, topics, fdr_level=fdr_level, random_state=score_seed, run=settings
+        )
+        record |= found
+    return problem.write(factors, contrast, record, cells, notes)
 
 
 def nmf(
@@ -265,9 +246,7 @@ def nmf(
     *,
     n_topics: int = 10,
     cells: np.ndarray | None = None,
-    likelihood: LikelihoodName = "poisson",
-    dispersion: float | Literal["estimate"] = "estimate",
-    dropout: float | Literal["estimate"] = "estimate",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     init: np.ndarray | None = None,
@@ -291,7 +270,7 @@ def nmf(
     cells
         The cells to learn from, a bool for each: an array in their order, or a Series by their names; the others are
         projected. All by default.
-    likelihood, dispersion, dropout, layer, mask_var, init, random_state, key_added, copy, **run
+    likelihood, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
     Returns
@@ -316,46 +295,35 @@ def nmf(
     >>> adata.obsm["X_nmf"].shape
     (1000, 4)
     """
-    _anndata.check_key(key_added)
-    _anndata.check_backed(adata, copy=copy)
-    learn = (
-        np.ones(adata.n_obs, bool) if cells is None else np.asarray(_anndata.in_order("cells", cells, adata.obs_names))
-    )
-    if learn.shape != (adata.n_obs,) or learn.dtype != bool or not learn.any():
-        got = f"{learn.dtype} {learn.shape}"
-        msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
-        raise UserError(msg)
-    problem = Problem.read(
-        adata,
-        _anndata.Design(learn, {}),
+    asked = Reading(
+        key_added,
+        copy,
+        cells=cells,
         likelihood=likelihood,
-        n_topics=n_topics,
         layer=layer,
         mask_var=mask_var,
+        sizes={"n_topics": n_topics},
         random_state=random_state,
-        dispersion=dispersion,
-        dropout=dropout,
         run=run,
     )
-    contrast = problem.contrast({}, "sum", pooled=True, key=key_added)
+    problem = Problem.read(adata, asked)
+    data = problem.data
+    contrast = problem.contrast({}, "sum", pooled=True)
     settings = run_settings(run, accelerate=True)
     factors = fit(
-        problem.source,
-        problem.likelihood,
+        data.source,
+        data.likelihood,
         n_topics,
-        target=learn,
+        target=data.design.target,
         background=contrast.weight,
-        expressed=problem.expressed,
-        start=problem.check_start(init, n_topics),
-        refine=problem.refine,
+        expressed=data.expressed,
+        start=start_loadings(init, len(data.genes), n_topics),
+        refine=data.estimated,
         random_state=random_state,
         run=settings,
     )
     params = {"init": "random" if init is None else "given"}
-    record = problem.record(factors, contrast, params, n_topics, run=settings)
-    adata = adata.copy() if copy else adata
-    problem.write(adata, key_added, factors, contrast, record)
-    return adata if copy else None
+    return problem.write(factors, contrast, problem.record(factors, contrast, params, n_topics, run=settings))
 
 
 def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
@@ -364,13 +332,16 @@ def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) 
     one_of("basis", basis, ("split", "shared"))
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
-    if not 0 < fdr_level < 1:
-        msg = f"`fdr_level` must be between 0 and 1, got {fdr_level!r}."
-        raise UserError(msg)
+    number("fdr_level", fdr_level, 0, 1, "neither")
 
 
-def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
-    """Refuse what an alpha cannot be chosen for."""
+def _check_alphas(alpha: Any, background: Any, alpha_scale: str, *, split: bool) -> None:
+    """Raise unless alpha is a strength for all backgrounds, or `background` maps to them, or it can be chosen."""
+    if alpha != "auto":
+        given = background if isinstance(background, Mapping) else {"": alpha}
+        for name, value in given.items():
+            number("alpha", value, why=f" for background {str(name)!r}" if name != "" else "")
+        return
     if isinstance(background, Mapping):
         msg = "`alpha` must not be 'auto' where `background` gives each background its own. Name the backgrounds only."
     elif alpha_scale != "effective":
@@ -380,14 +351,3 @@ def _check_auto(background: Any, alpha_scale: str, *, split: bool) -> None:
     else:
         return
     raise UserError(msg)
-
-
-def _alphas(alpha: float, background: str | Sequence[str] | Mapping[str, float], design: Design) -> dict[str, float]:
-    alphas: dict[str, Any]
-    if isinstance(background, Mapping):
-        alphas = {str(name): value for name, value in background.items()}
-    else:
-        alphas = dict.fromkeys(design.backgrounds, alpha)
-    for name, value in alphas.items():
-        check_alpha(value, f" for background {name!r}")
-    return {name: float(value) for name, value in alphas.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,13 @@ from scipy import stats
 
 from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
-from ...engine.bcnmf.ensemble import OutOfFold, shares_of
+from ...engine.bcnmf.ensemble import OutOfFold, cross_fit, shares_of
 from .._design import pairing
 
 if TYPE_CHECKING:
-    from ..._anndata import Design
+    from ..._anndata import Data, Design
+    from ...engine import Factors, Run
+    from ...engine.bcnmf.ensemble import Model
 
 FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
@@ -65,6 +67,31 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
     fold[known] = place.loc[samples.codes[known]].to_numpy()
     fold[rng.permutation(unknown)] = np.arange(len(unknown)) % n_folds
     return fold
+
+
+def deal(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
+    """Deal the cells out to folds on which they are to be scored; warn where scores will say little."""
+    warn_of_background(design, samples)
+    return make_folds(design, samples, n_folds, random_state)
+
+
+def score(
+    data: Data,
+    model: Model,
+    factors: Factors,
+    fold: np.ndarray,
+    topics: pd.DataFrame,
+    *,
+    fdr_level: float,
+    random_state: int,
+    run: Run,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics with their tests."""
+    scores = cross_fit(data.source, model, factors, fold, random_state=random_state, run=run)
+    cells = score_cells(scores, data.design, factors.H, model.n_topics, fdr_level)
+    topics = call_topics(topics, scores, data.design, data.samples, fdr_level)
+    warn_of_homeless(topics, scores, data.design, fdr_level)
+    return cells, {"topics": topics}
 
 
 def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import numpy as np
+from anndata import AnnData
 
-from ... import _anndata
+from ... import _stored
+from ..._anndata import Reading, check_names
 from ..._utils.checks import listed
 from ..._utils.errors import UserError
 from ...engine import fit, transform
-from .._run import run_settings
+from .._run import RunOptions, run_settings
 from .problem import SAFE_ALPHA, Contrast, Problem
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from .._run import RunOptions
 
 
 def project(
@@ -71,31 +68,25 @@ def project(
     >>> bool(abs(new.obsm["X_bcnmf"] - adata.obsm["X_bcnmf"]).max() < 1e-3)
     True
     """
-    name = key if key_added is None else key_added
-    _anndata.check_key(name)
-    _anndata.check_backed(adata, copy=copy)
-    _anndata.check_names(adata)
-    _anndata.check_names(reference, "reference")
-    stored = _anndata.stored(reference, key)
-    W = _anndata.aligned_loadings(adata, reference, key)
+    check_names(adata)
+    check_names(reference, "reference")
+    stored = _stored.stored(reference, key)
+    W = _stored.aligned_loadings(adata, reference, key)
     used = np.asarray(W.any(axis=1))
-    problem = Problem.read(
-        adata,
-        _anndata.Design(np.zeros(adata.n_obs, bool), {}),
-        likelihood=_anndata.stored_likelihood(adata, reference, key, used),
-        n_topics=None,
+    asked = Reading(
+        key if key_added is None else key_added,
+        copy,
+        cells=np.zeros(adata.n_obs, bool),
+        needs_target=False,
+        likelihood=_stored.stored_likelihood(adata, reference, key, used),
         layer=layer,
         mask_var=used,
         run={"n_threads": n_threads, "device": device, "batch_size": batch_size},
     )
-    H, _ = transform(problem.source, problem.likelihood, W[used].astype(np.float64))
-
-    adata = adata.copy() if copy else adata
-    params = dict(stored["params"]) | {"layer": layer}
-    record = {"params": params, "topics": stored["topics"].copy()}
-    cells = {"role": problem.design.role}
-    _anndata.write(adata, name, used=problem.genes, W=W[used], H=H, cells=cells, genes={}, record=record)
-    return adata if copy else None
+    data = Problem.read(adata, asked).data
+    H, _ = transform(data.source, data.likelihood, W[used].astype(np.float64))
+    record = {"params": dict(stored["params"]) | {"layer": layer}, "topics": stored["topics"].copy()}
+    return data.store(W=W[used], H=H, cells={"role": data.design.role}, genes={}, record=record)
 
 
 def update(
@@ -146,12 +137,11 @@ def update(
     >>> late.obsm["X_bcnmf"].shape
     (500, 4)
     """
-    _anndata.check_backed(adata, copy=copy)
-    _anndata.check_names(adata)
-    _anndata.check_names(reference, "reference")
-    stored = _anndata.stored(reference, key)
+    check_names(adata)
+    check_names(reference, "reference")
+    stored = _stored.stored(reference, key)
     params = stored.get("params", {})
-    W = np.asarray(_anndata.stored_slot(reference, "varm", key), np.float64)
+    W = np.asarray(_stored.stored_slot(reference, "varm", key), np.float64)
     used = W.any(axis=1)
     names = reference.var_names[used]
     split = (stored["topics"]["kind"] == "background").any()
@@ -168,30 +158,37 @@ def update(
     background = [str(name) for name in params["background"]]
     target = params.get("target")
     target = target if target is None else np.asarray(target).tolist()
-    design = _anndata.read_design(adata, str(params["background_key"]), background, target, partial=True)
     mask = np.asarray(adata.var_names.isin(names))
     order = names.get_indexer(adata.var_names[mask])
-    likelihood = _anndata.stored_likelihood(adata, reference, key, mask)
-    problem = Problem.read(
-        adata, design, likelihood=likelihood, n_topics=None, layer=layer, mask_var=mask, random_state=0, run=run
+    asked = Reading(
+        key,
+        copy,
+        str(params["background_key"]),
+        background,
+        target,
+        partial=True,
+        likelihood=_stored.stored_likelihood(adata, reference, key, mask),
+        layer=layer,
+        mask_var=mask,
+        run=run,
     )
+    problem = Problem.read(adata, asked)
+    data = problem.data
     effective, on_sums = (
         dict(zip(background, stored["alphas"][scale].astype(float), strict=True)) for scale in ("effective", "sum")
     )
     suppressed = reference.var[f"{key}_suppressed"].to_numpy()[used][order]
-    contrast = Contrast.of(design, effective, on_sums, suppressed)
+    contrast = Contrast.of(data.design, effective, on_sums, suppressed)
     settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
     factors = fit(
-        problem.source,
-        problem.likelihood,
+        data.source,
+        data.likelihood,
         W.shape[1],
-        target=design.target,
+        target=data.design.target,
         background=contrast.weight,
         start=W[used][order],
         prior=np.asarray(stored["weight"], np.float64)[order],
         run=settings,
     )
     record = problem.record(factors, contrast, dict(params) | {"updated": True}, W.shape[1], run=settings)
-    adata = adata.copy() if copy else adata
-    problem.write(adata, key, factors, contrast, record)
-    return adata if copy else None
+    return problem.write(factors, contrast, record)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import numpy as np
 import pandas as pd
 
-from ... import _anndata
-from ..._utils.checks import one_of, whole_number
+from ..._anndata import Reading
+from ..._utils.checks import number, one_of, whole_number
 from ..._utils.errors import UserError
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..._anndata import MaskVar
     from ...engine import Run
     from ...engine.bcnmf.ensemble import Gain
-    from .._run import LikelihoodName, RunOptions
+    from .._run import Likelihood, LikelihoodName, RunOptions
     from .problem import Contrast
 
 NO_GAIN = 1e-3  # of the background's null deviance: less is the precision of the usage
@@ -54,9 +54,9 @@ def choose_background_topics(
     run: Run,
 ) -> tuple[int, pd.DataFrame, str]:
     """Return the number with the best held-out gain ratio, the table, and the reason in words."""
-    grid = _tried(BACKGROUND_TOPICS, int(problem.design.background.sum()) // 2, problem)
+    grid = _tried(BACKGROUND_TOPICS, int(problem.data.design.background.sum()) // 2, problem)
     models = [problem.model(contrast, n_topics, n, basis) for n in grid]
-    gains = ensemble.select(problem.source, models, fold, random_state=random_state, run=run)
+    gains = ensemble.select(problem.data.source, models, fold, random_state=random_state, run=run)
     table = pd.DataFrame([{"n_background_topics": n} | summary(g) for n, g in zip(grid, gains, strict=True)])
     best = int(table["gain_ratio"].idxmax())
     reason = (
@@ -68,7 +68,7 @@ def choose_background_topics(
 
 def _tried(grid: Sequence[int], n_cells: int, problem: Problem) -> list[int]:
     """Those of a grid that so many cells, and the genes, can hold."""
-    most = min(n_cells, len(problem.genes))
+    most = min(n_cells, len(problem.data.genes))
     return [n for n in grid if n <= most] or [max(1, most // 2)]
 
 
@@ -91,7 +91,7 @@ def select_alpha(
     n_restarts: int = 3,
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -146,41 +146,32 @@ def select_alpha(
     >>> sorted(adata.uns["bcnmf_alpha"])
     ['alpha', 'design', 'reason', 'table']
     """
-    _anndata.check_key(key_added)
-    _anndata.check_backed(adata, copy=copy)
-    if not len(alphas) or not all(0 <= alpha < np.inf for alpha in alphas):
-        msg = f"`alphas` must be finite numbers of at least 0, got {alphas!r}."
+    if not len(alphas):
+        msg = f"`alphas` must name at least one number to try, got {alphas!r}."
         raise UserError(msg)
+    for alpha in alphas:
+        number("alphas", alpha)
     whole_number("n_restarts", n_restarts, 1)
     whole_number("n_folds", n_folds, 2)
     one_alpha(background)
     no_checkpoint(run)
-    design = _anndata.read_design(adata, background_key, background, target)
-    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(
-        adata,
-        design,
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
+        sample_key=sample_key,
         likelihood=likelihood,
-        n_topics=n_topics,
         layer=layer,
         mask_var=mask_var,
+        sizes={"n_topics": n_topics},
         random_state=random_state,
         run=run,
     )
-    choice = alpha_path(
-        problem,
-        alphas,
-        n_topics=n_topics,
-        n_restarts=n_restarts,
-        samples=samples,
-        n_folds=n_folds,
-        random_state=random_state,
-        run=run,
-    )
-    adata = adata.copy() if copy else adata
-    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
-    adata.uns[key_added + "_alpha"] = choice | {"design": _anndata.asked(what, adata.obs)}
-    return adata if copy else None
+    problem = Problem.read(adata, asked)
+    choice = alpha_path(problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds)
+    return problem.data.note({"_alpha": choice | {"design": problem.data.question}})
 
 
 def alpha_path(
@@ -189,29 +180,27 @@ def alpha_path(
     *,
     n_topics: int,
     n_restarts: int = 1,
-    samples: pd.Categorical | None,
     n_folds: int = ensemble.N_SELECT_FOLDS,
-    random_state: int,
-    run: RunOptions,
 ) -> dict[str, Any]:
     """Return the alpha to take, why, and the table over alphas, as they are stored."""
-    design = problem.design
-    fold_seed, fit_seed = ensemble.spawn(random_state, 2)
-    fold = make_folds(design, samples, n_folds, fold_seed)
+    data = problem.data
+    run = {**data.asked.run, "checkpoint": None}  # which is of the fit that follows
+    fold_seed, fit_seed = ensemble.spawn(data.asked.random_state, 2)
+    fold = make_folds(data.design, data.samples, n_folds, fold_seed)
     rows: dict[float, dict[str, float]] = {}
     start: np.ndarray | None = None
 
     def look(alpha: float, start: np.ndarray | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table says it
-            contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key="")
+            contrast = problem.contrast(dict.fromkeys(data.design.backgrounds, alpha), "effective", pooled=True)
         settings = run_settings(run, accelerate=alpha <= SAFE_ALPHA)
         model = problem.model(contrast, n_topics, 0, "split")
-        fitted = ensemble.fit_model(problem.source, model, start=start, random_state=fit_seed, run=settings)
+        fitted = ensemble.fit_model(data.source, model, start=start, random_state=fit_seed, run=settings)
         explained = problem.deviance_explained(fitted)
-        gains = ensemble.select(problem.source, [model], fold, random_state=fit_seed, run=settings)[0]
-        again = ensemble.restarts(problem.source, model, n_restarts - 1, random_state=fit_seed, run=settings)
-        share = ensemble.shares_of(fitted.H[design.target]).mean(0)
+        gains = ensemble.select(data.source, [model], fold, random_state=fit_seed, run=settings)[0]
+        again = ensemble.restarts(data.source, model, n_restarts - 1, random_state=fit_seed, run=settings)
+        share = ensemble.shares_of(fitted.H[data.design.target]).mean(0)
         held_out = summary(gains)
         row = {
             "alpha": alpha,
@@ -224,7 +213,7 @@ def alpha_path(
             "n_collapsed": int((share < COLLAPSED).sum()),
             "stability": ensemble.stability([fitted, *again], n_topics),
         }
-        in_target = int((problem.mass[0] > 0).sum())
+        in_target = int((data.mass[0] > 0).sum())
         row["degenerate"] = bool(
             not np.isfinite(fitted.W).all()
             or row["explained_target"] <= 0
@@ -275,7 +264,7 @@ def select_n_topics(
     basis: Literal["split", "shared"] = "split",
     n_folds: int = 3,
     sample_key: str | None = None,
-    likelihood: LikelihoodName = "poisson",
+    likelihood: LikelihoodName | Likelihood = "poisson",
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     random_state: int = 0,
@@ -326,43 +315,45 @@ def select_n_topics(
     >>> adata.uns["bcnmf_n_topics"]["n_background_topics"]
     4
     """
-    _anndata.check_key(key_added)
-    _anndata.check_backed(adata, copy=copy)
     for name, numbers in (("n_topics", n_topics), ("n_background_topics", n_background_topics)):
         if numbers is not None and not len(numbers):
             msg = f"`{name}` must name at least one number to try."
             raise UserError(msg)
-        for number in () if numbers is None else numbers:
-            whole_number(name, number, 1)
+        for n in () if numbers is None else numbers:
+            whole_number(name, n, 1)
     whole_number("n_folds", n_folds, 2)
     one_of("basis", basis, ("split", "shared"))
     one_alpha(background)
     no_checkpoint(run)
-    design = _anndata.read_design(adata, background_key, background, target)
-    samples = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    problem = Problem.read(
-        adata,
-        design,
+    asked = Reading(
+        key_added,
+        copy,
+        background_key,
+        background,
+        target,
+        sample_key=sample_key,
         likelihood=likelihood,
-        n_topics=None if n_topics is None else max(n_topics),
-        n_background_topics="auto" if n_background_topics is None else max(n_background_topics),
         layer=layer,
         mask_var=mask_var,
+        sizes={} if n_topics is None else {"n_topics": max(n_topics)},
+        n_background_topics=0 if n_background_topics is None else max(n_background_topics),
         random_state=random_state,
         run=run,
     )
+    problem = Problem.read(adata, asked)
+    data = problem.data
     alpha = default_alpha(1, basis)
-    contrast = problem.contrast(dict.fromkeys(design.backgrounds, alpha), "effective", pooled=True, key=key_added)
+    contrast = problem.contrast(dict.fromkeys(data.design.backgrounds, alpha), "effective", pooled=True)
     fold_seed, fit_seed = ensemble.spawn(random_state, 2)
-    fold = make_folds(design, samples, n_folds, fold_seed)
+    fold = make_folds(data.design, data.samples, n_folds, fold_seed)
     if n_topics is None:
         n_topics = _tried(TARGET_TOPICS, adata.n_obs, problem)
     if n_background_topics is None:
-        n_background_topics = _tried(BACKGROUND_TOPICS, int(design.background.sum()) // 2, problem)
+        n_background_topics = _tried(BACKGROUND_TOPICS, int(data.design.background.sum()) // 2, problem)
     pairs = [(k, b) for k in sorted(set(n_topics)) for b in sorted(set(n_background_topics))]
     models = [problem.model(contrast, k, b, basis) for k, b in pairs]
     settings = run_settings(run, accelerate=True)
-    gains = ensemble.select(problem.source, models, fold, random_state=fit_seed, run=settings)
+    gains = ensemble.select(data.source, models, fold, random_state=fit_seed, run=settings)
     table = pd.DataFrame(
         [
             {"n_topics": k, "n_background_topics": b}
@@ -383,13 +374,5 @@ def select_n_topics(
         f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best "
         f"({beside['gain_target'][top]:.3g})."
     )
-    adata = adata.copy() if copy else adata
-    what = {"background_key": background_key, "background": background, "target": target, "layer": layer}
-    adata.uns[key_added + "_n_topics"] = {
-        "design": _anndata.asked(what, adata.obs),
-        "n_topics": n_target,
-        "n_background_topics": n_shared,
-        "reason": reason,
-        "table": table,
-    }
-    return adata if copy else None
+    choice = {"n_topics": n_target, "n_background_topics": n_shared, "reason": reason, "table": table}
+    return data.note({"_n_topics": choice | {"design": data.question}})

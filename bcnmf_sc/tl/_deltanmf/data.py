@@ -12,21 +12,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ... import _anndata
-from ..._utils.checks import listed, one_of, stack_level, whole_number
+from ..._utils.checks import one_of, stack_level, whole_number
 from ..._utils.errors import UserError, UserTypeError
 from ...engine.bcnmf.ensemble import shares_of
-from ...engine.deltanmf.hals import moments
+from ...engine.deltanmf.hals import share_moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
 from ...engine.rows.summary import Groups
-from .._bcnmf.problem import Problem
 from .._design import pairing
-from .._run import DeltaOptions, RunOptions, run_settings
+from .._run import DeltaOptions, RunOptions, check_run, run_settings
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ..._anndata import Design, MaskVar
+    from ..._anndata import Data
     from ...engine import Run
 
 logger = logging.getLogger(__name__)
@@ -77,6 +73,7 @@ class Asked:
         one_of("start", values["start"], ("consensus", "best"))
         whole_number("min_cells", values["min_cells"], 0)
         whole_number("n_restarts", values["n_restarts"], 1)
+        check_run(run, RunOptions)
         genes = values["exclude_genes"]
         values["exclude_genes"] = (genes,) if isinstance(genes, str) else tuple(genes)
         return cls(**values, run=run)  # type: ignore[arg-type]
@@ -99,7 +96,7 @@ class Asked:
 class CaseControl:
     """Counts with all that scales them."""
 
-    problem: Problem
+    data: Data
     control: np.ndarray
     """Bool per cell."""
     case: np.ndarray
@@ -112,34 +109,14 @@ class CaseControl:
     params: dict[str, Any]
 
     @classmethod
-    def read(
-        cls, adata: AnnData, design: Design, asked: Asked, *, layer: str | None, mask_var: MaskVar, random_state: int
-    ) -> CaseControl:
-        """Read and check them. Raises before anything is done."""
-        control, case = design.background, design.target & ~design.background
-        mask = np.zeros(adata.n_vars, bool)
-        mask[_anndata.read_genes(adata, mask_var)] = True
-        if asked.exclude_genes:
-            out = adata.var_names.isin(asked.exclude_genes)
-            if not out.any():
-                msg = f"`exclude_genes` must name genes of `adata.var_names`, got {listed(asked.exclude_genes)}."
-                raise UserError(msg)
-            mask &= ~out
-        problem = Problem.read(
-            adata,
-            _anndata.Design(case, {"control": control}) if case.any() else _anndata.Design(control, {}),
-            likelihood="gaussian",
-            n_topics=None,
-            layer=layer,
-            mask_var=mask,
-            random_state=random_state,
-            run=asked.run,
-        )
+    def of(cls, data: Data, asked: Asked) -> CaseControl:
+        """Scale what was read. Raises before anything is done."""
+        control, case = data.design.background, data.design.target
         member = np.column_stack([control, case])
-        groups = problem.source.place(Groups, member, np.zeros(adata.n_obs))
+        groups = data.source.place(Groups, member, np.zeros(len(control)))
         divide = asked.library != "none"
-        found = problem.source.reduce(partial(moments, divide=divide), groups)
-        total = problem.source.gather(groups, "total")
+        found = data.source.reduce(partial(share_moments, divide=divide), groups)
+        total = data.source.gather(groups, "total")
         size = {"median": float(np.median(total[(control | case) & (total > 0)])), "tpm": PER_MILLION, "none": 1.0}[
             asked.library
         ]
@@ -159,11 +136,11 @@ class CaseControl:
         if keep.sum() < 2:  # noqa: PLR2004
             msg = f"At least 2 genes must have counts in {asked.min_cells} cells, got {keep.sum()}. Lower `min_cells`."
             raise UserError(msg)
-        params = {name: problem.params[name] for name in ("layer", "random_state")} | {
+        params = {name: data.params[name] for name in ("layer", "random_state")} | {
             "n_genes": int(keep.sum()),
             "library_size": size,
         }
-        return cls(problem, control, case, cells, np.where(keep, first, 0), np.where(keep, second, 0), params)
+        return cls(data, control, case, cells, np.where(keep, first, 0), np.where(keep, second, 0), params)
 
     @property
     def role(self) -> pd.Categorical:
@@ -176,7 +153,7 @@ class CaseControl:
         member = {"control": self.control, "case": self.case, "all": np.ones_like(self.case)}[name]
         deviation = self.deviation if name == "control" else self.case_deviation
         genes = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-        return Scaled(self.problem.source, np.where(member, self.cells, 0.0), genes)
+        return Scaled(self.data.source, np.where(member, self.cells, 0.0), genes)
 
     def scaled_loadings(self, loadings: np.ndarray) -> np.ndarray:
         """Turn loadings in counts into those of the first stage."""
@@ -198,14 +175,15 @@ class CaseControl:
             if not member.any():
                 continue
             data = self.stage("control" if name == "control" else "case")
-            profile = self.problem.sums[-1 if name == "control" else 0] * (data.genes > 0)
+            profile = (self.data.sums[1:].sum(0) if name == "control" else self.data.sums[0]) * (data.genes > 0)
             null = usage(data, unit((profile * data.genes)[:, None]))[1].sum()
             explained[name] = float(1 - loss[member].sum() / null)
             mse[name] = float(2 * loss[member].sum() / (member.sum() * (self.deviation > 0).sum()))
             if name == "case" and W.shape[1] > n_control:
                 without = usage(data, W[:, :n_control])[1].sum()
                 explained["case_by_control_topics"] = float(1 - without / null)
-        return Result(W, loadings / sums, H * sums, explained, mse, n_control)
+        H = H * sums
+        return Result(W, loadings / sums, H, shares_of(H), shares_of(H[:, :n_control]), explained, mse, n_control)
 
 
 @dataclass(frozen=True)
@@ -217,6 +195,10 @@ class Result:
     loadings: np.ndarray
     """Genes used x topics, columns sum to 1."""
     H: np.ndarray
+    share: np.ndarray
+    """Of each topic in a cell's usage."""
+    control_share: np.ndarray
+    """Of each control topic in the usage of control topics."""
     explained: dict[str, float]
     mse: dict[str, float]
     n_control: int
@@ -231,16 +213,14 @@ class Result:
         """One row per topic: its mean share of all usage in cases and controls."""
         kinds = [name.split()[0].lower() for name in self.names]
         table = pd.DataFrame({"kind": kinds}, index=pd.Index(self.names, name="topic"))
-        share = shares_of(self.H)
-        return table.join(_means(share, data, table.index)) if data.case.any() else table
+        return table.join(_means(self.share, data, table.index)) if data.case.any() else table
 
 
-def shift_table(H: np.ndarray, data: CaseControl, donors: pd.Categorical | None) -> pd.DataFrame:
+def shift_table(share: np.ndarray, data: CaseControl, donors: pd.Categorical | None) -> pd.DataFrame:
     """Use of the control topics, as shares among them, in cases against controls."""
-    names = pd.Index([f"Control {k + 1}" for k in range(H.shape[1])], name="topic")
+    names = pd.Index([f"Control {k + 1}" for k in range(share.shape[1])], name="topic")
     if not data.case.any():
         return pd.DataFrame(index=names)
-    share = shares_of(H)
     table = _means(share, data, names)
     table.insert(2, "difference", table["usage_case"] - table["usage_control"])
     units = [pd.DataFrame(share[member], columns=names) for member in (data.case, data.control)]
@@ -281,7 +261,7 @@ def shift_table(H: np.ndarray, data: CaseControl, donors: pd.Categorical | None)
 def emergence_table(result: Result, data: CaseControl, n_control: int) -> pd.DataFrame:
     """Use of the case topics in cases, and in controls that are projected on them."""
     names = pd.Index(result.names[n_control:], name="topic")
-    share = shares_of(result.H)[:, n_control:]
+    share = result.share[:, n_control:]
     table = _means(share, data, names)
     threshold = np.quantile(share[data.control], ACTIVE, axis=0)
     table["active_case"] = (share[data.case] > threshold).mean(0)

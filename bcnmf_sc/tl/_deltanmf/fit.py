@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
 from ... import _anndata
-from ..._utils.checks import listed, stack_level, whole_number
+from ..._anndata import MaskVar, Reading
+from ..._stored import stored, stored_slot
+from ..._utils.checks import listed, number, stack_level, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
-from .._run import all_gone_through
+from .._run import DeltaOptions, all_gone_through
 from .data import Asked, CaseControl, emergence_table, shift_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ..._anndata import Data
 
-    from anndata import AnnData
-
-    from ..._anndata import Design, MaskVar
-    from .._bcnmf.problem import Problem
-    from .._run import DeltaOptions
-
+STAGES: tuple[Literal["control", "case"], ...] = ("control", "case")
 WORDS = ("condition_key", "control", "case")
 
 
@@ -153,38 +152,51 @@ def deltanmf(
     >>> bool(adata.uns["deltanmf"]["emergence"].loc["Case 1", "log2_enrichment"] > 1)
     True
     """
-    _anndata.check_backed(adata, copy=copy)
-    _anndata.check_inputs(adata, key_added, scored=False, condition_key=condition_key, sample_key=sample_key)
     asked = Asked.of(options)
     whole_number("n_topics_control", n_topics_control, 1)
     whole_number("n_topics_case", n_topics_case, 0)
-    strengths: dict[str, Any] = {"rel_alpha": rel_alpha, "rel_gamma": rel_gamma}
-    for name, value in strengths.items():
-        if not isinstance(value, int | float | np.number) or not (np.isfinite(value) and value >= 0):
-            msg = f"`{name}` must be a finite number of at least 0, got {value!r}."
-            raise UserError(msg)
+    for name, strength in (("rel_alpha", rel_alpha), ("rel_gamma", rel_gamma)):
+        number(name, strength)
     if rel_alpha and similarity is None:
         msg = f"`similarity` must be given where `rel_alpha` is above 0, got {rel_alpha!r} and none."
         raise UserError(msg)
-    design = _read_design(adata, condition_key, control, case, one_stage=n_topics_case == 0)
-    donors = None if sample_key is None else _anndata.read_samples(adata, sample_key)
-    data = CaseControl.read(adata, design, asked, layer=layer, mask_var=mask_var, random_state=random_state)
-    for name, number, cells in (("control", n_topics_control, data.control), ("case", n_topics_case, data.case)):
-        most = int(min(cells.sum(), (data.deviation > 0).sum()))
-        whole_number(f"n_topics_{name}", number, 0, most, f"the smaller of {name} cells and genes used")
-    names = adata.var_names[data.problem.genes]
-    graph, n_known = (None, 0) if similarity is None else _similarity.align(_of_varp(adata, similarity), names)
-    start = None if init is None else data.scaled_loadings(_start(adata, init, data.problem, n_topics_control))
-    if asked.reuse_control and start is None:
+    if asked.reuse_control and init is None:
         msg = "`init` must be given where `reuse_control` is True, got None."
         raise UserError(msg)
+    reading = Reading(
+        key_added,
+        copy,
+        condition_key,
+        control,
+        case,
+        WORDS,
+        apart=True,
+        needs_target=n_topics_case > 0,
+        writes=("role",),
+        sample_key=sample_key,
+        likelihood="gaussian",
+        layer=layer,
+        mask_var=mask_var,
+        exclude_genes=asked.exclude_genes,
+        random_state=random_state,
+        run=asked.run,
+    )
+    read = _anndata.read(adata, reading)
+    graph, n_known = _graph(read, similarity)
+    init_loadings = _init(read, init, n_topics_control)
+    data = CaseControl.of(read, asked)
+    for name, n, cells in (("control", n_topics_control, data.control), ("case", n_topics_case, data.case)):
+        most = int(min(cells.sum(), (data.deviation > 0).sum()))
+        whole_number(f"n_topics_{name}", n, 0, most, f"the smaller of {name} cells and genes used")
+    start = None if init_loadings is None else data.scaled_loadings(init_loadings)
 
     common: dict[str, Any] = {"similarity": graph, "rel_alpha": float(rel_alpha), "random_state": random_state}
+    scaled = {name: data.stage(name) for name in STAGES}
     stages: dict[str, Stage] = {}
     held = start
     if not asked.reuse_control:
         stages["control"] = fit_stage(
-            data.stage("control"),
+            scaled["control"],
             n_topics_control,
             start=start,
             n_restarts=asked.n_restarts,
@@ -195,7 +207,7 @@ def deltanmf(
         held = stages["control"].W
     if n_topics_case:
         stages["case"] = fit_stage(
-            data.stage("case"),
+            scaled["case"],
             n_topics_case,
             held=held,
             rel_gamma=float(rel_gamma),
@@ -205,11 +217,10 @@ def deltanmf(
     W = stages["case"].W if n_topics_case else held
     assert W is not None  # for type checkers: one of the stages ran, or `init` was given
     result = data.result(W, n_topics_control)
-    adata = adata.copy() if copy else adata
     params = {
         "method": "deltanmf",
         "condition_key": condition_key,
-        "control": list(design.backgrounds),
+        "control": list(read.design.backgrounds),
         "case": case if case is None or isinstance(case, str) else list(case),
         "n_topics_control": n_topics_control,
         "n_topics_case": n_topics_case,
@@ -218,12 +229,12 @@ def deltanmf(
         "n_genes_in_similarity": n_known,
         "sample_key": sample_key,
         "init": "found" if init is None else init if isinstance(init, str) else "given",
-        "mask_var": mask_var if mask_var is None or isinstance(mask_var, str) else "array",
+        "mask_var": read.params["mask_var"],
     }
     record = {
         "params": data.params | asked.params | params,
         "topics": result.topics(data),
-        "shift": shift_table(result.H[:, :n_topics_control], data, donors),
+        "shift": shift_table(result.control_share, data, read.samples),
         "loss": _loss_table(stages),
         "n_iter": sum(stage.n_iter for stage in stages.values()),
         "converged": all(stage.converged for stage in stages.values()),
@@ -232,10 +243,7 @@ def deltanmf(
     }
     if n_topics_case:
         record["emergence"] = emergence_table(result, data, n_topics_control)
-    _anndata.write(
-        adata,
-        key_added,
-        used=data.problem.genes,
+    copied = read.store(
         W=result.loadings,
         H=result.H,
         cells={"role": data.role},
@@ -250,7 +258,7 @@ def deltanmf(
                 "there may be little to settle on: try fewer."
             )
             warnings.warn(msg, ConvergenceWarning, stacklevel=stack_level())
-    return adata if copy else None
+    return copied
 
 
 def _loss_table(stages: dict[str, Stage]) -> pd.DataFrame:
@@ -268,36 +276,25 @@ def _loss_table(stages: dict[str, Stage]) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
-def _read_design(adata: AnnData, key: str, control: Any, case: Any, *, one_stage: bool) -> Design:
-    only = _anndata.read_design(adata, key, control, control, WORDS)
-    if one_stage and case is None:
-        rest = ~only.background & pd.notna(adata.obs[key]).to_numpy()
-        return _anndata.Design(rest, only.backgrounds)
-    design = _anndata.read_design(adata, key, control, case, WORDS)
-    if (design.target & design.background).any():
-        msg = f"`case` must name other categories than `control`, got {case!r} and {control!r}."
-        raise UserError(msg)
-    return design
+def _graph(data: Data, similarity: Any) -> tuple[Any, int]:
+    """Return the similarity of the genes used, and how many of them it knows."""
+    if similarity is None:
+        return None, 0
+    adata = data.adata
+    if isinstance(similarity, str):
+        if similarity not in adata.varp:
+            msg = f"`similarity` {similarity!r} is not in `adata.varp`. Present: {listed(adata.varp.keys())}."
+            raise UserError(msg)
+        similarity = adata.varp[similarity], adata.var_names
+    return _similarity.align(similarity, adata.var_names[data.genes])
 
 
-def _of_varp(adata: AnnData, similarity: Any) -> Any:
-    if not isinstance(similarity, str):
-        return similarity
-    if similarity not in adata.varp:
-        msg = f"`similarity` {similarity!r} is not in `adata.varp`. Present: {listed(adata.varp.keys())}."
-        raise UserError(msg)
-    return adata.varp[similarity], adata.var_names
-
-
-def _start(adata: AnnData, init: np.ndarray | str, problem: Problem, n_topics: int) -> np.ndarray:
-    """Read loadings in counts, of the genes used."""
+def _init(data: Data, init: np.ndarray | str | None, n_topics: int) -> np.ndarray | None:
+    """Return the loadings to start from, in counts, of the genes used."""
     if isinstance(init, str):
-        topics = _anndata.stored(adata, init)["topics"]
-        W = np.asarray(_anndata.stored_slot(adata, "varm", init), np.float64)[problem.genes]
+        topics = stored(data.adata, init)["topics"]
+        W = np.asarray(stored_slot(data.adata, "varm", init), np.float64)[data.genes]
         if (topics.get("kind") == "control").any():
             W = W[:, (topics["kind"] == "control").to_numpy()]
-    else:
-        W = init
-    start = problem.check_start(W, n_topics)
-    assert start is not None  # for type checkers
-    return start
+        init = W
+    return start_loadings(init, len(data.genes), n_topics)

@@ -8,12 +8,9 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from ... import _anndata
-from ..._mudata import (
-    in_memory,
-    modality_of,
-    stored_fit,
-)
+from ..._anndata import check_backed, check_key, read_matrix
+from ..._mudata import in_memory
+from ..._spots import modality_of, stored_fit
 from ..._utils.checks import listed, one_of, whole_number
 from ..._utils.errors import UserError
 
@@ -76,7 +73,7 @@ def enhance(
     from ...engine.gpnsf.space import similarity
 
     if isinstance(mdata, AnnData):
-        _anndata.check_backed(mdata, copy=copy)
+        check_backed(mdata, copy=copy)
     record = stored_fit(mdata, key)
     one_of("method", method, ("neighbours", "model"))
     whole_number("n_neighbors", n_neighbors, 1)
@@ -90,7 +87,7 @@ def enhance(
         msg = f"`modality` must be one of the fit's, got {modality!r}. Present: {listed(names)}."
         raise UserError(msg)
     name = f"{key}_enhanced" if key_added is None else key_added
-    _anndata.check_key(name)
+    check_key(name)
     mdata = mdata.copy() if copy else mdata
     adata = modality_of(mdata, modality)
     usage = np.asarray(mdata.obsm["X_" + key], np.float64)
@@ -100,7 +97,7 @@ def enhance(
         return mdata if copy else None
     weights = similarity(usage, np.asarray(mdata.obsm[f"X_{key}_sd"], np.float64), n_neighbors)
     layer = str(record["params"]["layers"][names.index(modality)])
-    x = sparse.csr_array(in_memory(_anndata.read_matrix(adata, None if layer == "X" else layer)))
+    x = sparse.csr_array(in_memory(read_matrix(adata, None if layer == "X" else layer)))
     if record["params"]["likelihood"][names.index(modality)] == "bernoulli":
         x = (x > 0).astype(np.float64)
     here = weights[order][:, order]

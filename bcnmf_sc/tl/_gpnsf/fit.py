@@ -11,29 +11,21 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.exceptions import ConvergenceWarning
 
-from ... import _anndata
-from ..._mudata import (
-    Spatial,
-    SpotModality,
-    check_weights,
-    forget_joint,
-    modality_of,
-    read_coordinates,
-    read_modalities,
-    read_slices,
-)
+from ... import _spots
+from ..._anndata import Reading
+from ..._mudata import forget_joint
+from ..._spots import modality_of
+from ..._stored import recorded
 from ..._utils.checks import number, one_of, stack_level, whole_number
-from ..._utils.errors import UserError
 from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
 
 if TYPE_CHECKING:
     from mudata import MuData
 
+    from ..._spots import Spatial, SpotModality, Spots
     from ...engine.gpnsf.fit import SpatialFactors
 
-KERNELS = ("matern32", "exponential", "rbf")
-OBSERVATIONS = ("nb", "bernoulli", "poisson", "gaussian")
 MORAN_NEIGHBOURS = 8
 
 
@@ -79,7 +71,7 @@ def gpnsf(
         Number of topics, beside the spatial ones, whose usage varies from spot to spot with a standard normal prior.
     likelihood
         Per modality: ``"nb"`` (negative binomial, a dispersion for each feature is estimated), ``"poisson"``,
-        ``"bernoulli"`` (0 or 1 with :math:`P(1) = 1 - e^{-\text{rate}}`; larger counts are made 1, with a warning) or
+        ``"bernoulli"`` (0 or 1 with P(1) = 1 - exp(-rate); larger counts are made 1, with a warning) or
         ``"gaussian"`` (non-negative measurements, a standard deviation for each feature). One name for all, or a
         mapping of modalities, which are then the ones used. ``"auto"``: Bernoulli where all values are 0 or 1 or the
         modality is called ``atac`` or ``peaks``, negative binomial for other whole numbers, Gaussian else.
@@ -103,7 +95,7 @@ def gpnsf(
         them. Their coordinates need no common origin, but a common unit.
     kernel
         Correlation over distance: ``"matern32"`` (once differentiable), ``"exponential"``
-        (:math:`e^{-d / 2l}`, rough) or ``"rbf"`` (:math:`e^{-d^2 / 2l^2}`, very smooth).
+        (``exp(-d / 2l)``, rough) or ``"rbf"`` (``exp(-d^2 / 2l^2)``, very smooth).
     n_inducing
         Inducing points per slice, centres of k-means; every place where it has no more. By default all places up to
         600, 300 above. The fewer, the smoother the finest pattern that can be found.
@@ -156,37 +148,37 @@ def gpnsf(
     ((196, 4), (120, 4))
     """
     from ...engine.gpnsf import fit as gpnsf_fit
+    from ...engine.gpnsf.model import KERNELS
+    from ...engine.gpnsf.observations import OBSERVATIONS
     from ...engine.gpnsf.start import Shape, Values
 
-    _anndata.check_key(key_added)
     check_run(run, SpatialRunOptions)
     one_of("kernel", kernel, KERNELS)
-    whole_number("random_state", random_state, 0)
     if n_inducing is not None:
         whole_number("n_inducing", n_inducing, 1)
     number("kl_weight", kl_weight)
     for name, kind in likelihood.items() if isinstance(likelihood, Mapping) else [("", likelihood)]:
         one_of(f"likelihood[{name!r}]" if name else "likelihood", kind, ("auto", *OBSERVATIONS))
-    check_weights(weights)
-    for name, weight in (weights or {}).items():
-        number(f"weights[{name!r}]", weight)
-    if isinstance(mdata, AnnData):
-        _anndata.check_backed(mdata, copy=copy)
-    modalities = read_modalities(mdata, likelihood, size_factors, weights, layer, mask_var)
-    whole_number("n_topics", n_topics, 1)
-    whole_number("n_nonspatial", n_nonspatial, 0)
-    most = min(mdata.n_obs, sum(len(each.features) for each in modalities))
-    if n_topics + n_nonspatial > most:
-        n_all = n_topics + n_nonspatial
-        msg = f"`n_topics` and `n_nonspatial` must sum to at most {most} (spots or features), got {n_all}."
-        raise UserError(msg)
-    slices, names = read_slices(mdata, sample_key)
-    coordinates = read_coordinates(mdata, spatial_key, slices=slices, names=names)
+    asked = Reading(
+        key_added,
+        copy,
+        sample_key=sample_key,
+        likelihood=likelihood,
+        weights=weights,
+        layer=layer,
+        mask_var=mask_var,
+        sizes={"n_topics": n_topics, "n_nonspatial": n_nonspatial},
+        random_state=random_state,
+    )
+    spots = _spots.read(mdata, asked, size_factors, spatial_key)
+    modalities = spots.modalities
 
     shape = Shape(n_topics, n_nonspatial, kernel, n_inducing, kl_weight=float(kl_weight))
     values = [Values(each.name, each.matrix, each.observation, each.size, each.weight) for each in modalities]
     climb = gpnsf_fit.Climb(**({"progress": True} | {k: v for k, v in run.items() if v is not None}))  # type: ignore[arg-type]
-    factors = gpnsf_fit.fit(coordinates, slices, values, shape, random_state=random_state, climb=climb)
+    factors = gpnsf_fit.fit_spatial(
+        spots.coordinates, spots.slices, values, shape, random_state=random_state, climb=climb
+    )
 
     if not factors.converged and (climb.tol or factors.n_iter < climb.max_iter):  # with 0, no rest was asked for
         moved = "fell" if factors.gain < 0 else "rose"
@@ -208,7 +200,7 @@ def gpnsf(
         "n_nonspatial": n_nonspatial,
         "spatial_key": spatial_key,
         "sample_key": sample_key,
-        "slices": names,
+        "slices": spots.slice_names,
         "kernel": kernel,
         "n_inducing": "auto" if n_inducing is None else n_inducing,
         "kl_weight": float(kl_weight),
@@ -217,24 +209,21 @@ def gpnsf(
         "learning_rate": climb.learning_rate,
         "batch_size": climb.batch_size,
     }
-    record = _anndata.recorded(params)
-    _write(mdata, key_added, factors, modalities, _topics(factors, modalities, coordinates, slices), record)
+    _write(mdata, key_added, factors, modalities, _topics(factors, spots), recorded(params))
     return mdata if copy else None
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def _topics(
-    factors: SpatialFactors, modalities: list[SpotModality], coordinates: np.ndarray, slices: np.ndarray
-) -> pd.DataFrame:
+def _topics(factors: SpatialFactors, spots: Spots) -> pd.DataFrame:
     """One row per topic."""
     from ...engine.gpnsf.space import morans_i, neighbours
 
     usage, n_spatial = factors.usage, len(factors.lengthscale)
     spatial = np.arange(usage.shape[1]) < n_spatial
     variation, shares = np.zeros(usage.shape[1]), {}
-    for each in modalities:
+    for each in spots.modalities:
         W = factors.loadings[each.name]
         mean = np.maximum(usage.mean(0) @ W.T, 1e-12)
         variation += each.weight * usage.var(0) * (W**2 / mean[:, None]).sum(0)
@@ -246,7 +235,7 @@ def _topics(
             "kind": np.where(spatial, "spatial", "nonspatial"),
             "lengthscale": np.concatenate([factors.lengthscale, fill]).astype(np.float64),
             "variance": np.concatenate([factors.variance, fill]).astype(np.float64),
-            "moran_i": morans_i(usage, neighbours(coordinates, slices, MORAN_NEIGHBOURS)),
+            "moran_i": morans_i(usage, neighbours(spots.coordinates, spots.slices, MORAN_NEIGHBOURS)),
             "spatial_importance": np.where(spatial, variation / variation.sum(), 0.0),
             "posterior_cv": (factors.usage_sd / np.maximum(usage, 1e-12)).mean(0),
             **shares,
@@ -283,10 +272,8 @@ def _write(
             adata.var[f"{key}_{each.observation.parameter}"] = column
             own.append(f"var.{key}_{each.observation.parameter}")
         written += own if adata is mdata else []
-        adata.uns[key] = {
-            "params": params | {"written": own},
-            "topics": topics.copy(),
-        }  # for what reads loadings out of an AnnData
+        # for what reads loadings out of an AnnData
+        adata.uns[key] = {"params": params | {"written": own}, "topics": topics.copy()}
     mdata.uns[key] = {
         "params": params | {"written": written},
         "topics": topics,

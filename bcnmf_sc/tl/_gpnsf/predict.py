@@ -8,10 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ..._mudata import (
-    modality_of,
-    stored_fit,
-)
+from ..._spots import modality_of, stored_fit
 from ..._utils.checks import listed, one_of
 from ..._utils.errors import UserError
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -371,6 +374,22 @@ def test_extrapolation_begins_anew_where_the_step_leads_back(problem, last_move,
 def test_loops_compile_where_nothing_can_be_kept_on_disk(monkeypatch):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert jit(lambda x: x + 1)(2) == 3
+
+
+def test_compiled_and_loaded_loops_give_the_same_bits(tmp_path):
+    code = """if True:
+        import hashlib, numpy as np
+        from scipy import sparse
+        from bcnmf_sc.engine import Poisson, Run, fit, row_source
+        rng = np.random.default_rng(0)
+        x = sparse.csr_array(rng.gamma(0.5, size=(100, 90)) * (rng.random((100, 90)) < 0.5))
+        fitted = fit(row_source(x), Poisson(), 3, target=np.ones(100), background=np.zeros(100), run=Run(max_iter=3))
+        print(hashlib.sha256(fitted.H.tobytes()).hexdigest())
+    """
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    runs = [subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True) for _ in range(2)]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert runs[0].stdout == runs[1].stdout
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])

@@ -10,7 +10,7 @@ from scipy import optimize, sparse
 
 from bcnmf_sc.engine import Run, row_source
 from bcnmf_sc.engine.deltanmf import stages as delta
-from bcnmf_sc.engine.deltanmf.hals import Pass, moments, sweep
+from bcnmf_sc.engine.deltanmf.hals import StagePass, share_moments, sweep
 from bcnmf_sc.engine.rows.summary import Groups
 
 QUIET = Run(progress=False, check_every=1, tol=1e-4, max_iter=60)
@@ -67,17 +67,17 @@ def test_pass_solves_each_cell_and_gathers_its_sums(counts, kind, residual):
     np.testing.assert_array_equal(rows.H[:20], 0)
     rest = A[20:] - expected @ W[:, first:].T
     np.testing.assert_allclose(rows.loss[20:], (rest**2).sum(1) / 2, rtol=1e-7, atol=1e-9)
-    assert sums.loss[0] == pytest.approx((rest**2).sum() / 2)
-    np.testing.assert_allclose(sums.p_x, A[20:].T @ rows.H[20:, 2:], rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(sums.n_x, rows.H.T @ rows.H, rtol=1e-9)
+    assert sums.loss == pytest.approx((rest**2).sum() / 2)
+    np.testing.assert_allclose(sums.p, A[20:].T @ rows.H[20:, 2:], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(sums.n, rows.H.T @ rows.H, rtol=1e-9)
 
 
 def test_a_block_without_cells_of_the_stage_costs_and_adds_nothing(counts):
     data = scaled(counts, slice(80, None), block_rows=20)
     blocks = [block for _, block in data.source.blocks()]
     rows = data.rows(np.zeros((140, 3)))[:20]
-    sums = sweep(blocks[0], rows, Pass(np.ones((60, 3)), np.ones(3), np.ones(60)))
-    assert sums.p_x.shape == ()
+    sums = sweep(blocks[0], rows, StagePass(np.ones((60, 3)), np.ones(3), np.ones(60)))
+    assert sums.p.shape == ()
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,15 @@ def test_loadings_step_is_plain_coordinate_descent_with_the_scale_moved_into_the
     H = np.where(data.cells[:, None] > 0, rng.random((140, 4)), 0)
     held = delta.unit(rng.random((60, 1)))
     state = delta.begin(data, held, rng.random((60, 3)), H=H)
-    state.sums = data.sweep(state.rows, state.W, state.scale, n_frozen=1, steps=0)
+    sums = data.sweep(state.rows, state.W, state.scale, n_frozen=1, steps=0)
     W = state.W.copy()
     for _ in range(delta.ROUNDS):
         for j in (1, 2, 3):
             W[:, j] = np.maximum(W[:, j] + (A - H @ W.T).T @ H[:, j] / (H[:, j] @ H[:, j]), 0)
-    delta.loadings_step(state, 1, delta.Penalties())
+    delta.loadings_step(state, sums)
     np.testing.assert_allclose(state.W * state.scale, W, rtol=1e-7, atol=1e-9)
     # the next pass takes up the usage at its new scale
-    loss = data.sweep(state.rows, state.W, state.scale, steps=0).loss[0]
+    loss = data.sweep(state.rows, state.W, state.scale, steps=0).loss
     assert loss == pytest.approx(((A - H @ W.T) ** 2).sum() / 2)
 
 
@@ -232,14 +232,14 @@ def test_checkpoint_gives_the_same_result(counts, graph, tmp_path):
         delta.fit_stage(data, 2, held=held, similarity=graph, run=run, rel_alpha=0.1, rel_gamma=0.1)
 
 
-def test_moments(counts):
+def test_share_moments(counts):
     member = np.column_stack([np.arange(140) < 80, np.arange(140) >= 100])
     for kind in (sparse.csr_matrix, np.asarray):
         source = row_source(kind(counts), block_rows=33)
         groups = source.place(Groups, member, np.zeros(140))
         total = counts.sum(1)
         for divide in (True, False):
-            found = source.reduce(lambda block, rows, divide=divide: moments(block, rows, divide=divide), groups)
+            found = source.reduce(lambda block, rows, divide=divide: share_moments(block, rows, divide=divide), groups)
             x = counts / total[:, None] if divide else counts
             sizes = member.sum(0)
             np.testing.assert_allclose(found.deviation([0], sizes), x[:80].std(0, ddof=1), rtol=1e-5, atol=1e-8)
@@ -252,10 +252,10 @@ def test_moments(counts):
 def test_starts(counts):
     data = scaled(counts, slice(80))
     how = {"n_restarts": 3, "random_state": 0}
-    consensus, best = (delta.restarts(data, 4, consensus=c, **how) for c in (True, False))
+    consensus, best = (delta.short_fits(data, 4, consensus=c, **how) for c in (True, False))
     assert not np.array_equal(consensus, best)
     assert (np.diag(delta.unit(consensus).T @ best) > 0.6).all()
-    again = delta.restarts(data, 4, consensus=True, **how)
+    again = delta.short_fits(data, 4, consensus=True, **how)
     np.testing.assert_array_equal(again, consensus)
 
 

@@ -94,5 +94,3 @@ def test_parameters_start_from_moments_about_the_rates(monkeypatch, hides):
         matrix = sparse.csr_array(np.where(hidden, 0.0, x))
         values = Values(name, matrix, OBSERVATIONS[name], size, hidden=sparse.csr_array(hidden) if hides else None)
         np.testing.assert_allclose(first_parameter(values, usage, W), truth, rtol=close)
-    given = Values("nb", sparse.csr_array(counts), OBSERVATIONS["nb"], size, parameter=theta)
-    np.testing.assert_array_equal(first_parameter(given, usage, W), theta)

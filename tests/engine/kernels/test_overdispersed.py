@@ -144,7 +144,7 @@ def test_evidence_is_the_slope_and_curvature_of_the_log_likelihood():
 def test_dispersion_goes_uphill_where_newton_would_not():
     """A step of one in the logarithm, at most, towards the likelier side; downwards curved or not."""
     evidence = np.array([[3.0, -3.0, 0.2, 50.0], [1.0, 1.0, -1.0, -1.0]])
-    found = NegativeBinomial(np.full(4, 2.0)).refined(evidence, 10).theta
+    found = NegativeBinomial(np.full(4, 2.0)).refined(evidence, 10).dispersion
     np.testing.assert_allclose(found, 2 * np.exp([1, -1, 0.2, 1]), rtol=1e-6)
 
 
@@ -183,9 +183,9 @@ def test_programs_are_recovered_better_than_by_poisson_and_dispersion_is_found()
             run=Run(max_iter=400, tol=1e-4),
         )  # fmt: skip
         poisson.append(match(truth, go(likelihood=Poisson()).W)[1].mean())
-        found = go(likelihood=NegativeBinomial(), refine=True)
+        found = go(likelihood=NegativeBinomial(1.0), refine=True)
         overdispersed.append(match(truth, found.W)[1].mean())
-        ratios.append((found.likelihood.theta / 0.5)[mean.mean(0) > 0.5])
+        ratios.append((found.likelihood.dispersion / 0.5)[mean.mean(0) > 0.5])
     assert np.median(overdispersed) > np.median(poisson)
     assert np.mean(np.array(overdispersed) > np.array(poisson)) >= 0.8
     off = abs(np.concatenate(ratios) - 1)
@@ -197,11 +197,11 @@ def test_dropout_is_found():
     x, _, mean = counts(0, n_cells=1500, theta=2.0, dropout=0.3)
     everything = np.ones(len(x))
     f = fit(
-        row_source(sparse.csr_matrix(x)), ZeroInflatedNegativeBinomial(), K,
+        row_source(sparse.csr_matrix(x)), ZeroInflatedNegativeBinomial(1.0, 0.1), K,
         target=everything, background=0 * everything, refine=True, run=Run(max_iter=400, tol=1e-4),
     )  # fmt: skip
     informative = mean.mean(0) > 5
-    assert abs(np.median(f.likelihood.pi[informative]) - 0.3) < 0.06
+    assert abs(np.median(f.likelihood.dropout[informative]) - 0.3) < 0.06
 
 
 def test_usage_at_the_end_is_under_the_parameters_found():

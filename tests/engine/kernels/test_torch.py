@@ -60,7 +60,7 @@ def problem():
 
 def likelihood_of(name):
     rng = np.random.default_rng(0)
-    per_gene = {"theta": rng.uniform(0.5, 5, N_GENES), "pi": rng.uniform(0.01, 0.3, N_GENES)}
+    per_gene = {"dispersion": rng.uniform(0.5, 5, N_GENES), "dropout": rng.uniform(0.01, 0.3, N_GENES)}
     kind = LIKELIHOODS[name]
     return kind(**{field.name: per_gene[field.name] for field in fields(kind)})
 
@@ -376,7 +376,7 @@ def test_torch_is_imported_only_for_devices():
         "x = np.random.default_rng(0).poisson(1.0, (20, 10))\n"
         "how = {'target': np.ones(20), 'background': np.zeros(20), 'run': Run(max_iter=2)}\n"
         "for name in LIKELIHOODS:\n"
-        "    fit(row_source(x), LIKELIHOODS[name](), 2, **how)\n"
+        "    fit(row_source(x), LIKELIHOODS[name]().started(x.shape[1]), 2, **how)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

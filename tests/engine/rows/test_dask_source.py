@@ -151,7 +151,7 @@ def test_a_repeated_step_starts_from_the_same_rows(x):
         rows.n += 1
         return np.array([rows.n.sum()])
 
-    start = dask_source.Held(Counted(np.zeros(N_CELLS)))
+    start = dask_source.WorkerPart(Counted(np.zeros(N_CELLS)))
     held = start
     for count in (1, 2, 3):
         for _ in range(2):
@@ -200,7 +200,7 @@ def test_workers_use_one_thread_and_restore_it(client):
             return np.zeros(1)
 
         before = [lib["num_threads"] for lib in threadpool_info()]
-        dask_source._step([(slice(0, 1), np.zeros((1, 1)))], dask_source.Held(np.zeros(1)), note)
+        dask_source._step([(slice(0, 1), np.zeros((1, 1)))], dask_source.WorkerPart(np.zeros(1)), note)
         return set(limits), before == [lib["num_threads"] for lib in threadpool_info()]
 
     assert {limit for limits, _ in client.run(look).values() for limit in limits} <= {1}

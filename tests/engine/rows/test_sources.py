@@ -164,8 +164,8 @@ def test_passes_that_copy_see_large_blocks_in_pieces(x, dense, monkeypatch):
         rows = [Groups(member, np.zeros(N_CELLS)) for _ in range(2)]
         parts = [
             summarise(block, rows[0], likelihood=Poisson()),
-            hals.moments(block, rows[1], divide=True),
-            moments._moments(block, moments.Units(code), n_units=2, log=True),
+            hals.share_moments(block, rows[1], divide=True),
+            moments._moments(block, moments.Membership(code), n_units=2, log=True),
         ]
         found.append([value for each in parts for value in vars(each).values()] + [each.total for each in rows])
         monkeypatch.undo()

@@ -150,7 +150,7 @@ def test_cells_without_a_donor_are_scored_out_of_fold(adata):
 
 @pytest.mark.parametrize("level", [0, 1, 5, -0.1])
 def test_fdr_level(adata, level):
-    with pytest.raises(ValueError, match=f"`fdr_level` must be between 0 and 1, got {level}"):
+    with pytest.raises(ValueError, match=f"`fdr_level` must be a number above 0 and below 1, got {level}"):
         bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, fdr_level=level)
 
 

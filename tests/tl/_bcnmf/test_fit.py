@@ -247,17 +247,29 @@ BAD = {
     "negative alpha": ({"alpha": -0.1}, None, ValueError, "`alpha` must be a finite number of at least 0, got -0.1"),
     "nan alpha": ({"background": {"ctrl": float("nan")}}, None, ValueError, "`alpha` must be a finite number"),
     "scale": ({"alpha_scale": "cells"}, None, ValueError, "`alpha_scale` must be 'effective' or 'sum', got 'cells'"),
-    "dispersion of none": (
-        {"dispersion": 2.0},
+    "dispersion": (
+        {"likelihood": "nb", "dispersion": 2.0},
         None,
-        ValueError,
-        "`dispersion` is .*, got 2.0 with 'poisson'",
+        TypeError,
+        r"`dispersion` must be given to the likelihood.*`likelihood=bc.likelihoods.NegativeBinomial\(dispersion=2.0\)`",
     ),
-    "dropout of nb": (
-        {"likelihood": "nb", "dispersion": 2.0, "dropout": 0.1},
+    "dropout": (
+        {"dispersion": 2.0, "dropout": 0.1},
+        None,
+        TypeError,
+        r"ZeroInflatedNegativeBinomial\(dispersion=2.0, dropout=0.1\)`",
+    ),
+    "dispersions of some genes": (
+        {"likelihood": bc.likelihoods.NegativeBinomial([1.0, 2.0])},
         None,
         ValueError,
-        "`dropout` is a parameter of the likelihood 'zinb', got 0.1 with 'nb'",
+        r"`dispersion` must be .* for each of 500 genes, got \(2,\)",
+    ),
+    "a class": (
+        {"likelihood": bc.likelihoods.Poisson},
+        None,
+        ValueError,
+        "`likelihood` must be one of.*or an object of",
     ),
     "checkpoint": ({"checkpoint": "no/such/folder/state"}, None, ValueError, "`checkpoint` must lie in a folder"),
     "likelihood": ({"likelihood": "normal"}, None, ValueError, "`likelihood` must be one of.*'poisson'.*got 'normal'"),
@@ -485,16 +497,40 @@ def test_overdispersed_counts(adata, likelihood, tmp_path):
     bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood)
     assert (adata.var["bcnmf_dispersion"] > 0).all()
     assert ("bcnmf_dropout" in adata.var) == (likelihood == "zinb")
-    fixed = {"dispersion": 2.0} | ({"dropout": 0.1} if likelihood == "zinb" else {})
-    bc.tl.bcnmf(adata, **QUICK, likelihood=likelihood, **fixed, key_added="fixed")
+    fixed = {
+        "nb": bc.likelihoods.NegativeBinomial(dispersion=2.0),
+        "zinb": bc.likelihoods.ZeroInflatedNegativeBinomial(dispersion=2.0, dropout=0.1),
+    }[likelihood]
+    bc.tl.bcnmf(adata, **QUICK, likelihood=fixed, key_added="fixed")
     assert (adata.var["fixed_dispersion"] == 2).all()
+    assert adata.uns["fixed"]["params"]["likelihood"] == likelihood
+    found = {name: adata.var["bcnmf_" + name].to_numpy() for name in fixed.parameters()}
+    bc.tl.bcnmf(adata, **QUICK, likelihood=type(fixed)(**found), key_added="own")
+    for name, values in found.items():
+        np.testing.assert_array_equal(adata.var["own_" + name], values)
     adata.write_h5ad(tmp_path / "a.h5ad")
     new = bc.datasets.simulated()[:50].copy()
     bc.tl.project(new, anndata.read_h5ad(tmp_path / "a.h5ad"))
     np.testing.assert_allclose(new.obsm["X_bcnmf"], adata.obsm["X_bcnmf"][:50], rtol=1e-2, atol=0.5)
-    for wrong in ({"dispersion": 0}, {"dispersion": "guess"}, {"dropout": 1.5, "dispersion": 1.0}):
-        with pytest.raises(ValueError, match=r"`(dispersion|dropout)` must"):
-            bc.tl.bcnmf(adata, **QUICK, likelihood="zinb", **wrong)
+    del adata.var["bcnmf_dispersion"]
+    with pytest.raises(ValueError, match=r"parameters in `reference\.var`, got 'bcnmf' under"):
+        bc.tl.project(new, adata)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dispersion": 0}, "`dispersion` must be a number above 0, or 'estimate', got 0"),
+        ({"dispersion": "guess"}, "got 'guess'"),
+        ({"dispersion": True}, "got True"),
+        ({"dispersion": np.nan}, "got nan"),
+        ({"dropout": 1.5, "dispersion": 1.0}, "`dropout` must be a number between 0 and 1, or 'estimate', got 1.5"),
+        ({"dispersion": 1.0}, "must all be numbers or all be 'estimate', got dispersion=1.0, dropout='estimate'"),
+    ],
+)
+def test_parameters_that_a_likelihood_cannot_have(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        bc.likelihoods.ZeroInflatedNegativeBinomial(**wrong)
 
 
 def test_without_a_tolerance_all_iterations_are_what_was_asked_for(adata):

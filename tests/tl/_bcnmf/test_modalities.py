@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
 from bcnmf_sc._mudata import no_pull
-from bcnmf_sc.engine import Gaussian, Joint, NegativeBinomial, Poisson, Run, fit, row_source
+from bcnmf_sc.engine import Gaussian, Joint, Poisson, Run, fit, row_source
+from bcnmf_sc.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
 
 mudata = pytest.importorskip("mudata")
 ASK = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
@@ -120,22 +121,26 @@ def test_parameters_are_refined_by_modality():
     rng = np.random.default_rng(0)
     x, mu = rng.poisson(2.0, (50, 9)).astype(np.float32), np.full((50, 9), 2.0, np.float32)
     part, kind = np.repeat([0, 1, 0], 3), NegativeBinomial(2.0)
-    joint = Joint((Poisson(), kind), (1.0, 1.0), part, estimate=True)
+    joint = Joint((Poisson(), kind), (1.0, 1.0), part, (False, True))
     evidence = np.stack([values.sum(0) for values in joint.evidence(x, mu)])
     own = np.stack([values.sum(0) for values in kind.evidence(x[:, part == 1], mu[:, part == 1])])
     refined = joint.refined(evidence, 50.0)
-    np.testing.assert_allclose(refined.theta[part == 1], kind.refined(own, 50.0).theta)
-    assert np.isnan(refined.theta[part == 0]).all()
+    found = refined.parameters()["dispersion"]
+    np.testing.assert_allclose(found[part == 1], kind.refined(own, 50.0).dispersion)
+    assert np.isnan(found[part == 0]).all()
     genes = np.array([8, 4, 3, 4])
-    np.testing.assert_array_equal(refined.at(genes).theta, refined.theta[genes])
+    np.testing.assert_array_equal(refined.at(genes).parameters()["dispersion"], found[genes])
 
 
 def test_parameters_are_written_to_their_modality(mdata):
     rough = QUICK | {"tol": 0.05, "n_background_topics": 0}
-    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "nb", "protein": "poisson"}, dispersion=5.0)
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": NegativeBinomial(5.0), "protein": "poisson"})
     assert (mdata["rna"].var["bcnmf_dispersion"] == 5).all()
     assert "bcnmf_dispersion" not in mdata["protein"].var
-    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "nb", "protein": "zinb"}, dispersion=5.0, dropout=0.1)
+    zinb = ZeroInflatedNegativeBinomial(dispersion=5.0, dropout=0.1)
+    bc.tl.bcnmf(mdata, **rough, likelihood={"rna": "nb", "protein": zinb})
+    assert mdata["rna"].var["bcnmf_dispersion"].nunique() > 10
+    assert (mdata["protein"].var["bcnmf_dispersion"] == 5).all()
     assert (mdata["protein"].var["bcnmf_dropout"] == np.float32(0.1)).all()
     assert "bcnmf_dropout" not in mdata["rna"].var
 
@@ -188,12 +193,10 @@ def test_what_takes_no_mudata_says_what_does(adata, mdata, call):
             "`likelihood` must name modalities, got 'atac'. Present: 'rna', 'protein'",
         ),
         ({"weights": {"atac": 1.0}}, "`weights` must name modalities"),
-        ({"weights": {"rna": 0.0}}, "`weights` must be above 0"),
-        (
-            {"likelihood": {"rna": "poisson", "protein": "gaussian"}, "dispersion": 2.0},
-            "`dispersion` is a parameter of the likelihood 'nb' or 'zinb', got 2.0 with 'poisson', 'gaussian'",
-        ),
-        ({"likelihood": {"rna": "nb"}, "dispersion": 2.0, "dropout": 0.1}, "`dropout` is a parameter"),
+        ({"weights": {"rna": 0.0}}, r"`weights\['rna'\]` must be a finite number above 0, got 0.0"),
+        ({"likelihood": {"rna": "normal"}}, "`likelihood` must be one of.*got 'normal'"),
+        ({"likelihood": NegativeBinomial([1.0, 2.0])}, "`dispersion` must be .* for each of 333 genes"),
+        ({"likelihood": {"rna": "nb"}, "dispersion": 2.0}, "likelihood=bc.likelihoods.NegativeBinomial"),
         ({"device": "cuda"}, "`device` must be None for a MuData"),
         ({"layer": "log"}, "`layer` 'log' is not in `adata.layers`"),
         ({"background_key": "state"}, "`background_key` 'state' is not in"),

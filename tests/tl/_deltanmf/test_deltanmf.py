@@ -300,7 +300,7 @@ def bad_similarities():
     return {
         "no overlap": ((S, ["ENSG1", "ENSG2", "ENSG3"]), "got none. Ids in `similarity`: 'ENSG1'.*'Gene 1', 'Gene 2'"),
         "asymmetric": ((changed((0, 1, 0.9)), names), "must be symmetric"),
-        "negative": ((changed((0, 1, -0.5), (1, 0, -0.5)), names), "at least 0, got -0.5"),
+        "negative": ((changed((0, 1, -0.5), (1, 0, -0.5)), names), "must be non-negative, got -0.5"),
         "nan": ((sparse.csr_array(changed((0, 1, np.nan))), names), "must be finite, got 1 value"),
         "shape": ((S[:2], names), r"for each of its 3 genes, got shape \(2, 3\)"),
         "twice": ((S, ["Gene 1", "Gene 1", "Gene 2"]), "must be unique, got 'Gene 1'"),
@@ -334,7 +334,7 @@ def test_bad_similarities(small, case):
         ({"rel_gamma": -1.0}, "`rel_gamma` must be a finite number of at least 0"),
         ({"rel_gamma": np.nan}, "`rel_gamma` must be a finite number"),
         ({"sample_key": "no"}, "`sample_key` 'no' is not in"),
-        ({"library": "mean"}, "`library` must be 'median' or 'tpm' or 'none', got 'mean'"),
+        ({"library": "mean"}, "`library` must be one of 'median', 'tpm', 'none', got 'mean'"),
         ({"scale": "case"}, "`scale` must be"),
         ({"min_cells": 10_000}, "At least 2 genes must have counts in 10000 cells, got 0"),
         ({"exclude_genes": ["x"]}, "`exclude_genes` must name genes"),
@@ -446,7 +446,7 @@ class TestGeneSimilarity:
             ({"genes": ["a", "b", "a"]}, "unique, got 'a'"),
             ({"embeddings": [[1, 2], [np.nan, 1], [0, 1]]}, "NaN or infinity for 1 genes, such as 'b'"),
             ({"n_neighbors": 0}, "`n_neighbors` must be"),
-            ({"min_similarity": 2}, "`min_similarity` must lie"),
+            ({"min_similarity": 2}, "`min_similarity` must be a number from 0 to 1"),
         ],
     )
     def test_bad_input(self, argument, message):

@@ -213,7 +213,11 @@ GRID = bc.datasets.simulated_spatial(8, 30, 40, n_patterns=3).obsm["spatial"]
         (simulated, {"sample_key": "donor"}, "Present: 'slice'"),
         (simulated, {"size_factors": "depth"}, "Present: 'true_depth'"),
         (simulated, {"weights": {"rna": -1}}, "weights"),
-        (simulated, {"weights": {"atac": 0}}, "`weights` must be above 0; leave a modality out"),
+        (
+            simulated,
+            {"weights": {"atac": 0}},
+            r"`weights\['atac'\]` must be a finite number above 0, got 0: leave a modality out",
+        ),
         (simulated, {"layer": "counts"}, "`layer` 'counts'"),
         (simulated, {"kl_weight": np.nan}, "`kl_weight`"),
         (simulated, {"mask_var": "best"}, "`mask_var` 'best'"),

@@ -1,0 +1,242 @@
+"""What fits store in an AnnData: written, and read back and checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import fields
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ._methods import fields_written
+from ._utils.checks import listed, stack_level
+from ._utils.errors import UserError
+from ._utils.files import uninterrupted
+from .engine.likelihoods import LIKELIHOODS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from .engine.likelihoods import Likelihood
+
+PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
+"""Those of any likelihood."""
+CELL_FIELDS = fields_written("obs")
+GENE_FIELDS = tuple(dict.fromkeys([*fields_written("var"), *PARAMETERS]))
+"""What a fit of any kind may write to obs and var, after its key."""
+FORMAT = 1
+"""Of what is written. Raised when an earlier package would misread it; what has none is the first."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@uninterrupted()
+def write(
+    adata: AnnData,
+    key: str,
+    *,
+    used: np.ndarray,
+    W: np.ndarray,
+    H: np.ndarray,
+    cells: Mapping[str, Any],
+    genes: Mapping[str, np.ndarray],
+    record: dict[str, Any],
+    notes: Mapping[str, Any] = NOTHING,
+) -> None:
+    """Write a factorisation into the slots that carry its key, and notes into those of the key with a name after it."""
+    forget(adata, key)
+    loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
+    loadings[used] = W
+    adata.obsm["X_" + key] = np.asarray(H, np.float32)
+    adata.varm[key] = loadings
+    for name, values in cells.items():
+        adata.obs[f"{key}_{name}"] = values
+    for name, values in genes.items():
+        column = (
+            np.zeros(adata.n_vars, values.dtype) if values.dtype == bool else np.full(adata.n_vars, np.nan, np.float32)
+        )
+        column[used] = values
+        adata.var[f"{key}_{name}"] = column
+    written = [*(f"obs.{key}_{name}" for name in cells), *(f"var.{key}_{name}" for name in genes)]
+    adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
+    for name, note in notes.items():
+        adata.uns[key + name] = note
+
+
+def forget(data: Any, key: str) -> None:
+    """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
+
+    Usage, loadings and the record, which every fit writes, are left to be written over. A column that no record names
+    is the user's.
+    """
+    for slot, name in (each.split(".", 1) for each in written_under(data, key)):
+        if slot == "obsm":
+            data.obsm.pop(name, None)
+        elif name in getattr(data, slot):
+            setattr(data, slot, getattr(data, slot).drop(columns=name))
+
+
+def written_under(data: Any, key: str) -> list[str]:
+    """Return what the record of a fit says it wrote, as "obs.bcnmf_role"; nothing where there is no such record."""
+    record = data.uns.get(key)
+    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
+        return []
+    if "written" in record["params"]:
+        return [str(each) for each in record["params"]["written"]]
+    names = [*(f"obs.{key}_{name}" for name in CELL_FIELDS), *(f"var.{key}_{name}" for name in GENE_FIELDS)]
+    # earlier versions kept no list
+    return [*names, *(f"obsm.X_{key}_{name}" for name in (*fields_written("obsm"), "umap"))]
+
+
+def add_written(record: Mapping[str, Any], name: str) -> None:
+    """Note in the record of a fit what a later step wrote of it, so that the next fit removes it."""
+    params = record["params"]
+    if "written" in params:
+        params["written"] = list(dict.fromkeys([*map(str, params["written"]), name]))
+
+
+def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as they are stored: which package wrote them and in which format, and without those of None.
+
+    In an h5ad, None makes the whole file unreadable for anndata before 0.12 and for readers in R.
+    """
+    given = {name: value for name, value in params.items() if value is not None}
+    return given | {"version": version("bcnmf-sc"), "format": FORMAT}
+
+
+def question(params: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, list[str]]:
+    """Return which cells and values a call with a background was asked about, to be stored and compared."""
+
+    def words(value: Any) -> list[str]:
+        return sorted(map(str, [value] if isinstance(value, str) or not isinstance(value, Iterable) else value))
+
+    given = {name: params.get(name) for name in ("background_key", "background", "target", "layer")}
+    said = {name: words(value) for name, value in given.items() if value is not None}
+    if "target" not in said and params.get("background_key") in obs:  # all the rest
+        values = {str(value) for value in obs[params["background_key"]].dropna().unique()}
+        said["target"] = sorted(values - {*said["background"]})
+    return said
+
+
+def stored(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return the record of a stored factorisation."""
+    record = adata.uns.get(key)
+    if not hasattr(record, "keys") or "topics" not in record:
+        present = [name for name, entry in adata.uns.items() if hasattr(entry, "keys") and "topics" in entry]
+        msg = (
+            f"`key` {key!r} is not a factorisation in `adata.uns`. Present: {listed(present)}. "
+            "Run `bcnmf_sc.tl.bcnmf` first."
+        )
+        raise UserError(msg)
+    check_format(record, key)
+    return record
+
+
+def check_format(record: Mapping[str, Any], key: str) -> None:
+    """Refuse what a later package has written in a format that this one does not know."""
+    params = record.get("params", {})
+    if int(params.get("format", FORMAT)) > FORMAT:
+        msg = (
+            f"`key` {key!r} must be of a format up to {FORMAT}, got {int(params['format'])}, written by bcnmf_sc "
+            f"{params.get('version')}. This is bcnmf_sc {version('bcnmf-sc')}: update it."
+        )
+        raise UserError(msg)
+
+
+def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
+    """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
+    slots = getattr(adata, attribute)
+    if name not in slots:
+        msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
+        raise UserError(msg)
+    return slots[name]
+
+
+def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.ndarray) -> Likelihood:
+    """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
+    params = reference.uns[key].get("params", {})
+    if "likelihood" not in params:
+        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
+        raise UserError(msg)
+    name = str(params["likelihood"])
+    columns = {each.name: f"{key}_{each.name}" for each in fields(LIKELIHOODS[name])} if name in LIKELIHOODS else None
+    if columns is None or not set(columns.values()) <= set(reference.var):
+        msg = (
+            f"`key` must name a factorisation under a likelihood of {listed(LIKELIHOODS)} with its parameters in "
+            f"`reference.var`, got {key!r} under {name!r}."
+        )
+        raise UserError(msg)
+    parameters = {
+        parameter: reference.var[column].reindex(adata.var_names[used]).to_numpy(np.float32)
+        for parameter, column in columns.items()
+    }
+    return LIKELIHOODS[name](**parameters)
+
+
+def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
+    """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
+    W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)
+    W = W[(W > 0).any(axis=1)]
+    shared = W.index.intersection(adata.var_names)
+    share = len(shared) / len(W)
+    if share < 0.5:  # noqa: PLR2004
+        msg = (
+            f"`adata` must share at least half of the {len(W)} genes of the factorisation {key!r}, got {len(shared)} "
+            f"({share:.0%}). Names here: {listed(adata.var_names[:3])}; there: {listed(W.index[:3])}."
+        )
+        msg += _where_names_match(adata, reference, W.index)
+        raise UserError(msg)
+    if share < 1:
+        warnings.warn(
+            f"{len(W) - len(shared)} of the {len(W)} genes of the factorisation {key!r} are not in `adata`.",
+            UserWarning,
+            stacklevel=stack_level(),
+        )
+    return W.reindex(adata.var_names, fill_value=0.0).to_numpy()
+
+
+def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> str:
+    """Say which column of ``var``, here or there, holds the other side's names of half of the genes, if any does."""
+    there = reference.var.loc[genes]
+    sides = {
+        "adata": {column: genes.isin(adata.var[column].astype(str)).mean() for column in adata.var},
+        "reference": {column: there[column].astype(str).isin(adata.var_names).mean() for column in there},
+    }
+    for name, share in sides.items():
+        for column in share:
+            if share[column] >= 0.5:  # noqa: PLR2004
+                where = f"{name}.var[{column!r}]"
+                return f" `{where}` holds matching names: set `{name}.var_names = {where}`."
+    return ""
+
+
+def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
+    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
+    names = list(names)
+    if chosen is None:
+        return names
+    picked = [chosen] if isinstance(chosen, str) else list(chosen)
+    unknown = [topic for topic in picked if topic not in names]
+    if unknown or not picked or len(set(picked)) < len(picked):
+        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
+        raise UserError(msg)
+    return picked
+
+
+def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
+    """Return the genes' names, or their symbols where a column of them is named."""
+    if gene_symbols is None:
+        return adata.var_names
+    if gene_symbols not in adata.var:
+        present = listed(adata.var.columns)
+        msg = f"`gene_symbols` must be a column of `adata.var`, got {gene_symbols!r}. Present: {present}."
+        raise UserError(msg)
+    symbols = adata.var[gene_symbols]
+    missing = symbols.isna().to_numpy()
+    labels = np.where(missing, adata.var_names.to_numpy(dtype=object), symbols.to_numpy(dtype=object))
+    return pd.Index(labels, name=gene_symbols)

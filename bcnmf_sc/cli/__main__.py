@@ -1,0 +1,5 @@
+"""`python -m bcnmf_sc.cli` is `bcnmf-sc`."""
+
+from . import main
+
+main()
