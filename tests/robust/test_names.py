@@ -50,7 +50,9 @@ def fitted() -> ad.AnnData:
     return adata
 
 
-@pytest.mark.parametrize("key", ["a/b", "/", "", ".", "a\0b", 3, None], ids=repr)
+@pytest.mark.parametrize(
+    "key", ["a/b", "/", "", ".", "..", "a\\b", ".zgroup", "\ud800", "x" * 201, "a\0b", 3, None], ids=repr
+)
 @pytest.mark.parametrize(
     "call",
     [
