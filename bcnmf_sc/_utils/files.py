@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What asks a process to stop."""
 
 
@@ -78,6 +78,8 @@ def check_place(path: str | os.PathLike[str], argument: str) -> Path:
     place = Path(path)
     try:
         end = place.resolve()  # what a link leads to is what will be written
+        if end.is_symlink():  # in a loop, which raises here from Python 3.13 on
+            end.stat()
         if not end.parent.is_dir():
             why = f"lie in a folder that exists, got {str(place)!r}: {str(end.parent)!r} is no folder."
         elif end.exists() and not end.is_file():

@@ -114,8 +114,21 @@ def describe(adata: AnnData, key: str | None = None) -> list[str]:
             facts["deviance explained"] = ", ".join(f"{part} {share:.3f}" for part, share in explained.items())
         lines += [name, *(f"  {fact:<20}{_shown(value)}" for fact, value in facts.items())]
         table = stored["topics"].to_string(float_format="{:.4g}".format, index_names=False)
-        lines += [textwrap.indent(table, "  "), ""]
-    return lines
+        lines += [*textwrap.indent(table, "  ").split("\n"), ""]
+    return [printable(line) for line in lines]
+
+
+def printable(line: str) -> str:
+    """Return a line that a terminal shows and does not act on: of a file, a name may hold escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def categories(data: Any, column: str | None) -> list[str]:
+    """Return the values of a column of the cells, as they are written; none where there is no such column."""
+    from .._mudata import obs_column
+
+    found = obs_column(data, column)
+    return [] if found is None else [str(value) for value in found.dropna().unique()]
 
 
 @contextmanager
@@ -141,4 +154,4 @@ def one_line(error: BaseException) -> str:
 
 def refuse(message: str) -> NoReturn:
     """End with a message and exit code 1."""
-    raise click.ClickException(message)
+    raise click.ClickException(printable(message))

@@ -202,6 +202,15 @@ def test_what_is_stored_is_shown(page, full):
     assert "bc.tl." not in words  # nothing is missing
 
 
+@pytest.mark.parametrize("slot", ["obsm['X_mine']", "varm['mine']"])
+def test_values_that_are_not_finite_are_refused(plain, slot, tmp_path):
+    adata = plain.copy()
+    (adata.obsm["X_mine"] if slot.startswith("obsm") else adata.varm["mine"])[0, :2] = np.nan
+    with pytest.raises(ValueError, match=re.escape(f"`adata.{slot}` must be finite, got 2 values")):
+        bc.report(adata, tmp_path / "report.html", key="mine")
+    assert not (tmp_path / "report.html").exists()
+
+
 OTHER = {"background": "case"}, {"target": "all"}, {"layer": "counts"}
 
 

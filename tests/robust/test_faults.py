@@ -27,12 +27,13 @@ import pytest
 from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
-from bcnmf_sc import cli
+from bcnmf_sc import _anndata, cli
 from bcnmf_sc._utils import files
-from bcnmf_sc.engine.bcnmf import ensemble, solver
+from bcnmf_sc.engine.bcnmf import solver
 from bcnmf_sc.engine.deltanmf import stages as deltanmf
 from bcnmf_sc.engine.rows import open as open_rows
 from bcnmf_sc.engine.rows import sources
+from bcnmf_sc.tl._bcnmf import folds
 from bcnmf_sc.tl._bcnmf import problem as _problem
 
 HOW = {"background_key": "condition", "background": "ctrl", "n_topics": 3, "max_iter": 30, "tol": 0}
@@ -236,13 +237,13 @@ def ctrl_c() -> None:
 
 PHASED = HOW | {"n_background_topics": 2, "cross_fit": 2, "checkpoint_every": 5, "n_threads": 1}
 PHASES = {
-    "reading": (_problem, "summarise", 1),
+    "reading": (_anndata, "summarise", 1),
     "reading a file": (sources.ReadSource, "_chunk", 2),
     "start": (solver, "initial_loadings", 1),
     "background topics": (solver, "iterate", 5),
     "iteration": (solver, "sweep", 50),
     "last pass": (solver, "transform", 2),
-    "scoring": (ensemble, "cross_fit", 1),
+    "scoring": (folds, "cross_fit", 1),
     "deviance": (_problem, "transform", 1),
 }
 
@@ -311,7 +312,17 @@ def test_a_second_signal_is_not_held_back(monkeypatch):
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_under_nohup_stays(logs):
+    code = """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with cli._heeding_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+    print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+    """
+    assert Child(code, logs).end() == (0, "True\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("phase", ["reading", "fit", "writing"])
 def test_command_asked_to_stop(phase, number, source, tmp_path, logs):
     """Schedulers of a cluster send SIGTERM some time before they kill; it does what Ctrl-C does."""
@@ -477,7 +488,7 @@ def places(tmp_path: Path, read_only: Path) -> dict[str, Path]:
 
 def test_places_are_looked_at_before_any_work(small, tmp_path, read_only, monkeypatch):
     bc.tl.bcnmf(small, **HOW)
-    monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the data were read before"))
+    monkeypatch.setattr(_anndata, "row_source", lambda *_, **__: pytest.fail("the data were read before"))
     for message, path in places(tmp_path, read_only).items():
         with pytest.raises(ValueError, match=rf"(?i)`checkpoint` must .*{message}"):
             bc.tl.bcnmf(small, **HOW, checkpoint=path)
