@@ -82,6 +82,8 @@ class Reading:
     """Without one, values of any sign will do."""
     weights: Mapping[str, float] | None = None
     confounders: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    """Further columns of ``obs``, which a formula names."""
     layer: str | Mapping[str, str | None] | None = None
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto"
     exclude_genes: Sequence[str] = ()

@@ -110,7 +110,8 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
             raise
     blocks = [in_memory(read_matrix(part.adata, part.params["layer"]))[:, part.genes] for part in parts.values()]
     columns = {
-        column: obs_column(mdata, column) for column in (asked.background_key, asked.sample_key, *asked.confounders)
+        column: obs_column(mdata, column)
+        for column in (asked.background_key, asked.sample_key, *asked.confounders, *asked.columns)
     }
     if any(sparse.issparse(block) for block in blocks):
         matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["associations", "enrichment", "loadings", "top_genes", "topics", "usage"]
+__all__ = ["associations", "donors", "enrichment", "loadings", "top_genes", "topics", "usage"]
 
 FLOOR = 0.1  # of the loading that every gene would have if all were alike; added to both sides of the specificity
 
@@ -177,7 +177,11 @@ def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
 
     Returns
     -------
-    Copy of `adata.uns[key]["topics"]`, one row per topic.
+    Copy of `adata.uns[key]["topics"]`, one row per topic. After :func:`bcnmf_sc.tl.bcnmf` with background topics and
+    `cross_fit`, the comparison of target and background out of fold: `log2_fold_change` (of the donors' mean shares,
+    each plus 0.001) with its 95 % interval `ci_low` to `ci_high`; `p_value` (two-sided); `p_adjusted`
+    (Benjamini-Hochberg over the target topics; over the background topics, and doubled); `called`; `direction`
+    ("gained" or "lost" in the target).
 
     Examples
     --------
@@ -188,6 +192,42 @@ def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
     ['Topic 1', 'Topic 2', 'Topic 3', 'Topic 4']
     """
     return stored(adata, key)["topics"].copy()
+
+
+def donors(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
+    """Return how much each donor uses each topic out of fold: what the tests of topics rest on.
+
+    Parameters
+    ----------
+    adata
+        Annotated data on which :func:`bcnmf_sc.tl.bcnmf` has run with background topics, `cross_fit` and `sample_key`.
+    key
+        The `key_added` under which it was stored.
+
+    Returns
+    -------
+    Copy of the stored table, one row per donor and condition: `donor`, `condition` ("target" or "background"),
+    `n_cells`, and for each topic the mean share of usage over these cells, under models that have not seen them.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(donor_effect=0.1)
+    >>> roles = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
+    >>> bc.tl.bcnmf(adata, **roles, n_topics=2, n_background_topics=5, tol=1e-2)
+    >>> bc.get.donors(adata)[["donor", "condition", "n_cells"]].head(2)
+        donor condition  n_cells
+    0  case 1    target      200
+    1  case 2    target      200
+    """
+    record = stored(adata, key)
+    if "donors" not in record:
+        msg = (
+            f"'donors' is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.bcnmf` with "
+            "`sample_key`, background topics and `cross_fit` first."
+        )
+        raise UserError(msg)
+    return record["donors"].copy().reset_index(drop=True)
 
 
 def associations(
@@ -213,12 +253,14 @@ def associations(
     Returns
     -------
     Copy of the stored table, one row per feature and comparison: `topic` or `gene`; `groupby`, `group` and `reference`;
-    `test`; `unit` ("sample", "pair" or "cell") and their numbers `n_group` and `n_reference`; `mean_group`,
-    `mean_reference` and their `difference` with its 95 % interval `ci_low` to `ci_high` (of the t-test); `cohen_d`
-    (difference over the root mean variance of the two groups; of the differences where paired); `log2_ratio` of the
-    means (for genes, of counts per 10,000); `statistic`; `p_value`; `p_adjusted` (Benjamini-Hochberg over all rows of
-    one call); `signed_log10_p` (-log10 p with the sign of the difference); `separated` (logistic regression: the
-    groups do not overlap).
+    `test`; `scale` of the values compared; `unit` ("sample", "pair" or "cell") and their numbers `n_group` and
+    `n_reference`; `mean_group` and `mean_reference` (with the moderated t, of shares or counts per 10,000);
+    `difference` on the `scale`, adjusted for what else the design holds, with its 95 % interval `ci_low` to `ci_high`:
+    a log2 fold change with the moderated t; `cohen_d` (difference over the deviation of a unit; of the differences
+    where paired); `log2_ratio` of the means (for genes, of counts per 10,000); `statistic`; `p_value`; `p_adjusted`
+    (Benjamini-Hochberg over all rows of one call); `signed_log10_p` (-log10 p with the sign of the difference);
+    `separated` (logistic regression: the groups do not overlap). Of a slope, `n_group` and `mean_group` are of all
+    units.
 
     Examples
     --------
@@ -227,7 +269,7 @@ def associations(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
     >>> bc.get.associations(adata, "condition").shape
-    (4, 20)
+    (4, 21)
     """
     one_of("table", table, ("topics", "genes"))
     name, call = ("associations", "associate") if table == "topics" else ("gene_associations", "associate_genes")

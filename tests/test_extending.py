@@ -138,13 +138,17 @@ def cli(*argv):
 
 assert "mixture" in bc.tl.__all__
 assert "mixture " in cli("--help") and "Find topics of which every cell has exactly one." in cli("--help")
-assert "Seed of the cells to start from." in cli("mixture", "--help")
+assert "Seed of the topics to start from." in cli("mixture", "--help")
 assert "Topic 3" in cli("mixture", "in.h5ad", "-k", "3", "-o", "out.h5ad")
 bc.tl.mixture(adata, n_topics=3)
 fitted = anndata.read_h5ad("out.h5ad")
 np.testing.assert_array_equal(fitted.obsm["X_mixture"], adata.obsm["X_mixture"])
 np.testing.assert_allclose(fitted.varm["mixture"].sum(0), 1, rtol=1e-5)
 assert ((fitted.obsm["X_mixture"] > 0).sum(1) == 1).all() and fitted.uns["mixture"]["converged"]
+blocks = adata.copy()
+blocks.X = blocks.X.toarray()
+bc.tl.mixture(blocks, n_topics=3)
+np.testing.assert_allclose(blocks.varm["mixture"], adata.varm["mixture"], atol=1e-6)
 
 cli("report", "out.h5ad", "--key", "mixture", "-o", "report.html")
 page = open("report.html", encoding="utf-8").read()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 # an environment that has the dependencies; the wheel is not installed but comes first on the path
 RUN = """
 import sys
@@ -125,6 +126,13 @@ def test_what_is_imported_is_declared():
         )
     )
     assert core <= imported <= core | extras
+
+
+def test_settings_name_files_that_are_there():
+    """A folder that moved would leave its exceptions, and what is mutated, behind in silence."""
+    mutmut, lint = SETTINGS["tool"]["mutmut"], SETTINGS["tool"]["ruff"]["lint"]
+    named = [*mutmut["only_mutate"], *mutmut["pytest_add_cli_args_test_selection"], *lint["per-file-ignores"]]
+    assert not [pattern for pattern in named if not any(ROOT.glob(pattern))]
 
 
 def test_extras_are_documented():

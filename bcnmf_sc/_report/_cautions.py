@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+ENOUGH = 3
+"""Donors in each condition from which on a topic that is not called says something."""
+SIDES = ["target", "background"]
+
 
 def cautions(adata: AnnData, key: str, record: Mapping[str, Any]) -> list[str]:
     """Return the sentences; none is good news."""
@@ -55,10 +59,14 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"Collapsed, hardly used by any target cell: {', '.join(map(str, gone))}."
     if "called" in topics:
         found = topics[topics["kind"] == "target"]
+        few = _few_donors(record)
         if not found["called"].astype(bool).any():
             yield (
-                "No target topic is called: out of fold, none is used more in the target than in the background beyond "
-                "chance."
+                f"No target topic is called, but {few} in a condition cannot decide this: see the effects with their "
+                "intervals, and tl.power for how many donors would."
+                if few
+                else "No target topic is called: out of fold, none is used more in the target than in the background "
+                "beyond chance."
             )
         if found["p_value"].isna().all():
             yield "Topics could not be tested by donor: a condition has fewer than two donors."
@@ -67,6 +75,14 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
                 "Topics were called over cells (no sample_key). Cells of one donor are not independent, so these "
                 "p-values overstate the evidence."
             )
+
+
+def _few_donors(record: Mapping[str, Any]) -> str:
+    """Name the donors of the smaller condition where they are fewer than 3; nothing where they are not known."""
+    if "donors" not in record:
+        return ""
+    fewest = int(record["donors"]["condition"].astype(str).value_counts().reindex(SIDES, fill_value=0).min())
+    return "" if fewest >= ENOUGH else "1 donor" if fewest == 1 else f"{fewest} donors"
 
 
 def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:

@@ -40,7 +40,7 @@ def associations(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw how much groups differ in their use of each topic: the difference of means with its 95 % interval.
+    """Draw how much groups differ in their use of each topic: the effect with its 95 % interval.
 
     Draws what :func:`bcnmf_sc.tl.associate` stored. Full points differ at an adjusted p of at most 0.05. An interval
     is that of one comparison, so it may leave out zero where the adjusted p does not pass.
@@ -95,13 +95,16 @@ def associations(
         ax.axhline(edge, color=MISSING, linewidth=0.5, zorder=0)
     ax.set_yticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    low, high = ax.get_xlim()
-    ax.set_xlim(max(low, -1.05), min(high, 1.05))  # no two shares differ by more
+    scale = str(table["scale"].iloc[0]) if "scale" in table else "share"
+    if scale == "share":
+        low, high = ax.get_xlim()
+        ax.set_xlim(max(low, -1.05), min(high, 1.05))  # no two shares differ by more
     ax.locator_params(axis="x", nbins=5)
     reference = literal(reference)
     who = f"{literal(groups[0])} less {reference}" if len(groups) == 1 else f"group less {reference}"
     unit = table["unit"].iloc[0]
-    ax.set_xlabel(f"share of usage, {who}\n(95 % interval over {unit}s; full: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
+    what = "share of usage" if scale == "share" else "log2 fold change of the share of usage"
+    ax.set_xlabel(f"{what}, {who}\n(95 % interval over {unit}s; full: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
     if len(groups) > 1:
         shades = [PALETTE[i % len(PALETTE)] for i in range(len(groups))]
         handles = [

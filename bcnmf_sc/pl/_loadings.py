@@ -56,7 +56,7 @@ def loadings(
     by
         What ranks the genes, see :func:`bcnmf_sc.get.top_genes`.
     test
-        Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the log2 enrichment,
+        Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the effect,
         dark for topics that were called; `"log2_enrichment"` compares the usage in target and background. `"auto"`
         takes the first of the two that has values; None draws no bars. Or a column of `adata.obs` against which
         :func:`bcnmf_sc.tl.associate` tested the topics, drawn as `gene_test` is.
@@ -144,8 +144,9 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
     if test == "p_value":
         value = -np.log10(np.maximum(value, np.finfo(float).tiny))
         label = "$-$log10 p"
-        if "log2_enrichment" in table:
-            value = value * np.where(table["log2_enrichment"].to_numpy(dtype=float) < 0, -1, 1)
+        effect = next((name for name in ("log2_fold_change", "log2_enrichment") if name in table), None)
+        if effect is not None:
+            value = value * np.where(table[effect].to_numpy(dtype=float) < 0, -1, 1)
             label = "signed $-$log10 p"
         if "called" in table:
             dark = (table["called"] == 1).to_numpy(dtype=bool)  # False where not known

@@ -12,6 +12,7 @@ from ._cpca import cpca
 from ._enrich import enrich
 from ._gpnsf.enhance import enhance
 from ._gpnsf.predict import gpnsf_predict
+from ._power import power
 from ._run import DeltaOptions, RunOptions, SpatialRunOptions
 from ._umap import umap
 
@@ -36,6 +37,7 @@ __all__ = [
     "gpnsf",
     "gpnsf_predict",
     "nmf",
+    "power",
     "project",
     "select_alpha",
     "select_n_topics",

@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize, sparse, stats
 
 import bcnmf_sc as bc
-from bcnmf_sc.tl._design import likelihood_ratio
+from bcnmf_sc.tl._design import likelihood_ratio, linear
 
 
 def stored(n_donors: int = 8, n_cells: int = 30, n_topics: int = 3, *, seed: int = 0) -> ad.AnnData:
@@ -41,8 +41,73 @@ def donor_means(adata: ad.AnnData, *more: str) -> pd.DataFrame:
     return share.groupby([adata.obs[name].astype(str) for name in ("donor", *more)]).mean()
 
 
-def test_donors_are_the_units_of_welchs_test(adata) -> None:
+def moderated(y: pd.DataFrame, X: np.ndarray, contrast: list[float], **how) -> linear.Effects:
+    """Return effects of log2 shares, each donor with equal numbers of cells."""
+    return linear.moderated(np.log2(y.to_numpy() + 1e-3), X, np.array(contrast, float), **how)
+
+
+def test_donors_are_compared_on_a_log_scale_with_moderated_variances(adata) -> None:
     bc.tl.associate(adata, groupby="diagnosis", sample_key="donor")
+    table = bc.get.associations(adata)
+    means = donor_means(adata)
+    well = np.arange(8) % 2
+    effects = moderated(means, np.column_stack([np.ones(8), well]), [0, 1])
+    assert table[["test", "scale", "unit"]].drop_duplicates().to_numpy().tolist() == [
+        ["moderated t", "log2 share", "sample"]
+    ]
+    assert table[["n_group", "n_reference"]].to_numpy().tolist() == [[4, 4]] * 3
+    expected = {
+        "difference": effects.estimate,
+        "ci_low": effects.interval()[0],
+        "ci_high": effects.interval()[1],
+        "p_value": effects.p_value,
+        "statistic": effects.statistic,
+        "cohen_d": effects.estimate / effects.deviation,
+        "mean_group": means[well == 1].mean(),
+        "mean_reference": means[well == 0].mean(),
+    }
+    for column, values in expected.items():
+        np.testing.assert_allclose(table[column], values, rtol=1e-5, err_msg=column)
+    bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", topics="Topic 2")  # variances of all topics
+    one = bc.get.associations(adata).iloc[0]
+    assert (one["topic"], one["p_value"]) == ("Topic 2", table["p_value"][1])
+    assert one["p_adjusted"] == one["p_value"]
+
+
+def test_pairs_and_single_donors_are_used_together(adata) -> None:
+    some = adata[~(adata.obs["donor"].isin(["d0", "d1"]) & (adata.obs["time"] == "after")).to_numpy()].copy()
+    bc.tl.associate(some, groupby="time", sample_key="donor", reference="before")
+    table = bc.get.associations(some)
+    assert table[["n_group", "n_reference"]].to_numpy().tolist() == [[6, 8]] * 3
+    means = donor_means(some, "time")
+    after = (means.index.get_level_values("time") == "after").astype(float)
+    block = pd.Categorical(means.index.get_level_values("donor")).codes
+    effects = moderated(means, np.column_stack([np.ones(14), after]), [0, 1], block=block)
+    np.testing.assert_allclose(table["p_value"], effects.p_value, rtol=1e-4)
+    alone = moderated(means, np.column_stack([np.ones(14), after]), [0, 1])
+    assert (effects.error < alone.error).all()  # donors differ more than times do
+
+
+def test_designs_adjust_for_covariates_and_take_continuous_ones(adata) -> None:
+    donor = adata.obs["donor"].astype(str).str[1:].astype(int).to_numpy()
+    adata.obs["age"] = np.array([30.0, 41, 35, 60, 52, 44, 38, 70])[donor]
+    adata.obs["sex"] = np.where(donor % 4 < 2, "f", "m")
+    means, first = donor_means(adata), adata.obs.drop_duplicates("donor")
+    X = np.column_stack([np.ones(8), np.arange(8) % 2, first["age"], first["sex"] == "m"]).astype(float)
+    bc.tl.associate(adata, design="~ diagnosis + age + sex", sample_key="donor")
+    table = bc.get.associations(adata, "diagnosis")
+    np.testing.assert_allclose(table["p_value"], moderated(means, X, [0, 1, 0, 0]).p_value, rtol=1e-4)
+    assert table[["group", "reference", "n_group"]].drop_duplicates().to_numpy().tolist() == [["well", "sick", 4]]
+    bc.tl.associate(adata, design="~ diagnosis + age + sex", contrast="age", sample_key="donor")
+    slope = bc.get.associations(adata, "age")
+    np.testing.assert_allclose(slope["difference"], moderated(means, X, [0, 0, 1, 0]).estimate, rtol=1e-4)
+    assert slope[["group", "n_group", "n_reference"]].drop_duplicates().to_numpy().tolist() == [["slope", 8, 0]]
+    assert slope[["mean_reference", "log2_ratio"]].isna().all(axis=None)
+    assert len(bc.get.associations(adata)) == 6
+
+
+def test_donors_are_the_units_of_welchs_test(adata) -> None:
+    bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", method="t")
     table = bc.get.associations(adata)
     means = donor_means(adata, "diagnosis").reset_index(level=1)
     for k in range(3):
@@ -73,7 +138,7 @@ def test_cells_as_units_are_warned_of(adata) -> None:
 
 
 def test_donors_on_both_sides_are_pairs(adata) -> None:
-    bc.tl.associate(adata, groupby="time", sample_key="donor", reference="before")
+    bc.tl.associate(adata, groupby="time", sample_key="donor", reference="before", method="paired_t")
     row = bc.get.associations(adata).iloc[1]
     wide = donor_means(adata, "time")["Topic 2"].unstack()
     test = stats.ttest_rel(wide["after"], wide["before"])
@@ -88,20 +153,19 @@ def test_donors_on_both_sides_are_pairs(adata) -> None:
 def test_donors_on_one_side_are_left_out_beside_pairs(adata) -> None:
     some = adata[~(adata.obs["donor"].isin(["d0", "d1", "d2"]) & (adata.obs["time"] == "after")).to_numpy()].copy()
     with pytest.warns(UserWarning, match="3 pairs have no cells in one of 'after' and 'before'"):
-        bc.tl.associate(some, groupby="time", sample_key="donor", reference="before")
+        bc.tl.associate(some, groupby="time", sample_key="donor", reference="before", method="paired_t")
     row = bc.get.associations(some).iloc[1]
     wide = donor_means(some, "time")["Topic 2"].unstack().dropna()
     assert (row["test"], row["n_group"], row["n_reference"]) == ("paired t", 5, 5)
     assert row["p_value"] == pytest.approx(stats.ttest_rel(wide["after"], wide["before"]).pvalue, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["auto", "t"])
-def test_one_donor_on_both_sides_is_left_out_and_the_others_are_independent(adata, method) -> None:
+def test_one_donor_on_both_sides_is_left_out_and_the_others_are_independent(adata) -> None:
     label = adata.obs["diagnosis"].astype(str).to_numpy()
     label[:10] = "well"  # of d0, who is sick
     adata.obs["diagnosis"] = label
     with pytest.warns(UserWarning, match="One donor alone has cells in both 'well' and 'sick'.* It is left out"):
-        bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", method=method)
+        bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", method="t")
     row = bc.get.associations(adata).iloc[0]
     means = donor_means(adata)["Topic 1"]
     test = stats.ttest_ind(means[["d1", "d3", "d5", "d7"]], means[["d2", "d4", "d6"]], equal_var=False)
@@ -116,18 +180,19 @@ def test_one_donor_on_both_sides_is_left_out_and_the_others_are_independent(adat
 
 def test_pairs_of_samples_and_incomplete_ones(adata) -> None:
     adata.obs["patient"] = [f"p{int(d[1:]) // 2}" for d in adata.obs["donor"]]
-    bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", pair_key="patient")
+    how = {"groupby": "diagnosis", "sample_key": "donor", "method": "paired_t"}
+    bc.tl.associate(adata, **how, pair_key="patient")
     row = bc.get.associations(adata).iloc[0]
     means = donor_means(adata)["Topic 1"]
     well, sick = ([means[f"d{2 * p + i}"] for p in range(4)] for i in (1, 0))
     assert row["p_value"] == pytest.approx(stats.ttest_rel(well, sick).pvalue, rel=1e-4)
     without = adata[adata.obs["donor"] != "d0"].copy()
     with pytest.warns(UserWarning, match="1 pairs have no cells in one of"):
-        bc.tl.associate(without, groupby="diagnosis", sample_key="donor", pair_key="patient")
+        bc.tl.associate(without, **how, pair_key="patient")
     assert bc.get.associations(without)["n_group"].eq(3).all()
     adata.obs["wrong"] = np.arange(adata.n_obs) % 5
     with pytest.raises(ValueError, match="must belong to one 'wrong'"):
-        bc.tl.associate(adata, groupby="diagnosis", sample_key="donor", pair_key="wrong")
+        bc.tl.associate(adata, **how, pair_key="wrong")
 
 
 def test_the_contrast_that_trained_background_topics_is_warned_of(adata) -> None:
@@ -279,6 +344,13 @@ def test_no_variance_gives_no_p_value(adata) -> None:
         ({"groups": "x"}, "`groups` must be groups"),
         ({"groups": "well", "reference": "well"}, "`groups` must be groups"),
         ({"method": "anova"}, "`method` must be"),
+        ({"design": "~ diagnosis"}, "`groupby` or `design` must be given, one of them"),
+        ({"groupby": None}, "`groupby` or `design` must be given, one of them"),
+        ({"contrast": ("diagnosis", "sick", "well")}, "`contrast` must come with `design`"),
+        ({"groupby": None, "design": "~ diagnosis", "reference": "sick"}, "`reference` must come with `groupby`"),
+        ({"groupby": None, "design": "~ diagnosis", "method": "t"}, "`method='t'` must come with `groupby`"),
+        ({"groupby": None, "design": "~ diagnosis", "sample_key": None}, "`design='~ diagnosis'` needs `sample_key`"),
+        ({"method": "moderated", "sample_key": None}, "`method='moderated'` needs `sample_key`"),
         ({"method": "paired_t", "sample_key": None}, "needs `sample_key` or `pair_key`"),
         ({"method": "paired_t"}, "needs pairs, but no 'donor'"),
         ({"cells": "x"}, "`cells` must be a bool column"),
@@ -303,6 +375,8 @@ def test_errors(adata, wrong, message) -> None:
 
 def test_genes_by_donor_are_pseudobulk(adata) -> None:
     bc.tl.associate_genes(adata, groupby="diagnosis", sample_key="donor", genes=["G3", "G0"])
+    found = bc.get.associations(adata, table="genes")
+    bc.tl.associate_genes(adata, groupby="diagnosis", sample_key="donor", genes=["G3", "G0"], method="t")
     table = bc.get.associations(adata, table="genes")
     counts = pd.DataFrame(adata.X.toarray().astype(float), columns=adata.var_names)
     counts = counts.groupby(adata.obs["donor"].to_numpy()).sum()
@@ -312,8 +386,14 @@ def test_genes_by_donor_are_pseudobulk(adata) -> None:
         test = stats.ttest_ind(log.loc[~sick, gene], log.loc[sick, gene], equal_var=False)
         assert row.gene == gene
         assert row.p_value == pytest.approx(test.pvalue, rel=1e-6)
-        linear = np.expm1(log[gene])
-        assert row.log2_ratio == pytest.approx(np.log2(linear[~sick].mean() / linear[sick].mean()), abs=1e-3)
+        mean = np.expm1(log[gene])
+        assert row.log2_ratio == pytest.approx(np.log2(mean[~sick].mean() / mean[sick].mean()), abs=1e-3)
+    well = 1 - sick.to_numpy().astype(float)
+    X = np.column_stack([np.ones(8), well])
+    effects = linear.moderated(log.to_numpy() / np.log(2), X, np.array([0.0, 1.0]))
+    at = [3, 0]  # variances are moderated over all twelve genes
+    np.testing.assert_allclose(found["difference"], effects.estimate[at], rtol=1e-6)
+    np.testing.assert_allclose(found["p_value"], effects.p_value[at], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])

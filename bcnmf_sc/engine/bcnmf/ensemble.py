@@ -101,11 +101,11 @@ class OutOfFold:
     share: np.ndarray
     """Share of a cell's usage on target topics."""
     usage: np.ndarray
-    """Share of a cell's usage on each target topic, matched to those of the full fit; cells x topics."""
+    """Share of a cell's usage on each topic, matched to those of the full fit; cells x topics."""
     fold: np.ndarray
     """Number of the fold of each cell; -1 for cells in no condition."""
     stability: np.ndarray
-    """Mean cosine of each target topic to its match over the folds."""
+    """Mean cosine of each topic to its match over the folds."""
 
 
 def cross_fit(
@@ -117,7 +117,7 @@ def cross_fit(
     model fits cells that it has seen better, so background cells would score lower than cells it has not seen.
     """
     n = model.n_topics
-    share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], n), np.nan)
+    share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], full.W.shape[1]), np.nan)
     folds = np.unique(fold[fold >= 0])
     seeds = spawn(random_state, len(folds))
     rough = _rough(run)
@@ -133,9 +133,10 @@ def cross_fit(
         out = fold == held_out
         proportions = shares_of(factors.H[out])
         share[out] = proportions[:, :n].sum(1)
-        order, cosine = match(full.W[:, :n], factors.W[:, :n])
-        usage[out] = proportions[:, order]
-        cosines.append(cosine)
+        # of each kind among its like, so that no target topic takes the place of a background topic
+        own, shared = (match(full.W[:, kind], factors.W[:, kind]) for kind in (slice(n), slice(n, None)))
+        usage[out] = proportions[:, np.append(own[0], n + shared[0])]
+        cosines.append(np.append(own[1], shared[1]))
     return OutOfFold(share, usage, fold, np.mean(cosines, axis=0))
 
 

@@ -14,8 +14,9 @@ from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
 from ...engine.bcnmf.ensemble import fit_model, spawn
+from .._design import design_columns
 from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
-from .folds import deal, score
+from .folds import deal, design_of, score
 from .problem import SAFE_ALPHA, Problem, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
 
@@ -37,6 +38,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     basis: Literal["split", "shared"] = "split",
     cross_fit: int | None = 5,
     sample_key: str | None = None,
+    design: str | None = None,
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
@@ -93,6 +95,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
         cells may be called for what sets their donors apart.
+    design
+        Formula of the tests of topics by donor, such as ``"~ condition + age + sex"`` where ``background_key`` is
+        ``"condition"``: columns of ``adata.obs`` that describe donors and are adjusted for. ``(1 | patient)`` names
+        units that belong together; by default these are the samples of a donor.
     fdr_level
         Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
     alpha
@@ -148,8 +154,13 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
-        ratio; with background topics and ``cross_fit`` also ``p_value`` of target against background out of fold,
-        ``called`` at ``fdr_level``, and ``stability``, the mean cosine with the matched topics of the folds);
+        ratio; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
+        mean difference ``log2_fold_change`` of the donors' shares with its 95 % interval ``ci_low`` to ``ci_high``,
+        its two-sided ``p_value`` and ``p_adjusted``, whether the topic is ``called`` at ``fdr_level``, its
+        ``direction`` (target topics are called where they are gained, background topics also where they are lost), and
+        ``stability``, the mean cosine with the matched topics of the folds);
+        ``donors``, with ``sample_key``: what was compared, a row per donor and condition (see
+        `bcnmf_sc.get.donors`);
         ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
         ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
         target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
@@ -181,6 +192,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         background,
         target,
         sample_key=sample_key,
+        columns=design_columns(design),
         likelihood=likelihood,
         weights=weights,
         layer=layer,
@@ -193,6 +205,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     )
     problem = Problem.read(adata, asked, several=True)
     data = problem.data
+    comparison = design_of(data, design)
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
@@ -212,6 +225,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "basis": basis,
         "cross_fit": cross_fit,
         "sample_key": sample_key,
+        "design": design,
         "fdr_level": fdr_level,
         "init": "random" if init is None else "given",
         "tol": settings.tol,
@@ -235,7 +249,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     if fold is not None and cross_fit is not None:
         topics = record["topics"]
         cells, found = score(
-            data, model, factors, fold, topics, fdr_level=fdr_level, random_state=score_seed, run=settings
+            data, model, factors, fold, topics, comparison, fdr_level=fdr_level, random_state=score_seed, run=settings
         )
         record |= found
     return problem.write(factors, contrast, record, cells, notes)

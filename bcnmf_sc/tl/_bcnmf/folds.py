@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,11 @@ from scipy import stats
 from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
 from ...engine.bcnmf.ensemble import OutOfFold, cross_fit, shares_of
-from .._design import pairing
+from .._design import OFFSET, Design, adjust, unit_means
 
 if TYPE_CHECKING:
-    from ..._anndata import Data, Design
+    from ..._anndata import Data
+    from ..._anndata import Design as Roles
     from ...engine import Factors, Run
     from ...engine.bcnmf.ensemble import Model
 
@@ -25,16 +26,18 @@ FEW_BACKGROUND = 100
 
 HOMELESS = 0.5
 """Threshold of the target share from which on the background itself needs target topics."""
+SIDES = ("target", "background")
+EFFECT = ["log2_fold_change", "ci_low", "ci_high"]
 
 
-def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
+def make_folds(roles: Roles, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
     """Deal the cells out to folds, by donor where samples are given; -1 for cells in no condition.
 
     Every fold gets donors with target cells and donors with background cells, so that none learns from one side alone.
     Cells without a donor are dealt one by one.
     """
     rng = np.random.default_rng(random_state)
-    role = design.target + 2 * design.background.astype(int)
+    role = roles.target + 2 * roles.background.astype(int)
     fold = np.full(len(role), -1)
     if samples is None:
         n_target, n_background, n_both = ((role == kind).sum() for kind in (1, 2, 3))
@@ -42,7 +45,7 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
         if n_folds < 2:  # noqa: PLR2004
             msg = (
                 "`background` and `target` must have at least 2 cells each, to learn from some and score others; got "
-                f"{design.background.sum()} and {design.target.sum()}."
+                f"{roles.background.sum()} and {roles.target.sum()}."
             )
             raise UserError(msg)
         for kind in np.unique(role[role > 0]):
@@ -69,10 +72,10 @@ def make_folds(design: Design, samples: pd.Categorical | None, n_folds: int, ran
     return fold
 
 
-def deal(design: Design, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
+def deal(roles: Roles, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray:
     """Deal the cells out to folds on which they are to be scored; warn where scores will say little."""
-    warn_of_background(design, samples)
-    return make_folds(design, samples, n_folds, random_state)
+    warn_of_background(roles, samples)
+    return make_folds(roles, samples, n_folds, random_state)
 
 
 def score(
@@ -81,22 +84,23 @@ def score(
     factors: Factors,
     fold: np.ndarray,
     topics: pd.DataFrame,
+    comparison: Design | None,
     *,
     fdr_level: float,
     random_state: int,
     run: Run,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics with their tests."""
+) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
+    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics and donors compared."""
     scores = cross_fit(data.source, model, factors, fold, random_state=random_state, run=run)
     cells = score_cells(scores, data.design, factors.H, model.n_topics, fdr_level)
-    topics = call_topics(topics, scores, data.design, data.samples, fdr_level)
-    warn_of_homeless(topics, scores, data.design, fdr_level)
-    return cells, {"topics": topics}
+    found = call_topics(topics, scores, data.design, comparison, fdr_level)
+    warn_of_homeless(found["topics"], scores, data.design, fdr_level)
+    return cells, found
 
 
-def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
+def warn_of_background(roles: Roles, samples: pd.Categorical | None) -> None:
     """Say when scores of the background's cells are too few, or not comparable."""
-    n = int(design.background.sum())
+    n = int(roles.background.sum())
     if n < FEW_BACKGROUND:
         msg = (
             f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
@@ -104,7 +108,7 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
         )
         warnings.warn(msg, UserWarning, stacklevel=stack_level())
     if samples is not None:
-        shared = set(samples[design.target].dropna()) & set(samples[design.background].dropna())
+        shared = set(samples[roles.target].dropna()) & set(samples[roles.background].dropna())
         if not shared:
             msg = (
                 "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
@@ -114,11 +118,11 @@ def warn_of_background(design: Design, samples: pd.Categorical | None) -> None:
 
 
 def score_cells(
-    scores: OutOfFold, design: Design, H: np.ndarray, n_topics: int, fdr_level: float
+    scores: OutOfFold, roles: Roles, H: np.ndarray, n_topics: int, fdr_level: float
 ) -> dict[str, np.ndarray]:
     """Target share, call and empirical p of every cell, against background cells that the model has not seen."""
     share = np.where(scores.fold >= 0, scores.share, shares_of(H)[:, :n_topics].sum(1))
-    null = np.sort(share[design.background & (scores.fold >= 0)])
+    null = np.sort(share[roles.background & (scores.fold >= 0)])
     above = len(null) - np.searchsorted(null, share, side="left")
     return {
         "target_share": share.astype(np.float32),
@@ -127,10 +131,10 @@ def score_cells(
     }
 
 
-def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fdr_level: float) -> None:
+def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, roles: Roles, fdr_level: float) -> None:
     """Say when topics tell target from background, but cells cannot, since the background needs target topics too."""
-    threshold = float(np.quantile(scores.share[design.background & (scores.fold >= 0)], 1 - fdr_level))
-    if threshold > HOMELESS and topics["called"].any():
+    threshold = float(np.quantile(scores.share[roles.background & (scores.fold >= 0)], 1 - fdr_level))
+    if threshold > HOMELESS and topics.loc[topics["kind"] == "target", "called"].any():
         msg = (
             f"{fdr_level:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
             "topics, so hardly a cell can be called: something that target and background share has no background "
@@ -139,37 +143,85 @@ def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, design: Design, fd
         warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
-def call_topics(
-    topics: pd.DataFrame, scores: OutOfFold, design: Design, samples: pd.Categorical | None, fdr_level: float
-) -> pd.DataFrame:
-    """Add p, whether a topic is called (its usage separates target from background out of fold), and its stability.
+def design_of(data: Data, formula: str | None) -> Design | None:
+    """Return the comparison of target and background by donor, or `None` where cells are the units.
 
-    The unit is the donor where samples are given (Welch's t, or paired where donors are in both conditions: see
-    `pairing`), else the cell (Mann-Whitney on ranks within folds). One-sided, Benjamini-Hochberg over topics.
+    In a ``formula`` the background's column stands for being of the target. Cells that are both count as background.
     """
-    n_topics = scores.usage.shape[1]
-    scored = scores.fold >= 0
-    sides = [design.target & scored & ~design.background, design.background & scored]
-    if samples is None:
-        p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
-    else:
-        sides = [side & (samples.codes >= 0) for side in sides]
-        donors, paired, left_out = pairing([samples.codes[side] for side in sides], ("target", "background"))
-        if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=stack_level())
-        means = [pd.DataFrame(scores.usage[side]).groupby(samples.codes[side]).mean() for side in sides]
-        means = [table[table.index.isin(donors)] for table in means]
-        p = _separation_of_donors(*means, paired=paired)
-    known = np.isfinite(p)
-    called = np.zeros(n_topics, bool)
-    if known.any():
-        called[known] = stats.false_discovery_control(p[known]) <= fdr_level
+    roles, samples, asked = data.design, data.samples, data.asked
+    if samples is None or asked.sample_key is None:
+        if formula is None:
+            return None
+        msg = f"`design` must come with `sample_key`, the donors that it describes, got {formula!r} without."
+        raise UserError(msg)
+    target = roles.target & ~roles.background
+    if formula is None:
+        return Design.two_groups(np.where(target, 1, np.where(roles.background, 0, -1)), samples)
+    column = str(asked.background_key)
+    role = pd.Categorical(np.where(target, SIDES[0], SIDES[1]), categories=SIDES[::-1])
+    used = (target | roles.background) & (samples.codes >= 0)
+    obs = data.adata.obs.assign(**{column: role})
+    return Design.formula(obs, formula, (column, *SIDES[::-1]), sample_key=asked.sample_key, used=used)
+
+
+def call_topics(
+    topics: pd.DataFrame,
+    scores: OutOfFold,
+    roles: Roles,
+    design: Design | None,
+    fdr_level: float,
+    *,
+    weights: np.ndarray | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Return ``topics`` with how their usage differs between target and background out of fold, and which are called.
+
+    The unit is the donor, with variances moderated over all topics, or without a ``design`` the cell (Mann-Whitney on
+    ranks within folds). With the donors' means that were compared as ``donors``; ``weights`` are those of the cells in
+    them.
+    """
     topics = topics.copy()
-    background = len(topics) - n_topics
-    topics["p_value"] = np.append(p, np.full(background, np.nan))
-    topics["called"] = np.append(called, np.zeros(background, bool))
-    topics["stability"] = np.append(scores.stability, np.full(background, np.nan))
-    return topics
+    found = {"topics": topics}
+    if design is None:
+        tested, p = _tests_of_cells(scores, roles)
+    else:
+        unit = np.where(scores.fold >= 0, design.unit, -1)
+        means = unit_means(scores.usage, unit, len(design.units), weights)
+        tested, p = _tests_of_donors(means, design)
+        found["donors"] = pd.concat([design.units, pd.DataFrame(means, columns=list(topics.index))], axis=1)
+        found["donors"].index = found["donors"].index.astype(str)
+    gained = tested["log2_fold_change"].to_numpy() > 0
+    target = (topics["kind"] == "target").to_numpy()
+    # Two questions are asked: what is gained of target topics, and what changes of background topics. Calls by chance
+    # come to half the level each: those of the first by asking for a gain, those of the second by doubling.
+    adjusted = np.where(target, adjust(p, target), np.minimum(2 * adjust(p, ~target), 1.0))
+    topics[list(tested)] = tested.to_numpy()
+    topics["p_value"], topics["p_adjusted"] = p, adjusted
+    topics["called"] = (adjusted <= fdr_level) & (gained | ~target)
+    topics["direction"] = np.where(np.isnan(tested["log2_fold_change"]), "", np.where(gained, "gained", "lost"))
+    topics["stability"] = scores.stability
+    return found
+
+
+def _tests_of_donors(means: np.ndarray, design: Design) -> tuple[pd.DataFrame, np.ndarray]:
+    """Effect of each topic with its interval, and its p-value; NaN for those that no donor uses."""
+    if min(design.n) < 1:
+        return pd.DataFrame(np.nan, range(means.shape[1]), EFFECT), np.full(means.shape[1], np.nan)
+    effects = design.effects(np.log2(means + OFFSET))
+    low, high = effects.interval()
+    p = effects.p_value if min(design.n) > 1 else np.full(len(low), np.nan)
+    return pd.DataFrame(dict(zip(EFFECT, (effects.estimate, low, high), strict=True))), p
+
+
+def _tests_of_cells(scores: OutOfFold, roles: Roles) -> tuple[pd.DataFrame, np.ndarray]:
+    """Effect of each topic, without an interval, and its p-value over cells."""
+    scored = scores.fold >= 0
+    sides = [roles.target & scored & ~roles.background, roles.background & scored]
+    p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
+    effects = pd.DataFrame(np.nan, range(len(p)), EFFECT)
+    if all(side.any() for side in sides):
+        high, low = (np.log2(scores.usage[side].mean(0, dtype=np.float64) + OFFSET) for side in sides)
+        effects["log2_fold_change"] = high - low
+    return effects, p
 
 
 def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
@@ -179,12 +231,4 @@ def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray
     for one in np.unique(fold[fold >= 0]):
         cells = fold == one
         rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
-    return float(stats.mannwhitneyu(rank[target], rank[background], alternative="greater").pvalue)
-
-
-def _separation_of_donors(target: pd.DataFrame, background: pd.DataFrame, *, paired: bool) -> np.ndarray:
-    if min(len(target), len(background)) < 2:  # noqa: PLR2004
-        return np.full(target.shape[1], np.nan)
-    if paired:
-        return np.asarray(stats.ttest_rel(target, background, alternative="greater").pvalue)
-    return np.asarray(stats.ttest_ind(target, background, equal_var=False, alternative="greater").pvalue)
+    return float(stats.mannwhitneyu(rank[target], rank[background], alternative="two-sided").pvalue)

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..._utils.checks import one_of, stack_level, whole_number
+from ..._utils.checks import one_of, whole_number
 from ..._utils.errors import UserError, UserTypeError
 from ...engine.bcnmf.ensemble import shares_of
 from ...engine.deltanmf.hals import share_moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
 from ...engine.rows.summary import Groups
-from .._design import pairing
+from .._design import OFFSET, Design, adjust, unit_means
 from .._run import DeltaOptions, RunOptions, check_run, run_settings
 
 if TYPE_CHECKING:
@@ -223,38 +223,26 @@ def shift_table(share: np.ndarray, data: CaseControl, donors: pd.Categorical | N
         return pd.DataFrame(index=names)
     table = _means(share, data, names)
     table.insert(2, "difference", table["usage_case"] - table["usage_control"])
-    units = [pd.DataFrame(share[member], columns=names) for member in (data.case, data.control)]
+    side = np.where(data.case, 1, np.where(data.control, 0, -1))
     if donors is None:
         logger.warning("The shift table tests cells, which overstates the evidence. Name the donors with `sample_key`.")
-    else:
-        labels = pd.Series(donors)
-        units = [
-            unit.groupby(labels[member].to_numpy(), observed=True).mean()
-            for unit, member in zip(units, (data.case, data.control), strict=True)
-        ]
-    case, control = units
-    paired = False
-    if donors is not None:
-        tested, paired, left_out = pairing([case.index, control.index], ("case", "control"))
-        if left_out:
-            warnings.warn(left_out, UserWarning, stacklevel=stack_level())
-        case, control = (unit[unit.index.isin(tested)] for unit in units)
-    p = np.full(len(names), np.nan)
-    if min(len(case), len(control)) > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a topic that no cell uses: p is NaN
-            if paired:
-                p = stats.ttest_rel(case, control.loc[case.index]).pvalue
-            else:
-                p = stats.ttest_ind(case, control, equal_var=False).pvalue
-    known = np.isfinite(p)
-    adjusted = np.full(len(names), np.nan)
-    if known.any():
-        adjusted[known] = stats.false_discovery_control(p[known])
-    table["p_value"], table["p_adjusted"] = p, adjusted
-    table["test"] = "paired t" if paired else "Welch t"
+            p = stats.ttest_ind(share[data.case], share[data.control], equal_var=False).pvalue
+        n = (int(data.case.sum()), int(data.control.sum()))
+    else:
+        design = Design.two_groups(side, donors, names=("case", "control"))
+        n, p = design.n, np.full(len(names), np.nan)
+        if min(n) > 0:
+            effects = design.effects(np.log2(unit_means(share, design.unit, len(design.units)) + OFFSET))
+            table["log2_fold_change"] = effects.estimate
+            table["ci_low"], table["ci_high"] = effects.interval()
+            p = effects.p_value if min(n) > 1 else p
+    table["p_value"] = p
+    table["p_adjusted"] = adjust(p)
+    table["test"] = "Welch t" if donors is None else "moderated t"
     table["unit"] = "cell" if donors is None else "donor"
-    table["n_case"], table["n_control"] = len(case), len(control)
+    table["n_case"], table["n_control"] = n
     return table
 
 

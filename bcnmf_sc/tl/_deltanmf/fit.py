@@ -122,18 +122,19 @@ def deltanmf(
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in cases and controls, log2 of their ratio);
         ``shift`` (a row per control topic: its share among the control topics in cases and controls, difference, log2
-        ratio, test); ``emergence`` (a row per case topic: its share of all usage in cases, and in controls projected on
-        it, log2 enrichment, share of cells above the controls' 95 % quantile, closest control topic); ``loss`` (per
-        check: iteration, half the squared error of controls and then of cases, the same with penalties, change of the
-        loadings); ``n_iter``; ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control
-        topics alone, against their mean profile; ``mse``.
+        ratio, with ``sample_key`` the donors' mean ``log2_fold_change`` with its 95 % interval, test); ``emergence`` (a
+        row per case topic: its share of all usage in cases, and in controls projected on it, log2 enrichment, share of
+        cells above the controls' 95 % quantile, closest control topic); ``loss`` (per check: iteration, half the
+        squared error of controls and then of cases, the same with penalties, change of the loadings); ``n_iter``;
+        ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control topics alone, against their
+        mean profile; ``mse``.
 
     Notes
     -----
-    The p-values of ``shift`` are of Welch's t-test over donors' means, or of a paired test over those that are in both
-    conditions, if two or more are; who is left out is said in a warning. Without ``sample_key`` cells are the unit,
-    which overstates the evidence. Case topics were fitted on the cases, so some enrichment of theirs is there by
-    construction: it has no p-value.
+    The p-values of ``shift`` are those of `associate` with ``method="moderated"``: log shares of the donors, of which
+    those in both conditions are blocks, with variances moderated over the control topics. Without ``sample_key`` cells
+    are the unit, which overstates the evidence. Case topics were fitted on the cases, so some enrichment of theirs is
+    there by construction: it has no p-value.
 
     Raises
     ------

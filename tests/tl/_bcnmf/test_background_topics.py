@@ -10,9 +10,10 @@ from scipy import sparse, stats
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
-from bcnmf_sc._anndata import Design
+from bcnmf_sc._anndata import Design as Roles
 from bcnmf_sc.engine.bcnmf.ensemble import OutOfFold
 from bcnmf_sc.tl._bcnmf.folds import call_topics, make_folds
+from bcnmf_sc.tl._design import Design, moderated
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
 
@@ -32,8 +33,9 @@ def test_hidden_subgroup_is_found_and_called(adata, basis, tmp_path):
     assert called[~hidden].mean() < 0.1
     topics = adata.uns["bcnmf"]["topics"]
     assert topics["kind"].tolist() == ["target"] * 2 + ["background"] * 6
-    assert topics["called"].tolist() == [True] * 2 + [False] * 6
-    assert topics["p_value"].notna().tolist() == topics["called"].tolist()
+    assert topics["called"].tolist()[:2] == [True] * 2
+    assert topics[["p_value", "p_adjusted", "stability"]].notna().all(axis=None)
+    assert (topics["direction"] == "gained").tolist()[:2] == [True] * 2
     assert adata.obsm["X_bcnmf"].shape == (1000, 8)
     adata.write_h5ad(tmp_path / "a.h5ad")
     back = anndata.read_h5ad(tmp_path / "a.h5ad")
@@ -120,7 +122,7 @@ def test_every_fold_has_donors_of_either_side(kinds):
     kinds = np.repeat(kinds, 20)
     half = np.arange(len(kinds)) % 2 == 0
     target = (kinds == 1) | ((kinds == 3) & half)
-    design = Design(target, {"ctrl": ~target})
+    design = Roles(target, {"ctrl": ~target})
     donors = pd.Categorical(np.repeat(np.arange(len(kinds) // 20), 20))
     fold = make_folds(design, donors, 5, 0)
     assert fold.max() == min((kinds & 1 > 0).sum() // 20, (kinds & 2 > 0).sum() // 20, 5) - 1
@@ -133,7 +135,7 @@ def test_one_donor_cannot_be_held_out():
     target = np.arange(60) < 40
     donors = pd.Categorical(np.repeat(["a", "b", "c"], 20))
     with pytest.raises(ValueError, match=r"at least 2 donors with target cells and 2 with background.*got 2 and 1"):
-        make_folds(Design(target, {"ctrl": ~target}), donors, 5, 0)
+        make_folds(Roles(target, {"ctrl": ~target}), donors, 5, 0)
 
 
 @pytest.mark.filterwarnings("ignore:Target and background share no donor")
@@ -260,27 +262,103 @@ def test_threads_and_seed(adata):
         np.testing.assert_array_equal(runs[1].obs[column], runs[3].obs[column])
 
 
-def test_topics_are_called_by_pairs_of_donors():
-    """Of eight donors three are on both sides: p-values are of these; one alone is left out."""
-    rng = np.random.default_rng(0)
-    donor = np.repeat(np.arange(8), 10)
+def scored(n_donors: int = 8, n_cells: int = 10, *, seed: int = 0) -> tuple[OutOfFold, np.ndarray, pd.DataFrame]:
+    """Usage of two target and four background topics; donors of their own level; the number of each cell's donor."""
+    rng = np.random.default_rng(seed)
+    donor = np.repeat(np.arange(n_donors), n_cells)
+    usage = rng.gamma(3.0, size=(len(donor), 6)) * np.exp(rng.normal(0, 0.2, (n_donors, 6)))[donor]
+    usage /= usage.sum(1, keepdims=True)
+    topics = pd.DataFrame({"kind": ["target"] * 2 + ["background"] * 4}, index=[f"Topic {k}" for k in range(6)])
+    return OutOfFold(usage[:, :2].sum(1), usage, np.zeros(len(donor), int), np.ones(6)), donor, topics
+
+
+def test_topics_are_called_where_target_topics_are_gained_and_background_topics_change():
+    scores, donor, topics = scored()
     target = donor < 4
-    target[donor >= 5] = np.arange(30) % 2 == 0
-    design = Design(target, {"ctrl": ~target})
-    usage = rng.random((80, 2)).astype(np.float32)
-    scores = OutOfFold(usage.sum(1), usage, np.zeros(80, int), np.ones(2))
-    topics = pd.DataFrame({"kind": ["target", "target", "background"]})
-    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean() for side in (target, ~target)]
-    with pytest.warns(UserWarning, match="5 pairs have no cells in one of 'target' and 'background'"):
-        paired = call_topics(topics, scores, design, pd.Categorical(donor), 0.05)
-    expected = stats.ttest_rel(means[0].loc[5:], means[1].loc[5:], alternative="greater").pvalue
-    np.testing.assert_allclose(paired["p_value"][:2], expected, rtol=1e-6)
-    target[donor < 2], target[donor > 5] = False, True  # now 5 alone is on both sides
-    means = [pd.DataFrame(usage[side]).groupby(donor[side]).mean().drop(5) for side in (target, ~target)]
-    with pytest.warns(UserWarning, match="One donor alone has cells in both 'target' and 'background'"):
-        welch = call_topics(topics, scores, Design(target, {"ctrl": ~target}), pd.Categorical(donor), 0.05)
-    expected = stats.ttest_ind(*means, equal_var=False, alternative="greater").pvalue
-    np.testing.assert_allclose(welch["p_value"][:2], expected, rtol=1e-6)
+    scores.usage[target] *= [20, 0.05, 20, 0.05, 1, 1]
+    roles = Roles(target, {"ctrl": ~target})
+    found = call_topics(topics, scores, roles, Design.two_groups(target.astype(int), pd.Categorical(donor)), 0.05)
+    table = found["topics"]
+    assert table["direction"].tolist()[:4] == ["gained", "lost"] * 2
+    assert table["called"].tolist() == [True, False, True, True, False, False]
+    means = pd.DataFrame(scores.usage).groupby(donor).mean()
+    X = np.column_stack([np.ones(8), np.repeat([1.0, 0.0], 4)])
+    effects = moderated(np.log2(means.to_numpy() + 1e-3), X, np.array([0.0, 1.0]))  # variances of all six
+    np.testing.assert_allclose(table["log2_fold_change"], effects.estimate)
+    np.testing.assert_allclose(table[["ci_low", "ci_high"]].T, effects.interval())
+    np.testing.assert_allclose(table["p_value"], effects.p_value)
+    families = [stats.false_discovery_control(effects.p_value[part]) for part in (slice(2), slice(2, None))]
+    np.testing.assert_allclose(table["p_adjusted"], np.append(families[0], np.minimum(2 * families[1], 1)))
+    donors = found["donors"]
+    assert donors.columns.tolist() == ["donor", "condition", "n_cells", *topics.index]
+    assert donors["condition"].tolist() == ["target"] * 4 + ["background"] * 4
+    np.testing.assert_allclose(donors[list(topics.index)], means)
+
+
+def test_donors_of_both_sides_are_blocks_and_single_ones_stay():
+    scores, donor, topics = scored()
+    target = donor < 2
+    target[donor >= 4] = np.arange(40) % 2 == 0  # of eight donors four are on both sides
+    roles = Roles(target, {"ctrl": ~target})
+    design = Design.two_groups(target.astype(int), pd.Categorical(donor))
+    donors = call_topics(topics, scores, roles, design, 0.05)["donors"]
+    assert len(donors) == 12
+    assert donors["n_cells"].tolist() == [10] * 4 + [5] * 8
+    assert len(set(design.block)) == 8
+
+
+@pytest.mark.parametrize(("n_target", "tested"), [(2, True), (1, False)])
+def test_few_donors_have_an_effect_with_its_interval(n_target, tested):
+    scores, donor, topics = scored(n_target + 2)
+    target = donor < n_target
+    design = Design.two_groups(target.astype(int), pd.Categorical(donor))
+    table = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), design, 0.05)["topics"]
+    assert np.isfinite(table[["log2_fold_change", "ci_low", "ci_high"]]).all(axis=None)
+    assert np.isfinite(table["p_value"]).all() == tested
+    assert not table["called"].any()
+
+
+def test_cells_are_the_units_where_no_donors_are_given():
+    scores, donor, topics = scored()
+    target = donor < 4
+    found = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), None, 0.05)
+    assert "donors" not in found
+    expected = [stats.mannwhitneyu(usage[target], usage[~target]).pvalue for usage in scores.usage.T]
+    np.testing.assert_allclose(found["topics"]["p_value"], expected)
+    ratio = (scores.usage[target].mean(0) + 1e-3) / (scores.usage[~target].mean(0) + 1e-3)
+    np.testing.assert_allclose(found["topics"]["log2_fold_change"], np.log2(ratio))
+    assert found["topics"]["ci_low"].isna().all()
+
+
+def test_cells_can_be_weighed_in_the_donors_means():
+    scores, donor, topics = scored()
+    target, weights = donor < 4, np.linspace(0.1, 2, 80)
+    design = Design.two_groups(target.astype(int), pd.Categorical(donor))
+    found = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), design, 0.05, weights=weights)
+    expected = np.average(scores.usage[donor == 3], axis=0, weights=weights[donor == 3])
+    np.testing.assert_allclose(found["donors"].loc["3", list(topics.index)].astype(float), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Target and background share no donor")
+def test_designs_adjust_the_test_of_topics_and_are_recorded(adata, tmp_path):
+    donor = adata.obs["donor"].astype("category").cat.codes.to_numpy()
+    adata.obs["age"] = np.array([31.0, 50, 44, 28, 61, 39])[donor]
+    bc.tl.bcnmf(adata, **SPLIT, sample_key="donor", design="~ age + condition")
+    topics, donors = bc.get.topics(adata), bc.get.donors(adata)
+    age = adata.obs.drop_duplicates("donor").set_index("donor")["age"]
+    X = np.column_stack([np.ones(6), (donors["condition"] == "target").to_numpy(float), age.loc[donors["donor"]]])
+    y = np.log2(donors[list(topics.index)].to_numpy() + 1e-3)
+    effects = moderated(y, X, np.array([0.0, 1.0, 0.0]), n=donors["n_cells"].to_numpy(float))
+    np.testing.assert_allclose(topics["p_value"], effects.p_value, rtol=1e-6)
+    assert adata.uns["bcnmf"]["params"]["design"] == "~ age + condition"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = anndata.read_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(bc.get.donors(read), donors, check_dtype=False)
+    pd.testing.assert_frame_equal(bc.get.topics(read), topics, check_dtype=False, check_names=False)
+    with pytest.raises(ValueError, match="`design` must come with `sample_key`"):
+        bc.tl.bcnmf(adata, **SPLIT, design="~ condition")
+    with pytest.raises(ValueError, match=r"must be a column of the design.*Columns: 'age'"):
+        bc.tl.bcnmf(adata, **SPLIT, sample_key="donor", design="~ age")
 
 
 BAD = {
@@ -312,11 +390,10 @@ def test_kang_quality(data_folder):
 
 @pytest.mark.parametrize("by_donor", [False, True])
 def test_topics_are_not_tested_where_all_cells_are_on_both_sides(by_donor):
-    everyone = np.ones(20, bool)
-    usage = np.random.default_rng(0).random((20, 2)).astype(np.float32)
-    scores = OutOfFold(usage.sum(1), usage, np.arange(20) % 2, np.ones(2))
-    topics = pd.DataFrame({"kind": ["target", "target"]})
-    donors = pd.Categorical(np.arange(20) % 4) if by_donor else None
-    table = call_topics(topics, scores, Design(everyone, {"ctrl": everyone}), donors, 0.05)
-    assert table["p_value"].isna().all()
+    scores, donor, topics = scored()
+    everyone = np.ones(80, bool)
+    design = Design.two_groups(np.zeros(80, int), pd.Categorical(donor)) if by_donor else None
+    table = call_topics(topics, scores, Roles(everyone, {"ctrl": everyone}), design, 0.05)["topics"]
+    assert table[["p_value", "log2_fold_change"]].isna().all(axis=None)
     assert not table["called"].any()
+    assert table["direction"].eq("").all()

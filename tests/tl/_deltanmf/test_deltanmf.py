@@ -9,13 +9,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse, stats
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.exceptions import ConvergenceWarning
 from statsmodels.stats.multitest import multipletests
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc.tl._design import moderated
 
 HOW = {"condition_key": "condition", "control": "ctrl"}
 SMALL = HOW | {"n_topics_control": 4, "n_topics_case": 2, "sample_key": "donor"}
@@ -206,28 +207,22 @@ def test_shift_table(small):
     table = small.uns["deltanmf"]["shift"]
     share = small.obsm["X_deltanmf"][:, :4] / small.obsm["X_deltanmf"][:, :4].sum(1, keepdims=True)
     means = pd.DataFrame(share).groupby(small.obs["donor"].to_numpy(), observed=True).mean()
-    case, control = means[means.index.str.startswith("case")], means[means.index.str.startswith("ctrl")]
-    expected = stats.ttest_ind(case, control, equal_var=False).pvalue
-    np.testing.assert_allclose(table["p_value"], expected, rtol=1e-3)
-    np.testing.assert_allclose(table["p_adjusted"], multipletests(expected, method="fdr_bh")[1], rtol=1e-3)
+    n = small.obs["donor"].value_counts().loc[means.index].to_numpy(float)
+    case = means.index.str.startswith("case").astype(float)
+    y, X, contrast = np.log2(means.to_numpy() + 1e-3), np.column_stack([np.ones(8), case]), np.array([0.0, 1.0])
+    effects = moderated(y, X, contrast, n=n)
+    np.testing.assert_allclose(table["log2_fold_change"], effects.estimate, rtol=1e-3)
+    np.testing.assert_allclose(table[["ci_low", "ci_high"]].T, effects.interval(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(table["p_value"], effects.p_value, rtol=1e-3)
+    np.testing.assert_allclose(table["p_adjusted"], multipletests(effects.p_value, method="fdr_bh")[1], rtol=1e-3)
     np.testing.assert_allclose(table["usage_case"], share[500:].mean(0), rtol=1e-4)
-    assert table["unit"].unique().tolist() == ["donor"]
+    assert table[["test", "unit"]].drop_duplicates().to_numpy().tolist() == [["moderated t", "donor"]]
     assert table[["n_case", "n_control"]].to_numpy().tolist() == [[4, 4]] * 4
+    # the donors of both conditions are the same
     small.obs["donor"] = [name.split()[1] for name in small.obs["donor"]]
     bc.tl.deltanmf(small, **SMALL)
-    paired = small.uns["deltanmf"]["shift"]
-    assert paired["test"].unique().tolist() == ["paired t"]
-    expected = stats.ttest_rel(case, control).pvalue
-    np.testing.assert_allclose(paired["p_value"], expected, rtol=1e-3)
-    # two donors in both conditions and four in one: the two are tested
-    first = small.obs["donor"].isin(sorted(set(small.obs["donor"]))[:2]).to_numpy()
-    own = small.obs["condition"].astype(str) + small.obs["donor"].astype(str)
-    small.obs["donor"] = np.where(first, small.obs["donor"], own)
-    with pytest.warns(UserWarning, match="4 pairs have no cells in one of 'case' and 'control'"):
-        bc.tl.deltanmf(small, **SMALL)
-    some = small.uns["deltanmf"]["shift"]
-    assert some[["n_case", "n_control"]].to_numpy().tolist() == [[2, 2]] * 4
-    np.testing.assert_allclose(some["p_value"], stats.ttest_rel(case[:2], control[:2]).pvalue, rtol=1e-3)
+    paired = moderated(y, X, contrast, n=n, block=np.tile(np.arange(4), 2))
+    np.testing.assert_allclose(small.uns["deltanmf"]["shift"]["p_value"], paired.p_value, rtol=1e-3)
 
 
 def test_a_shift_is_seen_and_the_cell_as_unit_is_told(caplog):

@@ -1,4 +1,4 @@
-"""Two-group tests of many features at once: who is compared with whom, what counts as one observation, which test."""
+"""Tests of many features at once: who is compared with whom, what counts as one observation, which test."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .._anndata import in_order
-from .._utils.checks import listed, one_of, stack_level
-from .._utils.errors import UserError
+from ..._anndata import in_order
+from ..._utils.checks import listed, one_of, stack_level
+from ..._utils.errors import UserError
+from .design import Design
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
 
-Method = Literal["auto", "t", "paired_t", "logistic"]
-METHODS = ("auto", "t", "paired_t", "logistic")
+    from .design import Contrast
+
+Method = Literal["auto", "moderated", "t", "paired_t", "logistic"]
+METHODS = ("auto", "moderated", "t", "paired_t", "logistic")
 REST = "rest"
 COLUMNS = [
     "feature",
@@ -28,6 +31,7 @@ COLUMNS = [
     "group",
     "reference",
     "test",
+    "scale",
     "unit",
     "n_group",
     "n_reference",
@@ -105,12 +109,19 @@ class Units:
     groupby: str
     contrasts: list[tuple[str, str, np.ndarray]]
     """Name of the group, of the reference, and per cell 1 (group), 0 (reference), -1 (neither)."""
-    sample: np.ndarray | None
-    """Number of each cell's sample, or None where cells are the units; -1 for none."""
+    sample: pd.Categorical | None
+    """Sample of each cell, or None where cells are the units."""
     pair: np.ndarray | None
     """Number of each cell's pair."""
     method: str
     sample_key: str | None
+    design: Design | None = None
+    """A formula's; its contrast is the only one."""
+
+    @property
+    def moderated(self) -> bool:
+        """Whether units are compared on a log scale by linear models, all features together."""
+        return self.method == "moderated"
 
     @classmethod
     def read(
@@ -118,7 +129,9 @@ class Units:
         adata: AnnData,
         key: str,
         *,
-        groupby: str,
+        groupby: str | None,
+        design: str | None,
+        contrast: Contrast | None,
         groups: str | Sequence[str] | None,
         reference: str | None,
         sample_key: str | None,
@@ -128,56 +141,60 @@ class Units:
         used: np.ndarray,
     ) -> Units:
         one_of("method", method, METHODS)
+        if (groupby is None) == (design is None):
+            msg = f"`groupby` or `design` must be given, one of them, got {groupby!r} and {design!r}."
+            raise UserError(msg)
         keep = used & _cells(adata, key, cells)
-        column = _categories(adata, "groupby", groupby)
-        codes = np.where(keep, column.codes, -1)
-        present = [str(name) for code, name in enumerate(column.categories) if (codes == code).any()]
-        code_of = {str(name): code for code, name in enumerate(column.categories)}
-        if len(present) < 2:  # noqa: PLR2004
-            msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {listed(present)}."
-            raise UserError(msg)
-        reference = _reference(adata, key, groupby, present, reference)
-        tested = [groups] if isinstance(groups, str) else [name for name in present if name != reference]
-        if groups is not None and not isinstance(groups, str):
-            tested = [str(name) for name in groups]
-        unknown = [name for name in tested if name not in present]
-        if unknown or not tested or reference in tested:
-            msg = (
-                f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got "
-                f"{groups!r}. Present: {listed(present)}."
-            )
-            raise UserError(msg)
-        contrasts = []
-        for name in tested:
-            side = np.full(adata.n_obs, -1)
-            side[(codes >= 0) if reference == REST else (codes == code_of[reference])] = 0
-            side[codes == code_of[name]] = 1
-            contrasts.append((name, reference, side))
-
         sample_key = pair_key if sample_key is None else sample_key
-        sample = pair = None
-        if sample_key is not None:
-            sample = _categories(adata, "sample_key", sample_key).codes.astype(np.intp)
-            for _, _, side in contrasts:
-                side[sample < 0] = -1
-        else:
-            if method == "paired_t":
-                msg = "`method='paired_t'` needs `sample_key` or `pair_key`: cells come in no pairs."
-                raise UserError(msg)
+        if method == "auto":
+            method = "t" if sample_key is None else "moderated"
+        if sample_key is None and (method in ("moderated", "paired_t") or design is not None):
+            what = f"`method={method!r}`" if design is None else f"`design={design!r}`"
+            msg = f"{what} needs `sample_key` or `pair_key`, the donors: cells are neither independent nor in pairs."
+            raise UserError(msg)
+        sample = None if sample_key is None else _categories(adata, "sample_key", sample_key)
+        if design is not None:
+            given = {"contrast": contrast, "sample_key": sample_key, "pair_key": pair_key}
+            return cls._of_formula(adata, design, method, keep, given, groups=groups, reference=reference)
+        assert groupby is not None
+        if contrast is not None:
+            msg = f"`contrast` must come with `design`, got {contrast!r}. For `groupby` name `groups` and `reference`."
+            raise UserError(msg)
+        contrasts = _comparisons(adata, key, groupby, keep, groups=groups, reference=reference)
+        pair = None
+        if sample is None:
             warnings.warn(
                 "The cells are the units of these tests. Cells of one donor are no independent observations, so the "
                 "p-values overstate the evidence. Name the donors with `sample_key`.",
                 UserWarning,
                 stacklevel=stack_level(),
             )
+        else:
+            for _, _, side in contrasts:
+                side[sample.codes < 0] = -1
         if pair_key is not None:
             pair = _categories(adata, "pair_key", pair_key).codes.astype(np.intp)
             assert sample is not None  # the pair stands for it
-            both = np.unique(np.column_stack([sample, pair])[sample >= 0], axis=0)
+            both = np.unique(np.column_stack([sample.codes, pair])[sample.codes >= 0], axis=0)
             if len(np.unique(both[:, 0])) < len(both):
                 msg = f"Each {sample_key!r} must belong to one {pair_key!r}, but some belong to several."
                 raise UserError(msg)
         return cls(groupby, contrasts, sample, pair, method, sample_key)
+
+    @classmethod
+    def _of_formula(
+        cls, adata: AnnData, formula: str, method: str, keep: np.ndarray, given: dict[str, Any], **simple: Any
+    ) -> Units:
+        wrong = [name for name, value in simple.items() if value is not None]
+        if wrong or method != "moderated":
+            what = f"`{wrong[0]}`" if wrong else f"`method={method!r}`"
+            msg = f"{what} must come with `groupby`, got `design={formula!r}`. Say what to compare in `contrast`."
+            raise UserError(msg)
+        if given["pair_key"] is not None:
+            _categories(adata, "pair_key", given["pair_key"])
+        design = Design.formula(adata.obs, formula, **given, used=keep)
+        contrasts = [(design.group, design.reference, design.of_cells())]
+        return cls(design.column, contrasts, None, None, method, given["sample_key"], design)
 
     def test(
         self,
@@ -187,17 +204,23 @@ class Units:
         of_groups: Callable[[np.ndarray], Summary] | None = None,
         *,
         floor: float,
+        scale: str,
+        shown: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Make the table: every feature, every comparison.
 
         ``observed(unit, n_units)`` gives the values of the units (compared, and on the scale of ratios),
         ``of_cells(side)`` those of the cells in the comparison, some features at a time, ``of_groups(side)`` their
-        moments.
+        moments. ``scale`` names that of the values compared. The table is of the features ``shown``, all by default:
+        the others lend their variances.
         """
         blocks = []
         for group, reference, side in self.contrasts:
             record: dict[str, Any] = {"feature": names, "groupby": self.groupby, "group": group, "reference": reference}
-            if self.sample is None:
+            record["scale"] = scale
+            if self.moderated:
+                record |= self._moderated(group, reference, side, observed)
+            elif self.sample is None:
                 self._check(np.bincount(side[side >= 0], minlength=2).min(), group, reference)
                 if of_groups is None:
                     values = next(of_cells(side))[1]
@@ -213,26 +236,59 @@ class Units:
             record["log2_ratio"] = np.log2((linear[1] + floor) / (linear[0] + floor))
             blocks.append(pd.DataFrame(record))
         table = pd.concat(blocks, ignore_index=True)
+        if shown is not None:
+            table = table[table["feature"].isin(shown)].reset_index(drop=True)
         p = table["p_value"].to_numpy()
-        tested = np.isfinite(p)
-        adjusted = np.full(len(p), np.nan)
-        if tested.any():
-            adjusted[tested] = stats.false_discovery_control(p[tested])
         sign = np.where(table["difference"] < 0, -1.0, 1.0)
-        table["p_adjusted"] = adjusted
+        table["p_adjusted"] = adjust(p)
         table["signed_log10_p"] = -sign * np.log10(np.maximum(p, np.finfo(float).tiny))
         return table[COLUMNS]
+
+    def _moderated(self, group: str, reference: str, side: np.ndarray, observed: Any) -> dict[str, Any]:
+        """Compare units by a linear model of all features, with moderated variances."""
+        design = self.design
+        if design is None:
+            assert self.sample is not None
+            design = Design.two_groups(
+                side, self.sample, names=(group, reference), column=self.groupby, block=self.pair
+            )
+            self._check(min(design.n), group, reference)
+        values, linear = observed(design.unit, len(design.units))
+        effects = design.effects(values)
+        low, high = effects.interval()
+        means = [_mean(linear[design.side == s]) for s in (0, 1)] if max(design.n) else [linear.mean(0)] * 2
+        if not max(design.n):
+            means[0] = np.full_like(means[1], np.nan)
+        return {
+            "test": "moderated t",
+            "unit": "sample",
+            "n_group": design.n[0] if max(design.n) else len(design.units),
+            "n_reference": design.n[1],
+            "mean_group": means[1],
+            "mean_reference": means[0],
+            "difference": effects.estimate,
+            "ci_low": low,
+            "ci_high": high,
+            "cohen_d": effects.estimate / effects.deviation,
+            "statistic": effects.statistic,
+            "p_value": effects.p_value,
+            "separated": False,
+            "linear": means,
+        }
 
     def _by_sample(self, group: str, reference: str, side: np.ndarray, observed: Any) -> dict[str, Any]:
         """Reduce the cells to one observation for each sample and side, and test these."""
         assert self.sample is not None
+        sample = self.sample.codes.astype(np.intp)
         asked = self.pair is not None or self.method == "paired_t"
-        pair = self.sample if self.pair is None else self.pair
+        pair = sample if self.pair is None else self.pair
         here = [np.unique(pair[(side == s) & (pair >= 0)]) for s in (1, 0)]
         tested, paired, left_out = pairing(here, (group, reference), asked=asked)
-        if paired and self.method not in ("auto", "paired_t"):
+        if paired and self.method != "paired_t":
             what = "some donors have cells in both groups" if self.pair is None else "`pair_key` is given"
-            msg = f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'auto'."
+            msg = (
+                f"`method={self.method!r}` takes the units for independent, but {what}. Use 'paired_t' or 'moderated'."
+            )
             raise UserError(msg)
         if self.method == "paired_t" and not len(tested):
             both_in = f"both in {group!r} and {reference!r}"
@@ -242,7 +298,7 @@ class Units:
             warnings.warn(left_out, UserWarning, stacklevel=stack_level())
         self._check(min(len(np.intersect1d(part, tested)) for part in here), group, reference, pairs=paired)
         side = np.where(np.isin(pair, tested), side, -1)
-        both = np.where(side >= 0, 2 * self.sample + side, -1)
+        both = np.where(side >= 0, 2 * sample + side, -1)
         present, unit = np.unique(both, return_inverse=True)
         unit = unit.reshape(-1) - int(present[0] < 0)
         values, linear = observed(unit, len(present) - int(present[0] < 0))
@@ -329,6 +385,15 @@ class Units:
             raise UserError(msg)
 
 
+def adjust(p: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+    """Benjamini-Hochberg over p-values, or over some of them; NaN for the others and for those that are not known."""
+    known = np.isfinite(p) if among is None else among & np.isfinite(p)
+    adjusted = np.full(len(p), np.nan)
+    if known.any():
+        adjusted[known] = stats.false_discovery_control(p[known])
+    return adjusted
+
+
 def pairing(sides: Sequence[Any], names: tuple[str, str], *, asked: bool = False) -> tuple[np.ndarray, bool, str]:
     """Return which donors to test, of those on two sides; whether in pairs; and in words which are left out, if any.
 
@@ -348,6 +413,11 @@ def pairing(sides: Sequence[Any], names: tuple[str, str], *, asked: bool = False
         "independent. It is left out."
     )
     return tested, False, msg
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over units; NaN where there are none."""
+    return values.mean(0) if len(values) else np.full(values.shape[1], np.nan)
 
 
 ARRIVED = 1e-4
@@ -418,6 +488,43 @@ def _categories(adata: AnnData, argument: str, name: str) -> pd.Categorical:
         msg = f"`groupby` must be a column of groups, got {name!r} with numbers. Cut it into groups with `pandas.qcut`."
         raise UserError(msg)
     return pd.Categorical(column)
+
+
+def _comparisons(
+    adata: AnnData,
+    key: str,
+    groupby: str,
+    keep: np.ndarray,
+    *,
+    groups: str | Sequence[str] | None,
+    reference: str | None,
+) -> list[tuple[str, str, np.ndarray]]:
+    """Return each group, its reference and the side of each cell."""
+    column = _categories(adata, "groupby", groupby)
+    codes = np.where(keep, column.codes, -1)
+    present = [str(name) for code, name in enumerate(column.categories) if (codes == code).any()]
+    code_of = {str(name): code for code, name in enumerate(column.categories)}
+    if len(present) < 2:  # noqa: PLR2004
+        msg = f"`groupby` must tell at least 2 groups apart, got {groupby!r} with {listed(present)}."
+        raise UserError(msg)
+    reference = _reference(adata, key, groupby, present, reference)
+    tested = [groups] if isinstance(groups, str) else [name for name in present if name != reference]
+    if groups is not None and not isinstance(groups, str):
+        tested = [str(name) for name in groups]
+    unknown = [name for name in tested if name not in present]
+    if unknown or not tested or reference in tested:
+        msg = (
+            f"`groups` must be groups of {groupby!r} with cells, other than the reference {reference!r}, got "
+            f"{groups!r}. Present: {listed(present)}."
+        )
+        raise UserError(msg)
+    contrasts = []
+    for name in tested:
+        side = np.full(adata.n_obs, -1)
+        side[(codes >= 0) if reference == REST else (codes == code_of[reference])] = 0
+        side[codes == code_of[name]] = 1
+        contrasts.append((name, reference, side))
+    return contrasts
 
 
 def _reference(adata: AnnData, key: str, groupby: str, present: list[str], reference: str | None) -> str:
