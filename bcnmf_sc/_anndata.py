@@ -362,12 +362,13 @@ def in_order(argument: str, values: Any, names: pd.Index) -> Any:
 
 def read_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer, cells x genes, as it is stored."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(adata.layers.keys())}."
+    present = [name for name in adata.layers if name is not None]  # which is `X` from anndata 0.13 on
+    if layer is not None and layer not in present:
+        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(present)}."
         raise UserError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
+        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(present)}."
         raise UserError(msg)
     check_compressed(matrix, matrix_name(layer))
     return matrix
