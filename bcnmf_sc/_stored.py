@@ -86,18 +86,9 @@ def written_under(data: Any, key: str) -> list[str]:
     record = data.uns.get(key)
     if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
         return []
-    if "written" in record["params"]:
-        return [str(each) for each in record["params"]["written"]]
     names = [*(f"obs.{key}_{name}" for name in CELL_FIELDS), *(f"var.{key}_{name}" for name in GENE_FIELDS)]
-    # earlier versions kept no list
-    return [*names, *(f"obsm.X_{key}_{name}" for name in (*fields_written("obsm"), "umap"))]
-
-
-def add_written(record: Mapping[str, Any], name: str) -> None:
-    """Note in the record of a fit what a later step wrote of it, so that the next fit removes it."""
-    params = record["params"]
-    if "written" in params:
-        params["written"] = list(dict.fromkeys([*map(str, params["written"]), name]))
+    names += [f"obsm.X_{key}_{name}" for name in fields_written("obsm")]  # earlier versions kept no list
+    return [*map(str, record["params"].get("written", names)), f"obsm.X_{key}_umap"]  # which is of the fit's topics
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:

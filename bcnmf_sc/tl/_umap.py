@@ -9,7 +9,6 @@ import pandas as pd
 
 from .. import get
 from .._anndata import check_backed
-from .._stored import add_written
 from .._utils.checks import random_seed, seed_32, whole_number
 
 if TYPE_CHECKING:
@@ -75,5 +74,4 @@ def umap(
     sc.tl.umap(cells, random_state=seed_32(random_state), **kwargs)
     adata = adata.copy() if copy else adata
     adata.obsm[f"X_{key}_umap"] = np.asarray(cells.obsm["X_umap"], np.float32)
-    add_written(adata.uns[key], f"obsm.X_{key}_umap")
     return adata if copy else None
