@@ -438,7 +438,7 @@ def test_full_disk(what, full, logs):
     assert len(lines) == 1, text
     assert lines[0].startswith(f"{str(path)!r} could not be written: ")
     assert "No space left on device" in text or "File too large" in text
-    assert text.rstrip().endswith("What was there before is as it was.")
+    assert text.rstrip().endswith("The previous file is unchanged.")
     assert path.read_text() == "precious"
     assert used(folder) == before
     assert names(folder) == ["file", "filler"]
@@ -475,12 +475,12 @@ def places(tmp_path: Path, read_only: Path) -> dict[str, Path]:
         return tmp_path / name
 
     return {
-        "may be written to": read_only / "file",
+        "a writable folder": read_only / "file",
         "a folder.": tmp_path,
         "a device.": Path("/dev/null"),
-        "lie in a folder that exists": tmp_path / "none" / "file",
-        "lie in a folder that exists.* is no folder": linked("dangling", tmp_path / "none" / "file"),
-        "lie in a folder that may be written to": linked("read-only", read_only / "file"),
+        "lie in an existing folder": tmp_path / "none" / "file",
+        "lie in an existing folder.* is not a folder": linked("dangling", tmp_path / "none" / "file"),
+        "lie in a writable folder": linked("read-only", read_only / "file"),
         "name a file that can be written.*(levels of symbolic links|loop)": linked("loop", tmp_path / "loop"),
         "name a file that can be written.*name too long": tmp_path / ("x" * 250),
     }
