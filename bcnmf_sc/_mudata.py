@@ -20,7 +20,17 @@ from ._utils.files import uninterrupted
 from .engine import Joint, as_likelihood
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from mudata import MuData
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """As a context, make and read a MuData without copies of its modalities' columns, which mudata 0.4 never makes."""
+    import mudata
+
+    override = getattr(mudata, "set_options", None) or mudata.settings.override
+    return override(pull_on_update=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Modalities(Data):
                 mdata.obs[f"{key}_{name}"] = self.adata.obs[f"{key}_{name}"]
         mdata.uns.update(self.adata.uns)
         record = mdata.uns[key]
-        record["params"] |= self.own
+        written = record["params"]["written"]
+        record["params"] |= self.own | {"written": [each for each in written if each.startswith("obs.")]}
         W, start = self.adata.varm[key], 0
         for name, used in self.used.items():
             part, here = mdata[name], slice(start, start + len(used))
@@ -63,7 +74,8 @@ class Modalities(Data):
                     full[used] = values
                     part.var[column] = full
         for name, kind in zip(self.used, self.own["likelihood"], strict=True):
-            params = record["params"] | {"likelihood": kind}
+            own = [each for each in written if each.startswith("var.") and each[4:] in mdata[name].var]
+            params = record["params"] | {"likelihood": kind, "written": own}
             mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
         return mdata if copy else None
 
@@ -82,6 +94,7 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         raise UserError(msg)
     for argument in ("likelihood", "weights", "layer", "mask_var"):
         check_modalities(argument, getattr(asked, argument), mdata.mod)
+    _anndata.check_columns(mdata, asked)
     weight = read_weights(asked.weights, names)
     kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
     parts: dict[str, Data] = {}

@@ -104,7 +104,7 @@ def mdd(
                 present = listed(sorted(set(obs.loc[obs["diagnosis"].notna(), column])), 60)
                 msg = f"`{argument}` must be among those with a diagnosis, got {listed(unknown)}. Present: {present}."
                 raise UserError(msg)
-            keep &= obs[column].isin(names).to_numpy()
+            keep = keep & obs[column].isin(names).to_numpy()  # what pandas 3 gives may not be written to
     if not keep.any():
         msg = "`cell_types` and `donors` must leave some nuclei, got none."
         raise UserError(msg)

@@ -13,7 +13,7 @@ from .._utils.files import Held, Stopped, check_place, replacing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 
@@ -56,13 +56,17 @@ class Checkpoint:
             )
             raise Stopped(msg, self._held.number)
 
-    def read(self, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Any] | None:
+    def read(
+        self, shapes: Mapping[str, tuple[int | None, ...] | None], positive: Collection[str] = ()
+    ) -> dict[str, Any] | None:
         """Return what was written last; None where there is no file yet.
 
         Parameters
         ----------
         shapes
-            What is needed, and the shape that it must have; None for any.
+            What is needed, and the shape that it must have; None for any, also of one dimension.
+        positive
+            What of it must be finite and at least 0.
         """
         if self.path is None or not self.path.exists():
             return None
@@ -85,10 +89,18 @@ class Checkpoint:
                 "Name another file, or remove it."
             )
             raise UserError(msg)
-        for name, shape in shapes.items():
-            if shape not in (None, stored[name].shape):  # the kernels do not look
-                msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
-                raise UserError(msg)
+        for name, shape in shapes.items():  # the kernels do not look
+            found = stored[name]
+            if shape is not None and not _has_shape(found, shape):
+                what = f"{name} of shape {found.shape}, not {shape}"
+            elif found.dtype.kind not in "fiu" or (name == "n_iter" and found.dtype.kind == "f"):
+                what = f"{name} of type {found.dtype}"
+            elif name in positive and not (np.isfinite(found).all() and (found >= 0).all()):
+                what = f"{name} with values that are negative or not finite"
+            else:
+                continue
+            msg = f"`checkpoint` {str(self.path)!r} holds {what}. Name another file, or remove it."
+            raise UserError(msg)
         return {name: array if array.ndim else array.item() for name, array in stored.items()}
 
     def __enter__(self) -> Self:
@@ -100,3 +112,7 @@ class Checkpoint:
     def __exit__(self, *error: object) -> None:
         """Let Ctrl-C through again."""
         self._held.__exit__()
+
+
+def _has_shape(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+    return array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))

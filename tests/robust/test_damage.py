@@ -17,7 +17,7 @@ from scipy import sparse
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
-from bcnmf_sc.engine import Poisson, Run, fit, row_source
+from bcnmf_sc.engine import NegativeBinomial, Poisson, Run, fit, row_source
 
 PACKAGE = Path(bc.__file__).parent
 SPLIT = ["--background-key", "condition", "--background", "ctrl", "-k", "2", "--max-iter", "3"]
@@ -105,6 +105,41 @@ def test_payloads_would_run_if_unpickled(tmp_path):
     """So that the tests above have something to see."""
     pickle.loads(foreign(Payload(tmp_path / "run"))["pickle"])
     assert (tmp_path / "run").exists()
+
+
+CRAFTED = {
+    "negative": ("W", lambda x: -x),
+    "not finite": ("H", lambda x: x * np.nan),
+    "of type <U": ("scale", lambda x: x.astype(str)),
+    "of type float64": ("n_iter", lambda x: np.float64(np.inf)),
+    "n_iter with values that are negative": ("n_iter", lambda x: np.int64(-5)),
+    "loss of shape": ("loss", lambda x: x[:, :2]),
+    "change with values": ("change", lambda x: np.float64(np.nan)),
+    "one dispersion or one for each": ("likelihood_dispersion", lambda x: np.ones(3)),
+}
+
+
+@pytest.mark.parametrize("message", CRAFTED)
+def test_crafted_checkpoints_are_refused(problem, tmp_path, message):
+    """Of the right fit and shape, with what no fit can have come to."""
+    path = tmp_path / "state"
+    source, weights = problem
+
+    def go_on(n_iter):
+        likelihood = NegativeBinomial(np.float32(2.0))
+        return fit(source, likelihood, 2, **weights, run=Run(max_iter=n_iter, tol=0, checkpoint=path))
+
+    go_on(12)
+    with np.load(path) as stored:
+        content = dict(stored)
+    name, spoil = CRAFTED[message]
+    np.savez(tmp_path / "other.npz", **content | {name: spoil(content[name])})
+    (tmp_path / "other.npz").replace(path)
+    with pytest.raises(ValueError, match=rf"`checkpoint` .*{message}"):
+        go_on(14)
+    np.savez(tmp_path / "other.npz", **content | {"n_iter": np.int64(2**62)})
+    (tmp_path / "other.npz").replace(path)
+    assert go_on(14).n_iter == 2**62, "further than was asked for: nothing is left to do"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of a fit that is cut short

@@ -24,7 +24,7 @@ from ..checkpoint import Checkpoint
 from ..kernels._loops import MAX_BETA, TINY
 from ..kernels.block import Pass, Rows, Sums
 from ..kernels.cpu import sweep
-from ..rows.summary import Groups, summarise
+from ..rows.summary import fingerprint
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -210,13 +210,8 @@ def fit(
 
 def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
     """Return what tells a fit's data and likelihood from others, whatever source they come from."""
-    n_cells = source.shape[0]
-    groups = source.place(Groups, np.ones((n_cells, 1), bool), np.zeros(n_cells))
-    sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
-    totals = [np.ravel(sums), source.gather(groups, "total")]
-    rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
     parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]
-    return [np.array(likelihood.name), *rounded, *parameters]
+    return [np.array(likelihood.name), *fingerprint(source), *parameters]
 
 
 def save(source: RowSource, state: State) -> dict[str, Any]:
@@ -241,10 +236,16 @@ def restore(
         dict.fromkeys(("W", "W_prev", "weight"), (n_genes, n_topics))
         | {"scale": (n_topics,), "H": (n_cells, n_topics), "H_prev": (n_cells * run.accelerate, n_topics)}
         | dict.fromkeys(NUMBERS, ())
-        | dict.fromkeys(("loss", *parameters.values()))
+        | {"loss": (None, 5)}
+        | dict.fromkeys(parameters.values()),
+        positive=("W", "W_prev", "weight", "scale", "H", "H_prev", *NUMBERS, *parameters.values()),
     )
     if stored is None:
         return None
+    for name, key in parameters.items():
+        if np.shape(stored[key]) not in ((), (n_genes,)):
+            msg = f"`checkpoint` must hold one {name} or one for each of {n_genes} genes, got {np.shape(stored[key])}."
+            raise UserError(msg)
     likelihood = type(likelihood)(**{name: stored.pop(key) for name, key in parameters.items()})
     cells = [each.astype(source.dtype) for each in weights]
     rows = source.place(Rows, *cells, stored.pop("H"), stored.pop("H_prev"), np.zeros(0))

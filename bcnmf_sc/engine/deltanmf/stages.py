@@ -26,6 +26,7 @@ from ..._utils.progress import progress_bar
 from ..bcnmf.solver import Run, check_shape
 from ..checkpoint import Checkpoint
 from ..kernels._loops import TINY
+from ..rows.summary import fingerprint
 from .hals import StagePass, StageRows, StageSums, sweep
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def fit_stage(
     numbers = [n_topics, rel_alpha, rel_gamma, n_restarts, consensus, random_state]
     graph = () if similarity is None else (similarity.data, similarity.indices)
     given = () if start is None else (start,)
-    checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given)
+    what = () if run.checkpoint is None else fingerprint(data.source)
+    checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given, *what)
     penalties = Penalties.of(similarity if rel_alpha else None, held if rel_gamma and n_held else None)
     deadline = time.monotonic() + run.max_time
     with data.source.working():
@@ -253,8 +255,9 @@ def restore(checkpoint: Checkpoint, data: Scaled, n_held: int, n_topics: int) ->
     """Return the state that a checkpoint holds; None where there is none yet."""
     (n_cells, n_genes), n_topics = data.source.shape, n_held + n_topics
     stored = checkpoint.read(
-        {"W": (n_genes, n_topics), "scale": (n_topics,), "H": (n_cells, n_topics), "loss": None}
-        | dict.fromkeys(("change", "n_iter", "a", "g"), ())
+        {"W": (n_genes, n_topics), "scale": (n_topics,), "H": (n_cells, n_topics), "loss": (None, 6)}
+        | dict.fromkeys(("change", "n_iter", "a", "g"), ()),
+        positive=("W", "scale", "H", "change", "n_iter"),
     )
     if stored is None:
         return None

@@ -332,7 +332,7 @@ def _restore(checkpoint: Checkpoint, state: _ClimbState) -> None:
     learnt = list(enumerate(p for group in state.optimiser.param_groups for p in group["params"]))
     shapes: dict[str, tuple[int, ...] | None] = {name: tuple(p.shape) for name, p in state.params.items()}
     shapes |= {f"adam{i}_{name}": tuple(p.shape) * (name != "step") for i, p in learnt for name in ADAM}
-    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": None})
+    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": (None, 3)})
     if stored is not None:
         for name, p in state.params.items():
             p.copy_(torch.as_tensor(stored[name]))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from scipy import sparse
 
+from ..kernels._loops import TINY
 from ..kernels.block import CSR, Block
 from .sources import piecewise
 
 if TYPE_CHECKING:
     from ..likelihoods import Likelihood
+    from .sources import RowSource
 
 
 @dataclass
@@ -77,3 +80,27 @@ def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
         float(values.min(initial=np.inf, where=finite)),
         float(values.max(initial=-np.inf, where=finite)),
     )
+
+
+MARKS = 2**16
+"""Marks of genes are whole numbers below it: their sums over counts are exact, in whatever order they are added."""
+
+
+def fingerprint(source: RowSource) -> list[np.ndarray]:
+    """Return what tells data from others, equal sums of cells and genes or not, whatever source they come from.
+
+    A random projection of each cell, and the sum of each gene; rounded, since sums may be added in another order.
+    """
+    n_cells, n_genes = source.shape
+    cells = source.place(Groups, np.zeros((n_cells, 0), bool), np.zeros(n_cells))
+    marks = np.random.default_rng(0).integers(1, MARKS, n_genes).astype(np.float64)
+    genes = source.reduce(partial(_project, marks=marks), cells)
+    sums = ((genes, 5), (source.gather(cells, "total"), 7))
+    return [np.round(each / max(np.abs(each).max(), TINY), digits) for each, digits in sums]
+
+
+@piecewise
+def _project(block: Block, rows: Groups, marks: np.ndarray) -> np.ndarray:
+    x = block.matrix() if isinstance(block, CSR) else block
+    rows.total[:] = x @ marks
+    return np.asarray(x.sum(0, dtype=np.float64)).ravel()

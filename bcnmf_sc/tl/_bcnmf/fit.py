@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from ..._anndata import MaskVar, Reading
+from ..._stored import CELL_FIELDS
 from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
@@ -209,6 +210,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
+        writes=("role",) if n_background_topics == 0 or cross_fit is None else CELL_FIELDS,
         n_background_topics=0 if n_background_topics == "auto" else n_background_topics,
         random_state=random_state,
         run=run,
@@ -220,7 +222,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     notes: dict[str, Any] = {}
     if alpha == "auto":
         choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
-        notes, alpha = {"_alpha": choice}, choice["alpha"]
+        notes, alpha = {"_alpha": choice | {"design": data.question}}, choice["alpha"]
     given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
     alphas = {str(name): float(value) for name, value in given.items()}
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping))
@@ -302,7 +304,8 @@ def nmf(
     n_topics
         Number of topics.
     cells
-        Bool array: the cells to learn from; the others are projected. All by default.
+        The cells to learn from, a bool for each: an array in their order, or a Series by their names; the others are
+        projected. All by default.
     likelihood, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
