@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ._methods import METHODS
-from ._stored import question, write, written_under
+from ._stored import CELL_FIELDS, question, write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
 from .engine.likelihoods import Gaussian, as_likelihood
@@ -149,7 +149,7 @@ def read(adata: AnnData, asked: Reading) -> Data:
     random_seed(asked.random_state)
     check_backed(adata, copy=asked.copy)
     check_names(adata)
-    check_columns(adata, asked)
+    check_columns(asked)
     design = _design_of(adata, asked)
     samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
     labels = None if asked.strata_key is None else read_samples(adata, asked.strata_key, "strata_key")
@@ -213,11 +213,11 @@ def alone(value: T | Mapping[str, T]) -> T:
     return value
 
 
-def check_columns(data: Any, asked: Reading) -> None:
+def check_columns(asked: Reading) -> None:
     """Raise where the fit would replace or remove a column of cells that it reads."""
-    lost = {*written_under(data, asked.key), *(f"obs.{asked.key}_{name}" for name in asked.writes)}
+    lost = {f"{asked.key}_{name}" for name in (*CELL_FIELDS, *asked.writes)}  # of any fit under this key
     for argument, column in ((asked.words[0], asked.background_key), ("sample_key", asked.sample_key)):
-        if asked.writes and f"obs.{column}" in lost:
+        if asked.writes and column in lost:
             msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {asked.key!r}."
             raise UserError(msg)
 

@@ -94,9 +94,9 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         raise UserError(msg)
     for argument in ("likelihood", "weights", "layer", "mask_var"):
         check_modalities(argument, getattr(asked, argument), mdata.mod)
-    _anndata.check_columns(mdata, asked)
     weight = read_weights(asked.weights, names)
     kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
+    _anndata.check_columns(asked)
     parts: dict[str, Data] = {}
     for name, kind in zip(names, kinds, strict=True):
         part = mdata[name]
