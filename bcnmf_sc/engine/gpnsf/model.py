@@ -99,7 +99,7 @@ class Prior:
         return inverse @ k
 
     def marginals(self, params: Params, s: int, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of log usage at positions of slice ``s`` with projection ``a``, by topic and position."""
+        """Posterior mean and variance of log usage at positions of slice ``s`` with projection ``a``, by topic."""
         mean = (params["offset"][s] + x @ params["slope"][s].T).T + (params[f"m{s}"][:, None] @ a)[:, 0]
         prior = self.nugget + params["log_variance"].exp()[:, None]
         c2 = torch.exp(2 * params[f"log_d{s}"])
