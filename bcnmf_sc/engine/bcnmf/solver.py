@@ -39,7 +39,7 @@ UNREST = 4.0
 USAGE_STEPS = 1000
 """Maximum steps per cell in a projection on given loadings."""
 NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
-"""Version of the stored state of a fit."""
+"""Names of the numbers in the state of a fit."""
 
 
 @dataclass(frozen=True)
