@@ -436,9 +436,9 @@ def check_names(adata: AnnData, argument: str = "adata") -> None:
     check_anndata(adata, argument)
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2
-            twice = index[index.duplicated()].unique()
+            repeated = index[index.duplicated()].unique()
             msg = (
-                f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
+                f"`{argument}.{axis}_names` must be unique, got {listed(repeated)} more than once. "
                 f"Call `{argument}.{axis}_names_make_unique()`."
             )
             raise UserError(msg)

@@ -48,7 +48,7 @@ def mdd(
     folder
         Folder with GEO's files: ``GSE213982_combined_counts_matrix.mtx.gz``, the same ending in ``_genes_rows.csv.gz``
         and ``_cells_columns.csv.gz``, and ``GSE213982_family.soft.gz``. `None` looks in the folder that the environment
-        variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing.
+        variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads missing files.
     cell_types
         Broad cell types of the authors to keep ("Ast", "End", "ExN", "InN", "Mic", "Oli", "OPC"); None for all.
     donors

@@ -107,7 +107,7 @@ def test_interrupt_is_held_back_until_the_state_is_saved(problem, tmp_path):
     long = Run(max_iter=10**6, tol=0, checkpoint=path, checkpoint_every=10**6)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt, match="takes it up"):
+    with pytest.raises(KeyboardInterrupt, match="resumes it"):
         fit(row_source(x), Poisson(), 3, **weights, run=long)
     assert time.monotonic() - started < 60
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -132,7 +132,7 @@ def test_other_and_broken_files_are_refused(problem, tmp_path):
         np.savez(path, **{name: arrays[name] for name in arrays.files if name != "n_iter"})
     for broken in (path.read_bytes(), content[: len(content) // 2], b"no checkpoint", b""):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match="not a whole checkpoint"):
+        with pytest.raises(ValueError, match="not a complete checkpoint"):
             fit(row_source(x), Poisson(), 3, **weights, run=how)
     with pytest.raises(ValueError, match="an existing folder"):
         fit(row_source(x), Poisson(), 3, **weights, run=Run(checkpoint=tmp_path / "none" / "state.npz"))

@@ -91,11 +91,11 @@ def resumed(problem, path, n_iter=7):
 def test_foreign_checkpoints_are_refused_and_not_run(problem, tmp_path, kind):
     path = tmp_path / "state"
     path.write_bytes(foreign(Payload(tmp_path / "run"))[kind])
-    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a complete checkpoint"):
         resumed(problem, path)
     spots = ad.AnnData(np.random.default_rng(0).poisson(2.0, (9, 4)).astype(np.float32))
     spots.obsm["spatial"] = np.stack(np.divmod(np.arange(9.0), 3), 1)
-    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a complete checkpoint"):
         bc.tl.gpnsf(spots, n_topics=2, max_iter=2, progress=False, device="cpu", checkpoint=path)
     assert not (tmp_path / "run").exists()
     assert "gpnsf" not in spots.uns
@@ -174,13 +174,13 @@ def test_changed_bits_of_a_checkpoint_are_seen(problem, tmp_path, spatial):
         try:
             found = go_on()
         except ValueError as error:
-            assert "is not a whole checkpoint" in str(error), at  # noqa: PT017 (either is right)
+            assert "is not a complete checkpoint" in str(error), at  # noqa: PT017 (either is right)
             refused += 1
         else:
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), at
     assert refused >= len(inside)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         go_on()
 
 
@@ -248,7 +248,7 @@ def test_changed_bits_of_an_h5ad(stored, tmp_path):
     [
         ("indices", 10**6, "`adata.X` must have `indices` from 0 to 39, got 1000000"),
         ("indices", -1, "`adata.X` must have `indices` from 0 to 39, got -1"),
-        ("indptr", 10**6, "`adata.X` must have `indptr` that rises"),
+        ("indptr", 10**6, "`adata.X` must have `indptr` that increases"),
         ("data", np.nan, "`adata.X` must be finite, got 1 values"),
     ],
 )

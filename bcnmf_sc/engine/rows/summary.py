@@ -1,4 +1,4 @@
-"""Gene sums, cell totals and checks of the values, in one pass."""
+"""Compute gene sums, cell totals and checks of the values, in one pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Groups:
-    """Which cells belong to which group; `summarise` leaves the cells' totals in it."""
+    """Groups of the cells; `summarise` adds the cells' totals."""
 
     member: np.ndarray
     """Cells x groups, bool."""
@@ -34,12 +34,12 @@ class Groups:
 
 @dataclass
 class Summary:
-    """What there is to know of the data before a fit. Adds up over blocks."""
+    """Summary of the data before a fit, additive over blocks."""
 
     sums: np.ndarray
     """Sum of each gene's values in each group, groups x genes."""
     mass: np.ndarray
-    """The same of the values' mass (`Likelihood.mass`)."""
+    """The same for the values' mass (`Likelihood.mass`)."""
     n_invalid: int
     """Number of values that are not finite."""
     n_fractional: int
@@ -48,7 +48,7 @@ class Summary:
     largest: float
 
     def __iadd__(self, other: Summary) -> Self:
-        """Add another block's."""
+        """Add that of another block."""
         self.sums += other.sums
         self.mass += other.mass
         self.n_invalid += other.n_invalid
@@ -59,7 +59,7 @@ class Summary:
 
 @piecewise
 def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
-    """Gene sums per group, totals per cell, and the checks of the values, for a block."""
+    """Compute gene sums per group, totals per cell, and checks of the values for a block."""
     if isinstance(block, CSR):
         x = block.matrix()
         values = x.data
@@ -70,7 +70,7 @@ def summarise(block: Block, rows: Groups, likelihood: Likelihood) -> Summary:
     rows.total[:] = np.asarray(x.sum(1, dtype=np.float64)).ravel()
     member = rows.member.T.astype(np.float64)
     finite = np.isfinite(values)
-    with np.errstate(invalid="ignore"):  # infinite values are counted, and then refused
+    with np.errstate(invalid="ignore"):  # infinite values are counted here, and rejected later
         sums, masses = member @ x, member @ mass
     return Summary(
         sums,
