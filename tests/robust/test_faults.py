@@ -457,6 +457,31 @@ def test_full_disk_ends_the_command_with_one_line(source, tmp_path):
     assert names(tmp_path) == ["in.h5ad"]
 
 
+def test_full_disk_under_compiled_code(mounted, tmp_path):
+    """What was compiled is used all the same."""
+    folder = mounted("size=16k")
+    (folder / "filler").write_bytes(bytes(16_000))
+    code = (
+        "from bcnmf_sc.engine.kernels._loops import jit\n@jit\ndef double(x):\n    return 2 * x\nprint(double(4.0))\n"
+    )
+    (tmp_path / "loop.py").write_text(code)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "loop.py"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.returncode) == ("8.0\n", 0), done.stderr
+
+
+def test_without_compiled_code_the_reason_is_said(source, tmp_path):
+    argv = ["fit", source, *FIT, "-o", tmp_path / "out.h5ad"]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "bcnmf_sc.cli", *argv], check=False, capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert re.fullmatch("Error: The environment variable `NUMBA_DISABLE_JIT` must be .*\n", done.stderr), done.stderr
+
+
 # -- places that cannot be written to ----------------------------------------------------------------------------------
 
 

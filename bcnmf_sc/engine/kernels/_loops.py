@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from ..._utils.errors import UserError
 from ._vector import add_outer, add_pull
 
 USAGE_FLOOR = 1e-8
@@ -23,6 +24,9 @@ TINY = 1e-30
 MOST = 1e30
 """Largest ``1 / q`` of a zero-inflated count; larger values are treated as infinite."""
 
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    msg = "The environment variable `NUMBA_DISABLE_JIT` must be 0 or unset, got 1: fits run compiled code only."
+    raise UserError(msg)
 _compiled: Any = partial(
     numba.njit, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy"
 )
@@ -39,7 +43,15 @@ def jit(function):
     compiled = _compiled(function)
     with suppress(RuntimeError):  # neither the package's folder nor the user's is writable
         compiled.enable_caching()
+        save = compiled._cache.save_overload
+        compiled._cache.save_overload = partial(_save_if_possible, save)
     return compiled
+
+
+def _save_if_possible(save, *args):
+    """Keep compiled code on disk; on a full one, the next process compiles again."""
+    with suppress(OSError):
+        save(*args)
 
 
 @inlined
