@@ -176,8 +176,8 @@ def read(adata: AnnData, asked: Reading) -> Data:
     matrix_values(matrix_name(layer), summary.n_invalid, 0 if likelihood is None else summary.smallest)
     if likelihood is not None:
         if model.counts:
-            use = f"`likelihood={model.name!r}` models counts; 'gaussian' accepts any value"
-            warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use)
+            use = f"`likelihood={model.name!r}` models counts ('gaussian' accepts any value)"
+            warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use, adata.layers.keys())
         for name, cells, found in zip([asked.words[2], *design.backgrounds], member.T, summary.mass, strict=False):
             if cells.any() and not found.any():
                 where = f"in the {len(genes)} genes used. Check `layer` and `mask_var`."

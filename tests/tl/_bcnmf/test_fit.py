@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
-from bcnmf_sc.tl._bcnmf import problem as _problem
+from bcnmf_sc import _anndata
 
 QUICK = {"background_key": "condition", "background": "ctrl", "n_topics": 3, "tol": 1e-2}
 
@@ -298,7 +298,7 @@ def test_bad_input_is_refused_and_nothing_is_touched(adata, case):
 
 
 def test_a_bad_checkpoint_is_refused_before_the_values_are_read(adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the values were read"))
+    monkeypatch.setattr(_anndata, "row_source", lambda *_, **__: pytest.fail("the values were read"))
     for path in (tmp_path / "none" / "state", tmp_path):
         with pytest.raises(ValueError, match=r"`checkpoint` must (lie in an existing folder|name a file)"):
             bc.tl.nmf(adata, n_topics=2, checkpoint=path)

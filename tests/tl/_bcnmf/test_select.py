@@ -123,8 +123,8 @@ def test_with_alpha_auto_the_checkpoint_is_of_the_fit(adata, tmp_path):
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        ("select_alpha", {"alphas": ()}, "`alphas` must be finite"),
-        ("select_alpha", {"alphas": (-1,)}, "`alphas` must be finite"),
+        ("select_alpha", {"alphas": ()}, "`alphas` must name at least one number"),
+        ("select_alpha", {"alphas": (-1,)}, "`alphas` must be a finite number of at least 0, got -1"),
         ("select_alpha", {"n_folds": 1}, "`n_folds` must be a whole number of at least 2"),
         ("select_n_topics", {"n_topics": ()}, "`n_topics` must name"),
         (
