@@ -13,7 +13,7 @@ __version__ = version("bcnmf-sc")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a part when it is first used: a worker that needs the engine alone holds no more than that."""
+    """Import a submodule when it is first used, so that a worker that needs only the engine loads nothing else."""
     if name == "report":
         return import_module("._report", __name__).report
     if name in __all__:

@@ -1,4 +1,4 @@
-"""The front door of every fit: all that is read from an AnnData, checked once and in one order. No mathematics."""
+"""Read and check all input of a fit from an AnnData, once and in a fixed order. No mathematics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = ("background_key", "background", "target")
 
 @dataclass(frozen=True)
 class Design:
-    """Which cells are target, which background."""
+    """Target and background cells."""
 
     target: np.ndarray
     """Bool per cell."""
@@ -48,7 +48,7 @@ class Design:
 
     @property
     def role(self) -> pd.Categorical:
-        """What each cell is in the fit."""
+        """Role of each cell in the fit."""
         codes = self.target + 2 * self.background.astype(int)
         names = np.array(["projected", "target", "background", "both"])
         return pd.Categorical(names[codes], categories=["target", "background", "both", "projected"])
@@ -56,26 +56,26 @@ class Design:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a fit reads: its arguments of that kind, as its caller gave them."""
+    """Arguments of a fit that select its input, as given by the caller."""
 
     key: str
-    """Of the results: ``key_added``."""
+    """Key of the results, ``key_added``."""
     copy: bool
     background_key: str | None = None
-    """Without one, `cells` are the target."""
+    """If None, `cells` are the target."""
     background: str | Sequence[str] | Mapping[str, float] = ()
     target: str | Sequence[str] | None = None
     words: tuple[str, str, str] = WORDS
-    """What the three arguments above are called."""
+    """Names of the three arguments above."""
     partial: bool = False
-    """Categories may be absent, as long as some cell has a part."""
+    """Whether categories may be absent, as long as some cell has a role."""
     apart: bool = False
-    """No cell may be on both sides."""
+    """Whether target and background must not overlap."""
     needs_target: bool = True
     cells: np.ndarray | None = None
     sample_key: str | None = None
     likelihood: str | Likelihood | Mapping[str, str | Likelihood] | None = None
-    """Without one, values of any sign will do."""
+    """If None, values may have any sign."""
     weights: Mapping[str, float] | None = None
     confounders: Sequence[str] = ()
     columns: Sequence[str] = ()
@@ -84,17 +84,17 @@ class Reading:
     mask_var: MaskVar | Mapping[str, MaskVar] = "auto"
     exclude_genes: Sequence[str] = ()
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers of topics, by the argument's name: at least 1, and at most what cells and genes can hold."""
+    """Numbers of topics by argument name: at least 1, and at most the number of cells and of genes."""
     n_background_topics: Any = 0
-    """0 also where the number is to be chosen."""
+    """0 also if the number is to be selected."""
     random_state: int = 0
     run: Mapping[str, Any] = field(default_factory=dict)
-    """How to run: of it come ``batch_size``, ``n_threads``, ``client`` and ``device``."""
+    """Run options, of which ``batch_size``, ``n_threads``, ``client`` and ``device`` are used here."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """An AnnData as a fit sees it: read and checked."""
+    """Checked input of a fit, from an AnnData."""
 
     adata: AnnData
     asked: Reading
@@ -105,33 +105,33 @@ class Data:
     source: RowSource
     likelihood: Likelihood
     estimated: bool
-    """Whether the likelihood's parameters are to be estimated."""
+    """Whether to estimate the likelihood's parameters."""
     genes: np.ndarray
-    """Numbers of the genes used."""
+    """Indices of the genes used."""
     expressed: np.ndarray
-    """Bool per gene used: those with a value in any cell."""
+    """Bool per gene used: whether any cell has a value."""
     sums: np.ndarray
-    """Gene sums, a row for the target and one for each background."""
+    """Gene sums, with a row for the target and one for each background."""
     mass: np.ndarray
-    """The same of the values' mass (`Likelihood.mass`)."""
+    """The same for the values' mass (`Likelihood.mass`)."""
     params: dict[str, Any]
-    """What to record of it."""
+    """Parameters of the input to store."""
 
     def store(self, **result: Any) -> Any:
-        """Write a factorisation; return the copy, if one is asked for."""
+        """Write a factorisation; return the copy if one was requested."""
         adata = self.adata.copy() if self.asked.copy else self.adata
         write(adata, self.asked.key, used=self.genes, **result)
         return adata if self.asked.copy else None
 
     def note(self, name: str, value: Any) -> AnnData | None:
-        """Write one entry of `uns`, by the key and a name after it; return the copy, if one is asked for."""
+        """Write one entry of `uns`, named by the key and a suffix; return the copy if one was requested."""
         adata = self.adata.copy() if self.asked.copy else self.adata
         adata.uns[self.asked.key + name] = value
         return adata if self.asked.copy else None
 
 
 def read(adata: AnnData, asked: Reading) -> Data:
-    """Read and check all that a fit needs, once and in one order. Raises before anything is done."""
+    """Read and check all input of a fit, once and in a fixed order. Raises before any work is done."""
     check_key(asked.key)
     random_seed(asked.random_state)
     check_backed(adata, copy=asked.copy)
@@ -161,18 +161,20 @@ def read(adata: AnnData, asked: Reading) -> Data:
     matrix_values(matrix_name(layer), summary.n_invalid, 0 if likelihood is None else summary.smallest)
     if likelihood is not None:
         if model.counts:
-            use = f"`likelihood={model.name!r}` models counts and 'gaussian' takes any"
+            use = f"`likelihood={model.name!r}` models counts; 'gaussian' accepts any value"
             warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use)
         for name, cells, found in zip([asked.words[2], *design.backgrounds], member.T, summary.mass, strict=False):
             if cells.any() and not found.any():
                 where = f"in the {len(genes)} genes used. Check `layer` and `mask_var`."
-                msg = f"The {name!r} cells hold nothing but zeros {where}"
+                msg = f"The {name!r} cells contain only zeros {where}"
                 raise UserError(msg)
     n_empty_cells = int((source.gather(groups, "total") == 0).sum())
     sums, mass, expressed = summary.sums[:-1], summary.mass[:-1], summary.mass[-1] > 0
     n_empty_genes = int((~expressed).sum())
     if n_empty_cells or n_empty_genes:
-        logger.info("%d cells and %d genes hold nothing but zeros: they get zeros.", n_empty_cells, n_empty_genes)
+        logger.info(
+            "%d cells and %d genes contain only zeros: their usage and loadings are zero.", n_empty_cells, n_empty_genes
+        )
     params = {
         "likelihood": model.name,
         **asked.sizes,
@@ -187,9 +189,9 @@ def read(adata: AnnData, asked: Reading) -> Data:
 
 
 def alone(value: T | Mapping[str, T]) -> T:
-    """Return an argument of an AnnData, which has no modalities to map."""
+    """Return an argument for an AnnData, which has no modalities."""
     if isinstance(value, Mapping):
-        msg = "`weights`, and mappings of modalities, must only come with a MuData, got an AnnData."
+        msg = "`weights` and mappings of modalities must only be used with a MuData, got an AnnData."
         raise UserError(msg)
     return value
 
@@ -208,7 +210,7 @@ def _design_of(adata: AnnData, asked: Reading) -> Design:
 
 
 def _check_sizes(asked: Reading, design: Design, n_genes: int) -> None:
-    """Raise where cells or genes are too few for the topics that are asked for."""
+    """Raise if there are too few cells or genes for the requested topics."""
     if n_genes < 2:  # noqa: PLR2004
         msg = f"At least 2 genes must be used, got {n_genes}. See `mask_var`."
         raise UserError(msg)
@@ -230,7 +232,7 @@ def read_design(
     apart: bool = False,
     needs_target: bool = True,
 ) -> Design:
-    """Split the cells by an obs column; see `Reading` for what else is asked."""
+    """Split the cells by an obs column; see `Reading` for the other rules."""
     check_anndata(adata)
     if background_key not in adata.obs:
         msg = f"`{words[0]}` {background_key!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
@@ -242,7 +244,7 @@ def read_design(
         wanted = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
         found = {}
         for name in wanted:
-            # By value, else by how it is written: numbers and booleans come as text from a command line.
+            # Match by value, else by text: a command line passes numbers and booleans as text.
             match = next((x for x in present if x == name), next((x for x in present if str(x) == str(name)), None))
             if match is not None:
                 found[str(name)] = np.asarray(column == match)
@@ -275,7 +277,7 @@ def read_design(
         raise UserError(msg)
     if needs_target and not (partial or is_target.any()):
         msg = (
-            f"No {words[2]} cells are left: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
+            f"There are no {words[2]} cells: every category of `adata.obs[{background_key!r}]` ({listed(present)}) is "
             f"in `{words[1]}`. Name fewer, or pass `{words[2]}='all'`."
         )
         raise UserError(msg)
@@ -283,7 +285,7 @@ def read_design(
 
 
 def read_samples(adata: AnnData, column: str, argument: str = "sample_key") -> pd.Categorical:
-    """Return the donor of each cell, or what another column tells of it."""
+    """Return the donor of each cell, or another column of obs."""
     if column not in adata.obs:
         msg = f"`{argument}` {column!r} is not in `adata.obs`. Present: {listed(adata.obs.columns)}."
         raise UserError(msg)
@@ -291,7 +293,7 @@ def read_samples(adata: AnnData, column: str, argument: str = "sample_key") -> p
 
 
 def read_genes(adata: AnnData, mask_var: MaskVar, exclude: Sequence[str] = ()) -> np.ndarray:
-    """Return the numbers of the genes to use."""
+    """Return the indices of the genes to use."""
     if len(exclude):
         out = adata.var_names.isin(exclude)
         if not out.any():
@@ -317,7 +319,7 @@ def read_genes(adata: AnnData, mask_var: MaskVar, exclude: Sequence[str] = ()) -
 
 
 def read_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return ``X`` or a layer, cells x genes, as it is stored."""
+    """Return ``X`` or a layer, cells x genes, as stored."""
     if layer is not None and layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(adata.layers.keys())}."
         raise UserError(msg)
@@ -330,19 +332,19 @@ def read_matrix(adata: AnnData, layer: str | None) -> Any:
 
 
 def matrix_name(layer: str | None) -> str:
-    """Return what ``X`` or a layer is called in messages."""
+    """Return the name of ``X`` or a layer for messages."""
     return "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
 
 
 def check_key(key: object) -> None:
-    """Raise unless a file can hold the name."""
+    """Raise unless the name can be stored in a file."""
     if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
-        msg = f"`key_added` must be a name without '/' (a file could not hold it), got {key!r}."
+        msg = f"`key_added` must be a name without '/', which files cannot store, got {key!r}."
         raise UserError(msg)
 
 
 def check_anndata(adata: object, argument: str = "adata") -> None:
-    """Raise unless it is an AnnData; of a MuData say what takes it."""
+    """Raise unless it is an AnnData; for a MuData, name the functions that accept it."""
     from anndata import AnnData
 
     if isinstance(adata, AnnData):
@@ -351,26 +353,28 @@ def check_anndata(adata: object, argument: str = "adata") -> None:
     if hasattr(adata, "mod"):
         fits = " and ".join(f"`bcnmf_sc.tl.{method.name}`" for method in METHODS if method.multimodal)
         first = next(iter(adata.mod), "rna")
-        msg += f" Fits that take a MuData are {fits}; to anything else pass one modality, as `mdata[{first!r}]`."
+        msg += (
+            f" Fits that accept a MuData are {fits}; to other functions pass one modality, such as `mdata[{first!r}]`."
+        )
     raise UserTypeError(msg)
 
 
 def check_backed(adata: AnnData, *, copy: bool) -> None:
-    """Raise unless results can be written to an AnnData: one backed by a file cannot be copied, nor be a view."""
+    """Raise unless results can be written to the AnnData: a file-backed one must be neither copied nor a view."""
     check_anndata(adata)
     if adata.isbacked and adata.is_view:
-        msg = "`adata` must not be a view of an AnnData that is backed by a file. Call `adata.to_memory()` first."
+        msg = "`adata` must not be a view of a file-backed AnnData. Call `adata.to_memory()` first."
         raise UserError(msg)
     if adata.isbacked and copy:
         msg = (
-            "`copy` must be False for an AnnData that is backed by a file, got True. Results are written to `adata` in "
-            "memory; the file stays as it is. Store them with `adata.copy(new_file)`, or call `adata.to_memory()`."
+            "`copy` must be False for a file-backed AnnData, got True. Results are written to `adata` in memory and "
+            "the file is unchanged. Save them with `adata.copy(new_file)`, or call `adata.to_memory()`."
         )
         raise UserError(msg)
 
 
 def check_names(adata: AnnData, argument: str = "adata") -> None:
-    """Raise unless names are unique: tables of the result could not be read by name."""
+    """Raise unless names are unique, as the result's tables are indexed by name."""
     check_anndata(adata, argument)
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2

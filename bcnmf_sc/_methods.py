@@ -1,7 +1,7 @@
-"""The factorisations of the package, one row each: all that is known of them outside their own folders.
+"""Registry of the package's factorisations: all that the rest of the package knows of them.
 
-A method is its folder in `engine/`, its folder in `tl/` and its row here; `tl`, the command line, the report,
-`metrics.compare` and what is removed before a fit is stored read the rows. A method is imported when it is asked for.
+A method consists of its folder in `engine/`, its folder in `tl/` and its row here. The rows are read by `tl`, the
+command line, the report, `metrics.compare` and the removal of an earlier fit. Methods are imported on first use.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ DELTANMF = (
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` says of a fit of the method."""
+    """Texts of `report` for a fit of the method."""
 
     question: str
-    """What was asked, with the number of cells of each role, ``{column}``, ``{side}`` (its first side) and ``{who}``
-    (what the second side is) to be filled in."""
+    """The question, a template with the number of cells of each role, ``{column}``, ``{side}`` (its first side) and
+    ``{who}`` (its second side)."""
     paper: str
-    """To cite beside the software."""
+    """Citation in addition to the software's."""
     again: str
-    """Function of `tl` that shows how stable the topics are."""
+    """Function of `tl` that measures the stability of the topics."""
     contrast: bool = False
-    """Whether a background can be checked and an alpha chosen."""
+    """Whether a background can be checked and an alpha selected."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Captions of the tables of `uns` that no other method has."""
+    """Captions of tables in `uns` specific to the method."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class Method:
     """A function of `tl` that factorises."""
 
     name: str
-    """Of the function; it is also stored as ``params["method"]`` of a fit."""
+    """Name of the function; also stored as ``params["method"]`` of a fit."""
     module: str
-    """The module of the package that has it."""
+    """Module of the package that defines it."""
     command: str | None = None
-    """Its subcommand of the command line, if it has one."""
+    """Its subcommand on the command line, if any."""
     summary: str = ""
-    """What it does, in a line, as `--help` says it."""
+    """One-line summary for `--help`."""
     multimodal: bool = False
-    """Whether it takes a MuData, too."""
+    """Whether it also accepts a MuData."""
     sides: tuple[str, str, str] | None = None
-    """Arguments that name a column of `obs`, the category to compare with, and the category of interest."""
+    """Arguments for a column of `obs`, the reference category, and the category of interest."""
     kinds: tuple[str, ...] = ("target",)
-    """Kinds of the topics that are sought; others are a home for what is not."""
+    """Kinds of the topics of interest; other kinds absorb the remaining variation."""
     obs: tuple[str, ...] = ()
-    """Columns it writes for cells, after the key. What is named here is removed before any fit is stored."""
+    """Suffixes of the columns it writes for cells. They are removed before any fit is stored."""
     var: tuple[str, ...] = ()
-    """Columns it writes for genes."""
+    """Suffixes of the columns it writes for genes."""
     obsm: tuple[str, ...] = ()
-    """Arrays it writes beside the usage."""
+    """Arrays it writes in addition to the usage."""
     compared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Its names in `metrics.compare`, and the arguments that each of them sets."""
+    """Its names in `metrics.compare`, with the arguments that each sets."""
     report: Report | None = None
-    """None if `report` does not show it."""
+    """None if `report` does not support it."""
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -83,7 +83,7 @@ METHODS = (
         "tl._bcnmf.fit",
         obs=("role",),
         compared={"nmf": {}},
-        report=Report("Which gene programs describe the {target} cells that were learned from?", BCNMF, again="nmf"),
+        report=Report("Which gene programs describe the {target} cells of the fit?", BCNMF, again="nmf"),
     ),
     Method(
         "bcnmf",
@@ -96,7 +96,7 @@ METHODS = (
         var=("suppressed",),
         compared={
             "bcnmf": {"n_background_topics": 0, "sample_key": None},
-            "bcnmf_split": {"basis": "split", "alpha": None},  # alpha is of the plain contrast
+            "bcnmf_split": {"basis": "split", "alpha": None},  # `alpha` applies to the plain contrast only
             "bcnmf_shared": {"basis": "shared"},
         },
         report=Report(
@@ -111,19 +111,19 @@ METHODS = (
         "deltanmf",
         "tl._deltanmf.fit",
         command="deltanmf",
-        summary="Find topics of the controls, then those that the cases have beside them.",
+        summary="Find topics of the controls, then additional topics of the cases.",
         sides=("condition_key", "control", "case"),
         kinds=("control", "case"),
         obs=("role",),
         var=("deviation",),
         report=Report(
-            "Do the {case} cases use the programs of the {control} controls ({column!r} is {side}) in other "
-            "proportions, and which programs do they have beside them?",
+            "Do the {case} cases use the programs of the {control} controls ({column!r} is {side}) in different "
+            "proportions, and which additional programs do they have?",
             DELTANMF,
             again="deltanmf",
             tables={
-                "shift": "Control topics: how cases use them against controls",
-                "emergence": "Case topics: how cases and controls use them",
+                "shift": "Control topics: usage in cases against controls",
+                "emergence": "Case topics: usage in cases and controls",
             },
         ),
     ),
@@ -142,18 +142,18 @@ METHODS = (
 
 
 def fields_written(slot: str) -> tuple[str, ...]:
-    """Return what any method writes to a slot, after the key."""
+    """Return the suffixes that any method writes to a slot."""
     return tuple(dict.fromkeys(name for method in METHODS for name in getattr(method, slot)))
 
 
 def method_of(record: Mapping[str, Any]) -> Method:
-    """Return the method that made a stored fit; one that its record does not name is told by what it holds."""
+    """Return the method of a stored fit; if its record does not name one, it is inferred from the record's contents."""
     params = record.get("params", {})
     told = "gpnsf" if "posterior" in record else "bcnmf" if "background_key" in params else "nmf"
     name = str(params.get("method", told))
     found = next((method for method in METHODS if method.name == name), None)
     if found is None:
         names = ", ".join(repr(method.name) for method in METHODS)
-        msg = f"`key` must name a fit of {names}, got one of {name!r}. Update bcnmf_sc, or fit anew."
+        msg = f"`key` must name a fit of {names}, got one of {name!r}. Update bcnmf_sc, or fit again."
         raise UserError(msg)
     return found

@@ -1,4 +1,4 @@
-"""The front door for a MuData: modalities are read one by one and fitted side by side. No mathematics."""
+"""Read and check a MuData for joint fits of its modalities, and store the results. No mathematics."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Modalities(Data):
-    """Modalities that are fitted together: their features used, side by side, as one AnnData."""
+    """Jointly fitted modalities: the features used, concatenated into one AnnData."""
 
     mdata: MuData
     used: dict[str, np.ndarray]
-    """Numbers of the features used, per modality."""
+    """Indices of the features used, per modality."""
     own: dict[str, Any]
-    """What to record of the modalities."""
+    """Parameters of the modalities to store."""
 
     @uninterrupted()
     def store(self, **result: Any) -> Any:
-        """Write usage and cells to the whole, loadings and genes to each modality."""
+        """Write usage and cell columns to the top level, loadings and gene columns to each modality."""
         key, copy = self.asked.key, self.asked.copy
         mdata = self.mdata.copy() if copy else self.mdata
         write(self.adata, key, used=self.genes, **result)
@@ -69,7 +69,7 @@ class Modalities(Data):
 
 
 def read(mdata: AnnData | MuData, asked: Reading) -> Data:
-    """Read and check every modality, then all together; or an AnnData. Raises before anything is done."""
+    """Read and check every modality, then all together; or an AnnData. Raises before any work is done."""
     if isinstance(mdata, AnnData) or not hasattr(mdata, "mod"):
         return _anndata.read(mdata, asked)
     for option in ("device", "checkpoint", "client"):
@@ -132,7 +132,7 @@ def of(given: Any, name: str, default: Any = None) -> Any:
 
 
 def in_memory(matrix: Any) -> Any:
-    """Return the values as an array or a SciPy matrix."""
+    """Return the values as a NumPy array or a SciPy matrix."""
     for method in ("to_memory", "compute"):
         matrix = getattr(matrix, method)() if hasattr(matrix, method) else matrix
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
@@ -141,21 +141,21 @@ def in_memory(matrix: Any) -> Any:
 def read_weights(weights: Any, names: Iterable[str]) -> dict[str, float]:
     """Return the weight of each modality, 1 where none is given."""
     if weights is not None and not isinstance(weights, Mapping):
-        msg = f"`weights` must be a mapping of modalities to numbers, as {{'rna': 2.0}}, or None, got {weights!r}."
+        msg = f"`weights` must be a mapping of modalities to numbers, such as {{'rna': 2.0}}, or None, got {weights!r}."
         raise UserTypeError(msg)
     for name, weight in (weights or {}).items():
-        why = ": leave a modality out by naming others in `likelihood`"
+        why = ": to leave out a modality, name only the others in `likelihood`"
         number(f"weights[{name!r}]", weight, closed="right", why=why)
     return {name: float((weights or {}).get(name, 1.0)) for name in names}
 
 
 def forget_joint(mdata: Any, key: str, modalities: Sequence[str]) -> None:
-    """Remove what an earlier fit of the same key wrote to the whole, and to modalities, those of the new fit or not."""
+    """Remove the results of an earlier fit under the same key from the top level and from all modalities."""
     forget(mdata, key)
     for name, part in getattr(mdata, "mod", {}).items():
         record = part.uns.get(key)
         joint = hasattr(record, "keys") and "modalities" in record.get("params", {})
-        if name in modalities or joint:  # a fit of another modality alone, under the same name, is none of ours
+        if name in modalities or joint:  # keep a fit of another modality alone under the same name
             forget(part, key)
         if name not in modalities and joint:
             del part.uns[key]
@@ -163,7 +163,7 @@ def forget_joint(mdata: Any, key: str, modalities: Sequence[str]) -> None:
 
 
 def check_modalities(argument: str, given: object, parts: Mapping[str, Any]) -> None:
-    """Refuse a mapping of what are no modalities."""
+    """Raise if a mapping has keys that are not modalities."""
     unknown = [name for name in given if name not in parts] if isinstance(given, Mapping) else []
     if unknown:
         msg = f"`{argument}` must name modalities, got {listed(unknown)}. Present: {listed(parts)}."
@@ -171,12 +171,12 @@ def check_modalities(argument: str, given: object, parts: Mapping[str, Any]) -> 
 
 
 def order_of(mdata: Any, name: str, part: AnnData, *, argument: str, what: str) -> np.ndarray:
-    """Return the row in a modality of each cell or spot of the whole."""
+    """Return the row in a modality of each cell or spot of the MuData."""
     order = part.obs_names.get_indexer(mdata.obs_names)
     if (order < 0).any():
         msg = (
             f"`{argument}` must have the same {what} in all modalities, got {int((order < 0).sum())} of {mdata.n_obs} "
-            f"without {name!r}. Keep those that have all (`muon.pp.intersect_obs`), or name other modalities in "
+            f"without {name!r}. Keep those with all modalities (`muon.pp.intersect_obs`), or name other modalities in "
             "`likelihood`."
         )
         raise UserError(msg)
@@ -184,7 +184,7 @@ def order_of(mdata: Any, name: str, part: AnnData, *, argument: str, what: str) 
 
 
 def obs_column(mdata: Any, name: str | None) -> pd.Series | None:
-    """Return a column of ``obs``, of the whole or else of the first modality that has it; `None` where none has."""
+    """Return a column of ``obs``, of the top level or else of the first modality that has it, or `None`."""
     tables = [mdata.obs, *(part.obs for part in getattr(mdata, "mod", {}).values())]
     found = next((table[name] for table in tables if name is not None and name in table), None)
     return None if found is None else found.reindex(mdata.obs_names)

@@ -1,4 +1,4 @@
-"""The front door of spatial fits: all that is read from a MuData or an AnnData of spots. No mathematics."""
+"""Read and check the input of spatial fits, a MuData or an AnnData of spots. No mathematics."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 Spatial = Any
 """An AnnData or a MuData."""
 ALONE = "values"
-"""Name of the one modality of an AnnData."""
+"""Name of the single modality of an AnnData."""
 DIMENSIONS = (2, 3)
 FEWEST_PLACES = 3
 
 
 @dataclass(frozen=True)
 class SpotModality:
-    """One modality, read and checked, in the order of the spots of the whole."""
+    """One modality, read and checked, in the order of all spots."""
 
     name: str
     adata: AnnData
     order: np.ndarray
-    """Row of each spot."""
+    """Row of each spot in the modality."""
     features: np.ndarray
     matrix: sparse.csr_array
     observation: Any
@@ -48,11 +48,11 @@ class SpotModality:
 
 @dataclass(frozen=True)
 class Spots:
-    """A MuData or an AnnData as a spatial fit sees it: read and checked."""
+    """Checked input of a spatial fit, from a MuData or an AnnData."""
 
     modalities: list[SpotModality]
     slices: np.ndarray
-    """Number of each spot's slice."""
+    """Index of each spot's slice."""
     slice_names: list[str]
     coordinates: np.ndarray
 
@@ -60,7 +60,7 @@ class Spots:
 def read(
     mdata: Spatial, asked: Reading, size_factors: str | Mapping[str, str | None] | None, spatial_key: str
 ) -> Spots:
-    """Read and check all that a spatial fit needs, once and in one order. Raises before anything is done."""
+    """Read and check all input of a spatial fit, once and in a fixed order. Raises before any work is done."""
     check_key(asked.key)
     random_seed(asked.random_state)
     for name, n in asked.sizes.items():
@@ -131,7 +131,7 @@ def _read_modality(
     x = matrix.data
     matrix_values(where, int((~np.isfinite(x)).sum()), x.min(initial=0))
     if not len(x):
-        msg = f"{where} holds nothing but zeros in the {len(features)} features used. Check `layer` and `mask_var`."
+        msg = f"{where} contains only zeros in the {len(features)} features used. Check `layer` and `mask_var`."
         raise UserError(msg)
     n_fractional = int((x != np.round(x)).sum())
     if kind == "auto":
@@ -139,11 +139,13 @@ def _read_modality(
         kind = "bernoulli" if (x == 1).all() or sparse_name else "gaussian" if n_fractional else "nb"
     model = OBSERVATIONS[kind]
     if kind == "bernoulli" and (x != 1).any():
-        msg = f"{where} holds values other than 0 and 1; all above 0 are made 1 for `likelihood='bernoulli'`."
+        msg = f"{where} contains values other than 0 and 1; values above 0 are set to 1 for `likelihood='bernoulli'`."
         warnings.warn(msg, stacklevel=stack_level())
         matrix.data = np.ones_like(x)
     elif model.counts:
-        warn_of_fractions(where, n_fractional, x.max(), f"`likelihood={kind!r}` models counts and 'gaussian' takes any")
+        warn_of_fractions(
+            where, n_fractional, x.max(), f"`likelihood={kind!r}` models counts; 'gaussian' accepts any value"
+        )
     factors = _size_factors(name, size, matrix, adata, order, obs)
     return SpotModality(
         name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer
@@ -158,7 +160,7 @@ def _size_factors(
     if size == "library":
         total = np.asarray(matrix.sum(1)).ravel()
         if not (total > 0).all():
-            logger.info("%d spots are empty in %r: they tell nothing there.", int((total == 0).sum()), name)
+            logger.info("%d spots are empty in %r and carry no information there.", int((total == 0).sum()), name)
         return total / total[total > 0].mean()
     table = adata.obs.iloc[order] if size in adata.obs else obs
     if size not in table:
@@ -169,16 +171,16 @@ def _size_factors(
     column = pd.to_numeric(table[size], errors="coerce").to_numpy(np.float64)
     if not (np.isfinite(column).all() and (column >= 0).all() and column.any()):
         got = listed(table[size].unique(), 4)
-        msg = f"`size_factors` {size!r} must be finite numbers of at least 0, not all 0, got {got}."
+        msg = f"`size_factors` {size!r} must be finite and non-negative, and not all 0, got {got}."
         raise UserError(msg)
     if (np.asarray(matrix.sum(1)).ravel()[column == 0] > 0).any():
-        msg = f"`size_factors` {size!r} must be above 0 wherever a spot has values, got 0."
+        msg = f"`size_factors` {size!r} must be above 0 for all spots with values, got 0."
         raise UserError(msg)
     return column
 
 
 def read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return the number of each spot's slice, and the names of the slices."""
+    """Return the index of each spot's slice, and the names of the slices."""
     if sample_key is None:
         return np.zeros(mdata.n_obs, dtype=int), ["all"]
     column = obs_column(mdata, sample_key)
@@ -188,14 +190,14 @@ def read_slices(mdata: Spatial, sample_key: str | None) -> tuple[np.ndarray, lis
     codes = pd.Categorical(column).remove_unused_categories()
     if (codes.codes < 0).any():
         msg = (
-            f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} without."
+            f"`sample_key` {sample_key!r} must name a slice for every spot, got {int((codes.codes < 0).sum())} missing."
         )
         raise UserError(msg)
     return codes.codes.astype(int), [str(x) for x in codes.categories]
 
 
 def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, names: list[str]) -> np.ndarray:
-    """Return the coordinates, checked."""
+    """Return the checked coordinates."""
     found = mdata.obsm.get(spatial_key, None)
     for part in getattr(mdata, "mod", {}).values():
         if found is None and spatial_key in part.obsm:
@@ -212,27 +214,27 @@ def read_coordinates(mdata: Spatial, spatial_key: str, *, slices: np.ndarray, na
         raise UserError(msg)
     missing = int((~np.isfinite(places).all(axis=1)).sum())
     if missing:
-        msg = f"`mdata.obsm[{spatial_key!r}]` must be finite numbers, got {missing} spots without. Drop them first."
+        msg = f"`mdata.obsm[{spatial_key!r}]` must be finite, got {missing} spots with missing values. Drop them first."
         raise UserError(msg)
     n_places = len(np.unique(np.column_stack([slices, places]), axis=0))
     for s, name in enumerate(names):
         if len(np.unique(places[slices == s], axis=0)) < FEWEST_PLACES:
             where = f"`mdata.obsm[{spatial_key!r}]`"
-            msg = f"{where} must hold at least {FEWEST_PLACES} places in each slice, got fewer in {name!r}."
+            msg = f"{where} must have at least {FEWEST_PLACES} positions in each slice, got fewer in {name!r}."
             raise UserError(msg)
     if n_places < len(places):
         msg = (
-            f"{len(places) - n_places} spots lie at the place of another: they are taken as several looks at one "
-            "place. If they are from several slices, name them with `sample_key`."
+            f"{len(places) - n_places} spots share the position of another: they are treated as replicate observations "
+            "at one position. If they are from several slices, name the slices with `sample_key`."
         )
         warnings.warn(msg, stacklevel=stack_level())
     return places
 
 
 def read_places(mdata: Spatial, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the coordinates of a stored fit's spots, the number of each spot's slice, and the slices' names."""
+    """Return the coordinates of a stored fit's spots, the index of each spot's slice, and the slices' names."""
     slices, names = read_slices(mdata, params.get("sample_key"))
-    with warnings.catch_warnings(action="ignore"):  # the fit has warned
+    with warnings.catch_warnings(action="ignore"):  # the fit has already warned
         return read_coordinates(mdata, str(params["spatial_key"]), slices=slices, names=names), slices, names
 
 
@@ -248,7 +250,7 @@ def stored_fit(mdata: Spatial, key: str) -> Mapping[str, Any]:
 
 
 def correlation(kernel: str, distance: np.ndarray) -> np.ndarray:
-    """Correlation of a kernel at distances in units of the lengthscale."""
+    """Compute a kernel's correlation at distances in units of the lengthscale."""
     import torch
 
     from .engine.gpnsf.model import KERNELS
@@ -263,6 +265,6 @@ def modality_of(mdata: Spatial, name: str) -> AnnData:
     parts = getattr(mdata, "mod", {})
     if name not in parts:
         present = [ALONE] if isinstance(mdata, AnnData) else parts
-        msg = f"`modality` {name!r} is not there. Present: {listed(present)}."
+        msg = f"`modality` {name!r} was not found. Present: {listed(present)}."
         raise UserError(msg)
     return parts[name]

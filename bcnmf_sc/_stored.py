@@ -1,4 +1,4 @@
-"""What fits store in an AnnData: written, and read back and checked."""
+"""Write fits to an AnnData, and read them back with checks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .engine.likelihoods import Likelihood
 
 PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
-"""Those of any likelihood."""
+"""Names of the parameters of all likelihoods."""
 CELL_FIELDS = fields_written("obs")
 GENE_FIELDS = tuple(dict.fromkeys([*fields_written("var"), *PARAMETERS]))
-"""What a fit of any kind may write to obs and var, after its key."""
+"""Suffixes that a fit of any kind may write to obs and var."""
 FORMAT = 1
-"""Of what is written. Raised when an earlier package would misread it; what has none is the first."""
+"""Version of the stored format, raised when an earlier package would misread it; records without one are the first."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -47,7 +47,7 @@ def write(
     record: dict[str, Any],
     notes: Mapping[str, Any] = NOTHING,
 ) -> None:
-    """Write a factorisation into the slots that carry its key, and notes into those of the key with a name after it."""
+    """Write a factorisation to the slots named by its key, and notes to those named by the key and a suffix."""
     forget(adata, key)
     loadings = np.zeros((adata.n_vars, W.shape[1]), np.float32)
     loadings[used] = W
@@ -67,9 +67,9 @@ def write(
 
 
 def forget(data: Any, key: str) -> None:
-    """Remove what an earlier fit of any kind wrote under the key to an AnnData, or to the whole of a MuData.
+    """Remove the results of an earlier fit of any kind under the key from an AnnData, or the top level of a MuData.
 
-    Usage, loadings and the record, which every fit writes, are left to be written over.
+    Usage, loadings and the record, which every fit writes, are left to be overwritten.
     """
     for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
         table = getattr(data, axis)
@@ -81,9 +81,9 @@ def forget(data: Any, key: str) -> None:
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments as they are stored: which package wrote them and in which format, and without those of None.
+    """Return arguments for storage, with the package version and format, and without those that are None.
 
-    In an h5ad, None makes the whole file unreadable for anndata before 0.12 and for readers in R.
+    In an h5ad, None makes the whole file unreadable to anndata before 0.12 and to readers in R.
     """
     given = {name: value for name, value in params.items() if value is not None}
     return given | {"version": version("bcnmf-sc"), "format": FORMAT}
@@ -104,7 +104,7 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
 
 
 def check_format(record: Mapping[str, Any], key: str) -> None:
-    """Refuse what a later package has written in a format that this one does not know."""
+    """Raise if a later version of the package wrote a format that this one does not know."""
     params = record.get("params", {})
     if int(params.get("format", FORMAT)) > FORMAT:
         msg = (
@@ -115,7 +115,7 @@ def check_format(record: Mapping[str, Any], key: str) -> None:
 
 
 def stored_slot(adata: AnnData, attribute: Literal["obsm", "varm"], name: str, *, call: str = "tl.bcnmf") -> np.ndarray:
-    """Return ``adata.<attribute>[name]``, or raise the error that names the call writing it."""
+    """Return ``adata.<attribute>[name]``, or raise an error naming the call that writes it."""
     slots = getattr(adata, attribute)
     if name not in slots:
         msg = f"{name!r} is not in `adata.{attribute}`. Present: {listed(slots.keys())}. Run `bcnmf_sc.{call}` first."
@@ -127,14 +127,14 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
     """Return the likelihood of a stored factorisation, with its parameters for the genes used here."""
     params = reference.uns[key].get("params", {})
     if "likelihood" not in params:
-        msg = f"`key` must name a factorisation under a likelihood, got {key!r}, of DeltaNMF: fit all cells together."
+        msg = f"`key` must name a factorisation with a likelihood, got {key!r} of DeltaNMF: fit all cells together."
         raise UserError(msg)
     name = str(params["likelihood"])
     columns = {each.name: f"{key}_{each.name}" for each in fields(LIKELIHOODS[name])} if name in LIKELIHOODS else None
     if columns is None or not set(columns.values()) <= set(reference.var):
         msg = (
-            f"`key` must name a factorisation under a likelihood of {listed(LIKELIHOODS)} with its parameters in "
-            f"`reference.var`, got {key!r} under {name!r}."
+            f"`key` must name a factorisation with a likelihood among {listed(LIKELIHOODS)} and its parameters in "
+            f"`reference.var`, got {key!r} with {name!r}."
         )
         raise UserError(msg)
     parameters = {
@@ -145,7 +145,7 @@ def stored_likelihood(adata: AnnData, reference: AnnData, key: str, used: np.nda
 
 
 def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray:
-    """Return the loadings of a stored factorisation for the genes of another AnnData (zero where it lacks them)."""
+    """Return the loadings of a stored factorisation for the genes of another AnnData (zero for missing genes)."""
     W = pd.DataFrame(np.asarray(stored_slot(reference, "varm", key)), index=reference.var_names)
     W = W[(W > 0).any(axis=1)]
     shared = W.index.intersection(adata.var_names)
@@ -167,7 +167,7 @@ def aligned_loadings(adata: AnnData, reference: AnnData, key: str) -> np.ndarray
 
 
 def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> str:
-    """Say which column of ``var``, here or there, holds the other side's names of half of the genes, if any does."""
+    """Suggest a column of ``var``, of either object, that matches the other's names for half of the genes, if any."""
     there = reference.var.loc[genes]
     sides = {
         "adata": {column: genes.isin(adata.var[column].astype(str)).mean() for column in adata.var},
@@ -182,7 +182,7 @@ def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> s
 
 
 def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
-    """Return `chosen` as a list, checked against the topics there are; all of them for None."""
+    """Return `chosen` as a list, checked against the existing topics; all topics for None."""
     names = list(names)
     if chosen is None:
         return names
@@ -195,7 +195,7 @@ def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> lis
 
 
 def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:
-    """Return the genes' names, or their symbols where a column of them is named."""
+    """Return the genes' names, or their symbols from the given column."""
     if gene_symbols is None:
         return adata.var_names
     if gene_symbols not in adata.var:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["associations", "donors", "enrichment", "loadings", "top_genes", "topics", "usage"]
 
-FLOOR = 0.1  # of the loading that every gene would have if all were alike; added to both sides of the specificity
+FLOOR = 0.1  # relative to the loading in a flat topic; added to both terms of the specificity
 
 
 def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.DataFrame:
-    """Return how much each cell uses each topic.
+    """Return the usage of each topic in each cell.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.
     key
         The `key_added` under which it was stored.
     normalize
-        Divide each cell's usage by its sum, so that a row holds proportions. The default is usage in the units
-        of the data (counts). A cell that uses no topic at all keeps zeros.
+        Whether to divide each cell's usage by its sum, to obtain proportions. By default, usage is in the units of the
+        data (counts). Cells without usage keep zeros.
 
     Returns
     -------
-    Table of cells by topics, labelled by `adata.obs_names` and the topics' names; a copy.
+    Table of cells by topics, indexed by `adata.obs_names`, with the topics' names as columns; a copy.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.
 
 
 def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = None) -> pd.DataFrame:
-    """Return how much each gene weighs in each topic.
+    """Return the loading of each gene on each topic.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
 
     Returns
     -------
-    Table of genes by topics; a copy. A topic's column sums to 1 (after `tl.gpnsf`: counts at mean usage); genes that
-    were not used have zero rows.
+    Table of genes by topics; a copy. Columns sum to 1 (after `tl.gpnsf` they are counts at mean usage); rows of genes
+    that were not used are zero.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
     [1.0, 1.0, 1.0, 1.0]
     """
     names = _topic_names(adata, key)
-    check_anndata(adata)  # a MuData has them in its modalities
+    check_anndata(adata)  # a MuData stores them in its modalities
     values = np.array(stored_slot(adata, "varm", key))
     return pd.DataFrame(values, index=gene_labels(adata, gene_symbols), columns=names)
 
@@ -98,25 +98,25 @@ def top_genes(
 ) -> pd.DataFrame:
     r"""Return the leading genes of each topic.
 
-    By loading, these are the genes that make up most of a topic's counts; strongly expressed genes lead several
-    topics. By specificity, they are the genes that set a topic apart: with :math:`w` the loadings and :math:`G`
-    the number of genes used, gene :math:`g` in topic :math:`k` has the specificity
+    Ranked by loading, these are the genes that make up most of a topic's counts; highly expressed genes lead several
+    topics. Ranked by specificity, they are the genes that distinguish a topic from the others: with loadings :math:`w`
+    and :math:`G` genes used, gene :math:`g` in topic :math:`k` has the specificity
 
     .. math:: \log_2 (w_{gk} + f) - \log_2 (\max_{j \ne k} w_{gj} + f), \qquad f = 0.1 / G.
 
-    The floor :math:`f`, a tenth of the loading in a flat topic, keeps genes with next to no loading from leading.
-    The maximum runs over all other topics, also those left out by `topics`.
+    The floor :math:`f`, a tenth of the loading in a flat topic, prevents genes with negligible loadings from leading.
+    The maximum is over all other topics, including those left out by `topics`.
 
     Parameters
     ----------
     adata
         Annotated data with a stored factorisation.
     n_genes
-        Genes per topic; None for all that were used.
+        Number of genes per topic; None for all genes used.
     key
         The `key_added` under which it was stored.
     by
-        What ranks the genes. Ties keep the order of `adata.var_names`.
+        How to rank the genes. Ties keep the order of `adata.var_names`.
     topics
         Names of the topics to list, in this order; None for all.
     gene_symbols
@@ -125,8 +125,8 @@ def top_genes(
 
     Returns
     -------
-    Long table with the columns `topic`, `rank` (from 1), `gene`, `loading` and `specificity` (log2; NaN where there
-    is one topic only).
+    Long table with the columns `topic`, `rank` (from 1), `gene`, `loading` and `specificity` (log2; NaN if there is
+    only one topic).
 
     Examples
     --------
@@ -145,7 +145,7 @@ def top_genes(
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
     chosen = pick_topics(w.columns, topics)
     if by == "specificity" and w.shape[1] == 1:
-        msg = "`by` must be 'loading' where there is one topic only, got 'specificity'."
+        msg = "`by` must be 'loading' if there is only one topic, got 'specificity'."
         raise UserError(msg)
 
     w = w[(w > 0).any(axis=1).to_numpy()]
@@ -166,7 +166,7 @@ def top_genes(
 
 
 def topics(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
-    """Return the table of topics: what each is and how it differs between target and background.
+    """Return the table of topics: their kinds and statistics, such as their usage in target and background.
 
     Parameters
     ----------
@@ -237,18 +237,18 @@ def associations(
     key: str = "bcnmf",
     table: Literal["topics", "genes"] = "topics",
 ) -> pd.DataFrame:
-    """Return the tests of topics, or of genes, against columns of `adata.obs`.
+    """Return the association tests of topics, or of genes, with columns of `adata.obs`.
 
     Parameters
     ----------
     adata
         Annotated data on which :func:`bcnmf_sc.tl.associate` (for genes :func:`bcnmf_sc.tl.associate_genes`) has run.
     groupby
-        The tests against this column only; None for all that are stored.
+        Column of `adata.obs` whose tests to return; None for all stored tests.
     key
         The `key_added` under which the factorisation was stored.
     table
-        The tests of topics or of genes.
+        Whether to return the tests of topics or of genes.
 
     Returns
     -------
@@ -279,7 +279,7 @@ def associations(
     chosen = found[found["groupby"].astype(str) == groupby]
     if not len(chosen):
         present = listed(found["groupby"].unique())
-        msg = f"`groupby` must be a column that was tested, got {groupby!r}. Present: {present}."
+        msg = f"`groupby` must be a tested column, got {groupby!r}. Present: {present}."
         raise UserError(msg)
     return chosen.reset_index(drop=True)
 
@@ -287,7 +287,7 @@ def associations(
 def enrichment(
     adata: AnnData, topic: str | None = None, *, key: str = "bcnmf", max_p_adjusted: float = 1.0
 ) -> pd.DataFrame:
-    """Return the gene sets tested for each topic, the most significant ones of each topic first.
+    """Return the gene sets tested for each topic, the most significant first.
 
     Parameters
     ----------
@@ -298,15 +298,15 @@ def enrichment(
     key
         The `key_added` under which the factorisation was stored.
     max_p_adjusted
-        Leave out sets above this adjusted p-value.
+        Largest adjusted p-value to include.
 
     Returns
     -------
-    Copy of the stored table, one row per topic and set: `topic`; `gene_set`; `method`; `set_size` (genes of the set
-    among those used); `n_overlap` (of them among the `n_genes` leading ones); `n_genes`; `universe` (genes used);
-    `score` (fold over the overlap that chance gives; for "gsea" the normalised enrichment score); `p_value`;
-    `p_adjusted` (Benjamini-Hochberg over all rows of one call); `genes` (the overlap in the order of the topic; for
-    "gsea" the set's ten leading genes), separated by semicolons.
+    Copy of the stored table, one row per topic and set: `topic`; `gene_set`; `method`; `set_size` (number of genes of
+    the set among the genes used); `n_overlap` (number of them among the `n_genes` leading genes); `n_genes`; `universe`
+    (number of genes used); `score` (fold enrichment over the overlap expected by chance; for "gsea" the normalised
+    enrichment score); `p_value`; `p_adjusted` (Benjamini-Hochberg over all rows of one call); `genes` (the overlap in
+    the topic's order; for "gsea" the set's ten leading genes), separated by semicolons.
 
     Examples
     --------
@@ -326,7 +326,7 @@ def enrichment(
 
 
 def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataFrame:
-    """Return a copy of a table in `adata.uns[key]`, or the error that says which call is missing."""
+    """Return a copy of a table in `adata.uns[key]`; raise an error naming the call to run if it is missing."""
     record = stored(adata, key)
     if name not in record:
         msg = f"{name!r} is not in `adata.uns[{key!r}]`. Present: {listed(record)}. Run `bcnmf_sc.tl.{call}` first."
@@ -335,7 +335,7 @@ def _stored_table(adata: AnnData, key: str, name: str, *, call: str) -> pd.DataF
 
 
 def _topic_names(adata: AnnData, key: str) -> pd.Index:
-    """Names of the topics, in the order of the columns of usage and loadings."""
+    """Return the topics' names, in the order of the columns of usage and loadings."""
     return pd.Index(stored(adata, key)["topics"].index.to_numpy())
 
 
@@ -345,7 +345,7 @@ def _specificity(w: np.ndarray) -> np.ndarray:
         return np.full_like(w, np.nan)
     highest = np.sort(w, axis=1)
     first, second = highest[:, -1:], highest[:, -2:-1]
-    # The highest of the others is the second where this topic holds the first. Tied firsts equal the second.
+    # The maximum over the other topics is the second highest where this topic is the highest; in a tie both are equal.
     others = np.where(w == first, second, first)
     floor = FLOOR / n_genes
     return np.log2(w + floor) - np.log2(others + floor)

@@ -1,4 +1,4 @@
-"""What the data are thought to be: objects for ``likelihood=``, where a name does not say enough.
+"""Likelihoods with parameters, for ``likelihood=`` where a name alone is not enough.
 
 ``bc.tl.bcnmf(adata, ..., likelihood=bc.likelihoods.NegativeBinomial(dispersion=2.0))``
 """

@@ -87,12 +87,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def arguments(text: str, **numbers: int) -> argparse.Namespace:
-    """Read the command line: the data folder, and whole numbers with their defaults. Silences warnings of the fits."""
+def arguments(text: str, **numbers: int | str) -> argparse.Namespace:
+    """Read the command line: the data folder, and options with their defaults. Silences warnings of the fits."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("BCNMF_SC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--data", type=Path, default=default, help="folder of the real data")
     for name, number in numbers.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=number)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(number), default=number)
     warnings.simplefilter("ignore")
     return parser.parse_args()

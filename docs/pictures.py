@@ -6,6 +6,7 @@ building the pages needs no fit. A public plot without a picture is an error.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,15 @@ def analysed() -> AnnData:
     sets = {f"genes of program {k + 1}": programs[k].nlargest(30).index for k in programs}
     bc.tl.enrich(adata, sets | {"genes of no program": programs.sum(axis=1).nsmallest(30).index}, n_genes=40)
     bc.tl.consensus(adata, n_topics=6, n_restarts=6, key_added="consensus", tol=1e-3, progress=False, **SPLIT)
+    return adata
+
+
+@cache
+def by_donor() -> AnnData:
+    """Return cases and controls of five donors each, tested by donor."""
+    adata = bc.datasets.simulated(n_donors=5, donor_effect=0.2)
+    how: dict[str, Any] = {"sample_key": "donor", "n_topics": 2, "n_background_topics": 5, "progress": False}
+    bc.tl.bcnmf(adata, **how, **SPLIT)
     return adata
 
 
@@ -97,6 +107,8 @@ def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
         "compare": lambda: bc.pl.compare(compared()),
         "images": lambda: bc.pl.images(images),
         "alpha_path": lambda: bc.pl.alpha_path(adata),
+        "topics_forest": lambda: bc.pl.topics_forest(by_donor()),
+        "donors": lambda: bc.pl.donors(by_donor()),
         "stability": lambda: bc.pl.stability(adata, key="consensus"),
         "loss": lambda: bc.pl.loss(adata, key="consensus"),
         "spatial_topics": lambda: bc.pl.spatial_topics(spots, show="both"),

@@ -1,6 +1,6 @@
-"""The report: one self-contained page out of an analysed AnnData.
+"""The report: one self-contained HTML page from an analysed AnnData.
 
-`_content` says what stands in it, `_page` turns that into HTML, `page.html.jinja` is the page.
+`_content` defines the sections, `_page` renders them as HTML, `page.html.jinja` is the template.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ def report(
     n_genes: int = 10,
     gene_symbols: str | None = None,
 ) -> None:
-    """Write what a factorisation found, and how, to one HTML page that needs nothing else.
+    """Write the results of a factorisation to one self-contained HTML page.
 
-    The page holds what was asked, the background check, the choice of alpha and of the numbers of topics, the topics
+    The page covers the question, the background check, the choice of alpha and of the numbers of topics, the topics
     with their genes, usage, tests, enrichment, stability, warnings, parameters, versions and how to cite. It shows what
-    is stored in `adata` and runs nothing: what is missing is named, with the call that adds it. Figures are part of the
-    file and have text alternatives; no script and no network is used.
+    is stored in `adata` and computes nothing: each missing part is listed with the call that adds it. Figures are
+    embedded with text alternatives; the page uses neither scripts nor the network.
 
     Parameters
     ----------
     adata
-        Annotated data with a stored factorisation; only read, and it may be backed by a file.
+        Annotated data with a stored factorisation; it is not modified, and may be backed by a file.
     path
-        The file to write; one that exists is replaced.
+        The file to write; an existing file is replaced.
     key
         The `key_added` under which the factorisation was stored. What `tl.background_check`, `tl.select_alpha` and
         `tl.select_n_topics` stored under the same name is shown with it.
     title
         Heading of the page; made from `key` by default.
     n_genes
-        Leading genes to name for each topic.
+        Number of leading genes to list for each topic.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
 
@@ -59,9 +59,9 @@ def report(
     Raises
     ------
     ValueError
-        `key` or `gene_symbols` is not there, `n_genes` is below 1, or no file can be written to `path`.
+        `key` or `gene_symbols` is not found, `n_genes` is below 1, or no file can be written to `path`.
     OSError
-        The page could not be written, as on a full disk. A file that was there is as it was.
+        The page could not be written, as on a full disk. An existing file is left unchanged.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What in a stored analysis calls for care, in sentences."""
+"""Warnings about a stored analysis, as sentences."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SIDES = ["target", "background"]
 
 
 def cautions(adata: AnnData, key: str, record: Mapping[str, Any]) -> list[str]:
-    """Return the sentences; none is good news."""
+    """Return the warnings, one sentence each."""
     return [*_of_fit(adata, key, record), *_of_topics(record), *_of_background(adata, key, record), *_of_tests(record)]
 
 
 def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:
     params = record.get("params", {})
     if not record.get("converged", True):
-        yield f"The fit was not at rest after {int(record['n_iter'])} iterations. Raise max_iter, or lower alpha."
+        yield f"The fit did not converge in {int(record['n_iter'])} iterations. Raise max_iter, or lower alpha."
     explained = record.get("deviance_explained", {})
     if explained.get("target", 0) < 0:
-        yield "The topics describe the target worse than its mean profile: the contrast took too much. Lower alpha."
+        yield "The topics describe the target worse than its mean profile: the contrast removed too much. Lower alpha."
     suppressed = adata.var.get(f"{key}_suppressed")
     if suppressed is not None and suppressed.sum() > MAX_SUPPRESSED * params.get("n_genes", len(suppressed)):
         yield f"{int(suppressed.sum())} genes are suppressed at this alpha and belong to no topic. Lower alpha."
@@ -39,7 +39,7 @@ def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str
         if abs(used - chosen) > 1e-6 * max(1.0, chosen):
             yield f"The fit used alpha {used:g}, while the stored path over alpha chose {chosen:g}."
     if path is not None and path["table"]["degenerate"].all():
-        yield "Every alpha of the stored path ruins the fit."
+        yield "Every alpha on the stored path degrades the fit."
 
 
 def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
     if "usage_target" in topics:
         gone = topics.index[(topics["kind"] == "target") & (topics["usage_target"] < COLLAPSED)]
         if len(gone):
-            yield f"Collapsed, hardly used by any target cell: {', '.join(map(str, gone))}."
+            yield f"Collapsed topics, hardly used by any target cell: {', '.join(map(str, gone))}."
     if "called" in topics:
         found = topics[topics["kind"] == "target"]
         few = _few_donors(record)
@@ -56,8 +56,8 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
                 f"No target topic is called, but {few} in a condition cannot decide this: see the effects with their "
                 "intervals, and tl.power for how many donors would."
                 if few
-                else "No target topic is called: out of fold, none is used more in the target than in the background "
-                "beyond chance."
+                else "No target topic is called: out of fold, none is used significantly more in the target than in "
+                "the background."
             )
         if found["p_value"].isna().all():
             yield "Topics could not be tested by donor: a condition has fewer than two donors."
@@ -82,7 +82,7 @@ def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Itera
     if role is not None and not projected and "background_key" in record.get("params", {}):
         n = int(role.isin(["background", "both"]).sum())
         if n < FEW_BACKGROUND:
-            yield f"Only {n} background cells: whatever is learned or called on them is hardly known."
+            yield f"Only {n} background cells: topics and calls that depend on them are unreliable."
     checks = adata.uns.get(f"{key}_background_check")
     if checks is not None:
         for verdict in ("bad", "caution"):
@@ -107,5 +107,5 @@ def _of_tests(record: Mapping[str, Any]) -> Iterator[str]:
         if name == "associations" and trained and contrast in tests["groupby"].astype(str).to_numpy():
             yield (
                 f"Topics were tested against {contrast}, the contrast that trained the background topics: shares "
-                "differ there where nothing else does. Read p_value and called in the table of topics instead."
+                "differ there even without an effect. Use p_value and called in the table of topics instead."
             )

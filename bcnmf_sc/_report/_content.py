@@ -1,4 +1,4 @@
-"""What a report says: each section from what is stored, or the call that would store it."""
+"""The sections of a report: each from what is stored, or the call that would store it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from .._methods import Method, Report
 
-TOPICS = "Topics: mean share of usage, and tests out of fold where there are any"
+TOPICS = "Topics: mean share of usage, and out-of-fold tests where available"
 BEST_SETS = 5
-"""Gene sets shown of each topic."""
+"""Gene sets shown per topic."""
 BEST_GENES = 30
-"""Tested genes shown of a comparison."""
+"""Tested genes shown per comparison."""
 CONSENSUS = (
     "Dylan Kotliar et al. Identifying gene expression programs of cell-type identity and cellular activity with "
     "single-cell RNA-Seq. eLife 8:e43803 (2019)."
@@ -38,7 +38,7 @@ PACKAGES = ("bcnmf-sc", "anndata", "numpy", "scipy", "pandas", "torch", "scanpy"
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the sections read."""
+    """The stored analysis, as the sections read it."""
 
     adata: AnnData
     key: str
@@ -53,18 +53,18 @@ class Analysis:
 
     @property
     def method(self) -> Method:
-        """What made the fit."""
+        """The method of the fit."""
         return method_of(self.record)
 
     @property
     def says(self) -> Report:
-        """What there is to say of it."""
-        assert self.method.report is not None  # for type checkers: `report` has looked
+        """The method's texts for the report."""
+        assert self.method.report is not None  # for type checkers: checked by `report`
         return self.method.report
 
     @property
     def groups(self) -> dict[str, Any]:
-        """Column and words for the two groups of cells, as arguments of a call; empty for a fit without."""
+        """Column and names of the two groups of cells, as arguments of a call; empty for a fit without groups."""
         if self.method.sides is None or self.method.sides[0] not in self.params:
             return {}
         found = self.method.sides
@@ -74,7 +74,7 @@ class Analysis:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The groups, and what else of the data the fit was told, as arguments of a call."""
+        """The groups, and the fit's other arguments about the data, as arguments of a call."""
         given = {name: self.params.get(name) for name in ("target", "layer", "likelihood")}
         more: dict[str, Any] = {k: v for k, v in given.items() if v is not None and str(v) != "poisson"}
         if not isinstance(more.get("target", ""), str):
@@ -83,13 +83,13 @@ class Analysis:
 
     @property
     def example(self) -> dict[str, str]:
-        """A column to test: the contrast itself only where it did not train topics of its own."""
+        """A column to test: the contrast itself only if it did not train background topics."""
         trained = (self.record["topics"]["kind"] == "background").any()
         column = self.params["background_key"] if self.says.contrast and not trained else "diagnosis"
         return {"groupby": str(column), "sample_key": str(self.params.get("sample_key") or "donor")}
 
     def call(self, function: str, **arguments: Any) -> str:
-        """Write a call, with the key where it is not the default."""
+        """Format a call, with the key if it is not the default."""
         name = "key" if function in ("associate", "associate_genes", "enrich", "umap") else "key_added"
         given = ({name: self.key} if self.key != "bcnmf" else {}) | arguments
         return f"bc.tl.{function}({', '.join(['adata', *(f'{name}={value!r}' for name, value in given.items())])})"
@@ -101,7 +101,7 @@ def sections(
     """Return the sections in the order of the page."""
     of = Analysis(adata, key, record, n_genes, gene_symbols)
     titles: dict[str, tuple[str, Callable[[Analysis], list[Part]]]] = {
-        "question": ("What was asked", _question),
+        "question": ("Question", _question),
         "warnings": ("Warnings", _warnings),
         "background": ("Background check", _background),
         "alpha": ("Choice of alpha and topics", _choices),
@@ -126,7 +126,7 @@ def _question(of: Analysis) -> list[Part]:
     column = next(iter(of.groups.values()), "")
     side = written(list(of.groups.values())[-1]) if of.groups else ""
     if set(n) and n.get("projected", 0) == of.adata.n_obs:
-        asked = f"How much do these {of.adata.n_obs} cells use topics that were learned on other cells?"
+        asked = f"How much do these {of.adata.n_obs} cells use topics learned on other cells?"
     else:
         chosen = of.params.get(of.method.sides[2]) if of.method.sides else None
         who = (
@@ -147,7 +147,7 @@ def _question(of: Analysis) -> list[Part]:
     if "alpha_effective" in of.record:
         facts.append(("alpha (effective)", written(float(of.record["alpha_effective"]))))
     if 0 < n.get("projected", 0) < of.adata.n_obs:
-        facts.append(("projected", f"{n['projected']} cells in neither group: their usage is that of the same topics"))
+        facts.append(("projected", f"{n['projected']} cells in neither group, scored on the same topics"))
     parts: list[Part] = [Text(asked), Facts(facts)]
     sample = of.params.get("sample_key")
     if sample and sample in of.adata.obs and role is not None:
@@ -158,14 +158,14 @@ def _question(of: Analysis) -> list[Part]:
 
 def _warnings(of: Analysis) -> list[Part]:
     found = cautions(of.adata, of.key, of.record)
-    return [Items(found)] if found else [Text("Nothing that is stored calls for one.")]
+    return [Items(found)] if found else [Text("No warnings for the stored results.")]
 
 
 def _background(of: Analysis) -> list[Part]:
     found = of.adata.uns.get(f"{of.key}_background_check")
     if found is None:
         return [Missing("The background was not checked.", of.call("background_check", **of.data))]
-    return [table(found, "Is the background fit to be one?")]
+    return [table(found, "Is this background suitable?")]
 
 
 def _choices(of: Analysis) -> list[Part]:
@@ -186,7 +186,7 @@ def _choices(of: Analysis) -> list[Part]:
         if found is not None:
             parts += [Text(str(found["reason"])), table(found["table"], "Numbers of topics tried", fold=True)]
     if topics is None and auto is None:
-        text = "The numbers of topics were given, not chosen from the data."
+        text = "The numbers of topics were given, not selected from the data."
         parts.append(Missing(text, of.call("select_n_topics", **of.data)))
     return parts
 
@@ -228,7 +228,7 @@ def _usage(of: Analysis) -> list[Part]:
     sample = of.params.get("sample_key")
     if role in obs:
         means = get.usage(of.adata, key=of.key, normalize=True).groupby(obs[role].astype(str)).mean().T
-        text = "; ".join(f"{group}: most of {column.idxmax()} ({column.max():.0%})" for group, column in means.items())
+        text = "; ".join(f"{group}: mostly {column.idxmax()} ({column.max():.0%})" for group, column in means.items())
         drawn = partial(pl.usage, of.adata, key=of.key, sample_key=sample if sample in obs else None)
         alt = f"Box plots of each topic's share of usage by role of the cells. Mean shares: {text}."
         parts.append(picture(drawn, alt, "Share of usage by role in the fit"))
@@ -242,7 +242,7 @@ def _usage(of: Analysis) -> list[Part]:
                 "cells called": by[f"{of.key}_enriched"].mean().map("{:.1%}".format),
             }
         ).rename_axis("role")
-        parts.append(table(summary, "Target share out of fold, and the share of cells called target-enriched"))
+        parts.append(table(summary, "Out-of-fold target share, and the share of cells called target-enriched"))
     elif of.says.contrast:
         trained = int((of.record["topics"]["kind"] == "background").sum())
         why = "cross-fitting was off" if trained else "cells are not scored without background topics"
@@ -251,7 +251,7 @@ def _usage(of: Analysis) -> list[Part]:
         call = of.call("bcnmf", **of.data, **topics)
         parts.append(Missing(text, call))
     if f"X_{of.key}_umap" not in of.adata.obsm:
-        parts.append(Missing("There is no UMAP of the usage.", of.call("umap")))
+        parts.append(Missing("No UMAP of the usage is stored.", of.call("umap")))
         return parts
     for color in (role, share):
         if color in obs:
@@ -304,23 +304,23 @@ def _enrichment(of: Analysis) -> list[Part]:
 def _stability(of: Analysis) -> list[Part]:
     topics = of.record["topics"]
     if "stability" not in topics or topics["stability"].isna().all():
-        text = "It is not stored how well other starts find these topics again."
+        text = "The stability of these topics over random starts is not stored."
         sizes = {name: int(of.params[name]) for name in of.params if name.startswith("n_topics")}
         other = {} if of.says.again == "consensus" else {"random_state": 1, "key_added": f"{of.key}_again"}
         again = of.data | sizes | other
         return [Missing(text, of.call(of.says.again, **again))]
     values = topics["stability"].dropna()
-    source = "restarts" if "n_members" in topics else "fits without a fold of the cells"
-    alt = f"Cosine of each topic to its like in {source}: " + ", ".join(f"{t} {v:.2f}" for t, v in values.items()) + "."
-    caption = f"Cosine of a topic to its like in {source}"
+    source = "restarts" if "n_members" in topics else "cross-validation fits"
+    alt = f"Stability of each topic over {source}: " + ", ".join(f"{t} {v:.2f}" for t, v in values.items()) + "."
+    caption = f"Stability: mean cosine similarity to the matching topic in {source}"
     return [picture(partial(pl.stability, of.adata, key=of.key), alt, caption)]
 
 
 def _fit(of: Analysis) -> list[Part]:
     facts = []
     if "converged" in of.record:
-        how = "at rest" if of.record["converged"] else "NOT at rest"
-        facts.append(("loadings", f"{how} after {int(of.record['n_iter'])} iterations"))
+        how = "converged after" if of.record["converged"] else "NOT converged after"
+        facts.append(("loadings", f"{how} {int(of.record['n_iter'])} iterations"))
     for part, share in sorted(of.record.get("deviance_explained", {}).items()):
         facts.append((f"deviance explained, {str(part).replace('_', ' ')}", written(float(share))))
     suppressed = of.adata.var.get(f"{of.key}_suppressed")
@@ -330,10 +330,10 @@ def _fit(of: Analysis) -> list[Part]:
         )
     parts: list[Part] = [Facts(facts)] if facts else []
     if "loss" in of.record:
-        alt = "Loss on target and background and change of the loadings, by iteration."
-        parts.append(picture(partial(pl.loss, of.adata, key=of.key), alt, "How the fit went"))
+        alt = "Loss on target and background, and change of the loadings, by iteration."
+        parts.append(picture(partial(pl.loss, of.adata, key=of.key), alt, "Convergence of the fit"))
     if "alphas" in of.record:
-        caption = "Weight of each background, on the effective scale and on that of the sums"
+        caption = "Weight of each background, on the effective scale and on the scale of the sums"
         parts.append(table(of.record["alphas"].rename_axis("background"), caption))
     return parts
 
@@ -352,5 +352,5 @@ def _citation(of: Analysis) -> list[Part]:
     papers = [of.says.paper]
     papers += [CONSENSUS] if "n_members" in of.record["topics"] else []
     made = written(of.params.get("version", version("bcnmf-sc")))
-    text = "\n".join([*papers, f"bcnmf_sc {made}: the software that made these results."])
+    text = "\n".join([*papers, f"bcnmf_sc {made}: the software used for these results."])
     return [Text("Cite the method and the software:"), Code(text, "Citation")]

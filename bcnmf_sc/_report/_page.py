@@ -1,4 +1,4 @@
-"""Parts of a page, and the page: figures as data, tables as text, everything escaped by the template."""
+"""Parts of a page and its rendering: figures as data, tables as text, everything escaped by the template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLD_ROWS = 12
-"""Tables with more rows are folded up."""
+"""Tables with more rows are collapsed."""
 INCH = 96
 """CSS pixels."""
 
@@ -36,7 +36,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not in the file, and the call that adds it."""
+    """A result that is not stored, and the call that adds it."""
 
     text: str
     call: str
@@ -61,7 +61,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to copy as it is."""
+    """Text to copy verbatim."""
 
     text: str
     label: str
@@ -82,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, with what it shows in words."""
+    """A figure with its text alternative."""
 
     source: str
     alt: str
@@ -96,7 +96,7 @@ Part = Text | Missing | Items | Facts | Code | Table | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the parts below it."""
 
     name: str
     title: str
@@ -104,7 +104,7 @@ class Section:
 
 
 def table(frame: pd.DataFrame, caption: str, *, fold: bool | None = None) -> Table:
-    """Turn a frame into text; its index, where it has a name or words in it, is the first column."""
+    """Convert a frame to text; its index, if it is named or not numeric, becomes the first column."""
     if frame.index.name or not pd.api.types.is_integer_dtype(frame.index.dtype):
         frame = frame.rename_axis(index=frame.index.name or "").reset_index()
     numeric = [pd.api.types.is_numeric_dtype(x) and not pd.api.types.is_bool_dtype(x) for x in frame.dtypes]
@@ -114,7 +114,7 @@ def table(frame: pd.DataFrame, caption: str, *, fold: bool | None = None) -> Tab
 
 
 def written(value: Any) -> str:
-    """Write a value as a reader would."""
+    """Format a value for readers."""
     if isinstance(value, np.ndarray | list | tuple):
         return ", ".join(map(written, value)) if len(value) else "none"
     if value is None:
@@ -129,8 +129,8 @@ def written(value: Any) -> str:
 
 
 def picture(draw: Callable[[], Axes | Figure], alt: str, caption: str) -> Picture:
-    """Draw, and keep the figure as SVG; points that the plot rasterises stay pixels in it."""
-    # text as outlines, the same ids in every run
+    """Draw a figure and embed it as SVG; rasterised points stay pixels."""
+    # text as outlines, and the same ids in every run
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "bcnmf_sc", "savefig.dpi": 150}):
         drawn = draw()
         figure: Any = getattr(drawn, "figure", None) or drawn
@@ -145,7 +145,7 @@ def picture(draw: Callable[[], Axes | Figure], alt: str, caption: str) -> Pictur
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """Return the page."""
+    """Render the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(title=title, sections=sections)

@@ -1,1 +1,1 @@
-"""What every part may use: checks, files, progress, downloads."""
+"""Shared helpers: argument checks, files, progress bars, downloads."""

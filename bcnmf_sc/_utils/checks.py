@@ -1,4 +1,4 @@
-"""Check arguments: each rule is written once."""
+"""Argument checks, each rule in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stack_level() -> int:
 
 
 def listed(items: Any, most: int = 8) -> str:
-    """Name the first few of what there is, for a message; "none" if nothing."""
+    """List the first few items for a message; "none" if there are none."""
     items = list(items)
     shown = ", ".join(repr(str(x)) for x in items[:most])
     return (shown or "none") + (f" and {len(items) - most} more" if len(items) > most else "")
@@ -49,7 +49,7 @@ def number(
     closed: Literal["both", "right", "neither"] = "both",
     why: str = "",
 ) -> None:
-    """Raise unless the value is a number between two bounds, finite if there is no upper one."""
+    """Raise unless the value is a number between two bounds, finite if there is no upper bound."""
     kind = "finite number" if most is None else "number"
     above = f"of at least {least:g}" if closed == "both" else f"above {least:g}"
     if most is not None and np.isfinite(most):
@@ -68,17 +68,17 @@ _BELOW = {"right": "at most", "neither": "below"}
 
 
 def random_seed(value: Any, name: str = "random_state") -> None:
-    """Raise unless the value is a seed that results can be stored with: a whole number of at most 63 bits."""
+    """Raise unless the value is a seed that can be stored with the results: a whole number of at most 63 bits."""
     whole_number(name, value, 0, 2**63 - 1)
 
 
 def seed_32(random_state: int) -> int:
-    """Return the seed for libraries that take 32 bits only; a seed that fits is itself."""
+    """Return a seed for libraries limited to 32 bits; a seed that fits is returned unchanged."""
     return int(random_state) % 2**32
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise unless the value is one of the names allowed."""
+    """Raise unless the value is one of the allowed names."""
     allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         names = " or ".join(map(repr, allowed)) if len(allowed) < 3 else "one of " + ", ".join(map(repr, allowed))  # noqa: PLR2004
@@ -99,25 +99,25 @@ def matrix_values(
 
 
 def start_loadings(init: Any, n_genes: int, n_topics: int) -> np.ndarray | None:
-    """Return the loadings to start from, if any are given."""
+    """Return the initial loadings, if any are given."""
     if init is None:
         return None
     start = np.asarray(init, np.float64)
     if start.shape != (n_genes, n_topics) or not np.isfinite(start).all() or (start < 0).any():
         msg = (
             f"`init` must be finite, non-negative loadings of {n_genes} genes used x {n_topics} topics, got shape "
-            f"{start.shape}. Cut an array over all genes down to those of `mask_var`."
+            f"{start.shape}. Subset an array over all genes to those of `mask_var`."
         )
         raise UserError(msg)
     return start
 
 
 def warn_of_fractions(where: str, n_fractional: int, largest: float, use: str) -> None:
-    """Warn of values that counts do not have; `use` says what takes them for counts, and what to do."""
+    """Warn about values that are not counts; `use` says what treats them as counts, and what to do."""
     if n_fractional:
         looks = "log-normalised" if largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
         msg = (
-            f"{where} holds {n_fractional} values that are not whole numbers, but {use}. Is it {looks}? Name the layer "
-            "of counts with `layer=`."
+            f"{where} contains {n_fractional} values that are not whole numbers, but {use}. Is it {looks}? Name the "
+            "layer of counts with `layer=`."
         )
         warnings.warn(msg, UserWarning, stacklevel=stack_level())

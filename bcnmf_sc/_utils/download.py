@@ -1,4 +1,4 @@
-"""Files of others: where they lie, how they come, and how they are read without unpacking."""
+"""Published files: locate them, download them, and read them without unpacking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Opener = Callable[[str], Any]
 
 BLOCK = 1 << 16
-"""Bytes of a download that are written at a time."""
+"""Chunk size of a download, in bytes."""
 _DAMAGE = (
     EOFError,
     OSError,
@@ -46,16 +46,16 @@ class Remote(NamedTuple):
     name: str
     url: str
     sha256: str | None = None
-    """Known only where it is stated here."""
+    """None if no checksum is known."""
 
 
 def data_folder() -> Path:
-    """Return the folder of downloads: what `BCNMF_SC_DATA` names, else pooch's cache."""
+    """Return the download folder: `BCNMF_SC_DATA` if set, else pooch's cache."""
     return Path(os.environ.get("BCNMF_SC_DATA") or _pooch().os_cache("bcnmf_sc"))
 
 
 def _pooch() -> Any:
-    """Import pooch, and with it requests, which only a download needs."""
+    """Import pooch (and with it requests), which only downloads need."""
     from tqdm import TqdmWarning
 
     with warnings.catch_warnings():
@@ -65,10 +65,10 @@ def _pooch() -> Any:
 
 
 def download(url: str, file_name: str, sha256: str | None = None) -> Path:
-    """Give the path of a file, downloaded into the cache (`BCNMF_SC_DATA`, else pooch's) unless it is there.
+    """Return the path of a file, downloading it into the cache (`BCNMF_SC_DATA`, else pooch's) if it is missing.
 
-    A connection that breaks is taken up where it broke, as long as it brings anything. A download that ends short of
-    the announced size, or whose checksum is another, leaves no file. What lies there already is taken as it is.
+    A broken download is resumed as long as each attempt makes progress. A download that is shorter than the announced
+    size, or has the wrong checksum, leaves no file behind. A file that is already there is used without a check.
     """
     folder = data_folder()
     path = folder / file_name
@@ -87,7 +87,7 @@ def download(url: str, file_name: str, sha256: str | None = None) -> Path:
 
 
 def _persistent(url: str, output_file: str, _: Any) -> None:
-    """Download as pooch does, with a progress bar, and go on after a broken connection for as long as bytes come."""
+    """Download as pooch does, with a progress bar, resuming a broken connection as long as it makes progress."""
     from .progress import progress_bar
 
     def from_the_start(response: Any, *_: Any, **__: Any) -> None:
@@ -111,9 +111,9 @@ def _persistent(url: str, output_file: str, _: Any) -> None:
 
 
 def find(files: Sequence[Remote], folder: str | os.PathLike[str] | None) -> list[Path]:
-    """Give the paths of a publisher's files: in a folder that the caller names, else cached or downloaded.
+    """Return the paths of a publisher's files: in the given folder, else cached or downloaded.
 
-    An archive may also lie there unpacked, as a folder of its name without the ending.
+    An archive may also be present unpacked, as a folder with its name minus the suffix.
     """
     if folder is None:
         cache = data_folder()
@@ -150,17 +150,17 @@ def _decompressed(stream: Any, name: str) -> Any:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed where it ends in ``.gz``."""
+    """Open a file for reading, decompressing it if it ends in ``.gz``."""
     with _readable(path), path.open("rb") as raw:
         yield _decompressed(raw, path.name)
 
 
 @contextmanager
 def members(path: Path) -> Iterator[Opener]:
-    """Give a function that opens the file of a name in an archive, or in a folder, wherever it lies in there.
+    """Yield a function that opens a file by name, at any depth of an archive or a folder.
 
-    Nothing is unpacked, so no member can be written anywhere; an archive with a member that points out of its folder
-    is refused as a whole. Names are given without ``.gz``; compressed files are decompressed.
+    Nothing is unpacked, so no member can be written anywhere; an archive with a member outside its own folder is
+    rejected as a whole. Names are given without ``.gz``; compressed files are decompressed.
     """
     open_member: Opener
     with _readable(path), ExitStack() as stack:
@@ -180,7 +180,7 @@ def members(path: Path) -> Iterator[Opener]:
 def _opener(path: Path, names: list[str], open_member: Opener) -> Opener:
     outside = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
-        msg = f"{path.name} must hold files of its own folder only, got the member {outside[0]!r}. It is not read."
+        msg = f"{path.name} must contain files of its own folder only, got the member {outside[0]!r}. It was not read."
         raise UserError(msg)
 
     def open_file(name: str) -> Any:
@@ -198,9 +198,9 @@ def _opener(path: Path, names: list[str], open_member: Opener) -> Opener:
 def read_matrix_market(
     stream: IO[bytes], name: str, shape: tuple[int, int], *, keep: np.ndarray | None = None
 ) -> sparse.csr_matrix:
-    """Read the counts of a Matrix Market file of genes x cells as cells x genes; its size must agree with `shape`.
+    """Read a Matrix Market file of genes x cells counts as cells x genes; its size must match `shape`.
 
-    `keep` says which cells to keep.
+    `keep` selects the cells to keep.
     """
     start = stream.readline(40)
     if not start.startswith(b"%%MatrixMarket matrix coordinate"):
@@ -211,11 +211,11 @@ def read_matrix_market(
         entries = _through_scipy(mmread, stream) if found == shape else None
     except (ValueError, OverflowError) as error:
         what = str(error).rstrip(".")
-        msg = f"{name} must be a whole Matrix Market file, got: {what}. Was the download cut short? Fetch it again."
+        msg = f"{name} must be a complete Matrix Market file, got: {what}. Was the download cut short? Fetch it again."
         raise UserError(msg) from error
     if entries is None:
         wanted, got = (f"{n} x {m}" for n, m in (shape, found))
-        msg = f"{name} must have as many genes and cells as the tables beside it, {wanted}, got {got}."
+        msg = f"{name} must match its gene and cell tables, {wanted}, got {got}."
         raise UserError(msg)
     entries.data = entries.data.astype(np.float32)
     counts = entries.T.tocsr()
@@ -223,7 +223,7 @@ def read_matrix_market(
 
 
 def _through_scipy(reader: Callable[[Any], Any], stream: IO[bytes]) -> Any:
-    """Have SciPy read a stream from its start; an error of the stream waits, since within SciPy it ends the process."""
+    """Read a stream with SciPy; stream errors are raised afterwards, since inside SciPy they would end the process."""
     errors: list[BaseException] = []
 
     def read(size: int = -1) -> bytes:

@@ -1,11 +1,11 @@
-"""Errors about what a user gave, apart from defects of ours: the command line shows these in one line."""
+"""Errors caused by user input, as opposed to bugs: the command line shows them in one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """An argument, a layer, a column or a file is not what the call needs; the message says what to do."""
+    """An argument, layer, column or file is invalid; the message says what to do."""
 
 
 class UserTypeError(UserError, TypeError):
-    """The same where the type is wrong."""
+    """An argument has the wrong type."""

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were: after a full disk, after Ctrl-C, after a kill while they were written."""
+"""Atomic writes: a file is either complete or unchanged after a full disk, Ctrl-C or a kill."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""What asks a process to stop."""
+"""Signals that ask a process to stop."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or another signal to stop, once it is safe to do so."""
+    """Raised for Ctrl-C, or another signal to stop, once it is safe to stop."""
 
     def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -31,19 +31,19 @@ class Stopped(KeyboardInterrupt):
 
 
 class Held:
-    """As a context, hold back the signals to stop that Python would act on; a second one is acted on at once."""
+    """Context manager that defers signals to stop that Python handles; a second signal takes effect at once."""
 
     def __init__(self) -> None:
         self.number = 0
-        """The signal that came, if one came."""
+        """Number of the signal received; 0 for none."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Start to hold back."""
+        """Start deferring signals."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                if callable(before):  # neither ignored nor left to the system
+                if callable(before):  # neither ignored nor handled by the system
                     self._before[number] = before
                     signal.signal(number, self._note)
         return self
@@ -54,7 +54,7 @@ class Held:
         self.number = number
 
     def __exit__(self, *error: object) -> None:
-        """Let signals through again."""
+        """Restore the signal handlers."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
@@ -62,7 +62,7 @@ class Held:
 
 @contextmanager
 def uninterrupted() -> Iterator[Held]:
-    """Do what belongs together as a whole, and stop after it where asked to."""
+    """Run a block without interruption; a signal to stop takes effect after it."""
     with Held() as held:
         try:
             yield held
@@ -72,14 +72,14 @@ def uninterrupted() -> Iterator[Held]:
 
 
 def check_place(path: str | os.PathLike[str], argument: str) -> Path:
-    """Refuse a path that no file could be written to, before any work; `argument` is what the caller calls it."""
+    """Raise if no file could be written to a path, before any work; `argument` is its name for the caller."""
     place = Path(path)
     if not place.parent.is_dir():
-        why = f"lie in a folder that exists, got {str(place)!r}. Make {str(place.parent)!r} first."
+        why = f"lie in an existing folder, got {str(place)!r}. Create {str(place.parent)!r} first."
     elif place.exists() and not place.is_file():
         why = f"name a file, got {str(place)!r}, which is {'a folder' if place.is_dir() else 'a device'}."
     elif not os.access(place.parent, os.W_OK):
-        why = f"lie in a folder that may be written to, got {str(place)!r}."
+        why = f"lie in a writable folder, got {str(place)!r}."
     else:
         return place
     msg = f"`{argument}` must {why}"
@@ -88,11 +88,11 @@ def check_place(path: str | os.PathLike[str], argument: str) -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path to write to; unless that ends in an error, what is there then takes the place of `path`.
+    """Yield a temporary path to write to; it replaces `path` unless an error is raised.
 
-    A process that is killed leaves its temporary file behind; the next one that writes to the same path removes it.
+    A killed process leaves its temporary file behind; the next process that writes to the same path removes it.
     """
-    place = Path(path).resolve()  # a link stays one
+    place = Path(path).resolve()  # keep a symbolic link
     ours = f".{place.name}.{platform.node()}."
     for left in place.parent.glob(glob.escape(ours) + "*.tmp"):
         if not _runs(left.name.removeprefix(ours).removesuffix(".tmp")):
@@ -105,7 +105,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(place)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        kept = " What was there before is as it was." if place.exists() else ""
+        kept = " The previous file is unchanged." if place.exists() else ""
         msg = f"{str(path)!r} could not be written: {reason}.{kept}"
         raise OSError(msg) from error
     finally:
@@ -113,28 +113,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process of this machine may still run."""
+    """Whether a process may still be running on this machine."""
     if os.name != "posix" or not pid.isdecimal():
         return True
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # owned by another user
         return True
     return True
 
 
 @contextmanager
 def for_hdf5(path: Path) -> Iterator[io.FileIO]:
-    """Give a file that the HDF5 library can write to without being told of errors, as it crashes on them.
+    """Yield a file that hides write errors from the HDF5 library, which crashes on them.
 
-    From the first error or signal to stop, nothing more is written; it is raised at the end.
+    After the first error or signal to stop nothing more is written; it is raised at the end.
     """
     with uninterrupted() as held, _Patient(path, held) as file:
         try:
             yield file
-        finally:  # whatever HDF5 made of it
+        finally:  # whatever HDF5 did with it
             if file.error is not None:
                 raise file.error
 

@@ -7,10 +7,10 @@ from typing import Any
 
 
 def progress_bar(iterable: Any = None, *, show: bool, **how: Any) -> Any:
-    """Make a tqdm bar that appears once the work takes longer than two seconds, if anyone is there to see it."""
+    """Make a tqdm bar that appears after two seconds of work in an interactive session."""
     from tqdm import TqdmWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets; the bar is then left out
+        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets, where no bar is shown
         from tqdm.auto import tqdm
     return tqdm(iterable, disable=None if show else True, delay=2, **how)

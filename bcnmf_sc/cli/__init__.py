@@ -1,7 +1,7 @@
 """The command line: read an h5ad, call a function of the package, write an h5ad.
 
-A subcommand for a function of `tl` is made from its signature and docstring, so a new argument turns up here by itself,
-and so does a new method; another function takes one line in `GENERATED`. Heavy imports wait until a subcommand is run.
+Subcommands for functions of `tl` are generated from their signatures and docstrings, so new arguments and new methods
+appear by themselves; any other function takes one line in `GENERATED`. Heavy imports wait until a subcommand runs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from types import FrameType
 
 SIGNALLED = 128
-"""Exit code of a process that a signal ended, less the signal's number."""
+"""Exit code of a process ended by a signal, minus the signal's number."""
 GENERATED = {method.command: (method.name, method.summary) for method in METHODS if method.command} | {
     "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
 }
-"""Subcommand: function of `tl`, and what it does (said here so that `--help` need not import it)."""
+"""Subcommand: function of `tl`, and its summary (given here so that `--help` need not import it)."""
 
 
 # From a signature to a subcommand -----------------------------------------------------------------------------------
 
 
 def command(name: str, function: Callable[..., Any], summary: str, *, multimodal: bool = False) -> click.Command:
-    """Make the subcommand of a function of `tl` that changes its AnnData: IN.h5ad, function, OUT.h5ad."""
+    """Make the subcommand for a function of `tl` that modifies its AnnData: IN.h5ad, function, OUT.h5ad."""
     made = options(function)
     files = {str(option.name) for option in made if option.type is PATH}
     arguments = inspect.signature(function).parameters
@@ -48,7 +48,7 @@ def command(name: str, function: Callable[..., Any], summary: str, *, multimodal
         check_output(output, [source, *(values[file] for file in files)], force=force)
         adata = read(source, multimodal=multimodal)
         values |= {file: read(values[file]) for file in files}
-        # how to run: what was not said is left to the function
+        # run options: those not given are left to the function
         function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
         write(output, partial(write_data, data=adata))
         key = values.get("key_added") or values.get("key")
@@ -67,14 +67,14 @@ def command(name: str, function: Callable[..., Any], summary: str, *, multimodal
 
 
 class Group(click.Group):
-    """Subcommands that are made when asked for, and errors of ours in one line."""
+    """A group whose subcommands are created on demand, and which shows user errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the subcommands, in the order of the help."""
+        """List the names of the subcommands, in the order of the help."""
         return [*GENERATED, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Make or look up a subcommand."""
+        """Return a subcommand, creating it if needed."""
         if cmd_name not in GENERATED:
             return super().get_command(ctx, cmd_name)
         from .. import tl
@@ -84,13 +84,13 @@ class Group(click.Group):
         return command(cmd_name, getattr(tl, function), summary, multimodal=multimodal)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands without making them."""
+        """List the subcommands without creating them."""
         with formatter.section("Commands"):
             written = [(name, made.get_short_help_str(100)) for name, made in sorted(self.commands.items())]
             formatter.write_dl([(name, summary) for name, (_, summary) in GENERATED.items()] + written)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run; bad input ends with one line, a bug with its traceback."""
+        """Run; bad input exits with one line, a bug with its traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -112,7 +112,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", type=PATH, metavar="FILE.h5ad")
 def info(source: Path) -> None:
-    """Show the factorisations that a file holds."""
+    """Show the factorisations stored in a file."""
     adata = read(source, backed="r", multimodal=True)
     with whole(source):
         lines = describe(adata)
@@ -126,11 +126,11 @@ def info(source: Path) -> None:
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="File to write.")
 @click.option("--key", default="bcnmf", show_default=True, help="Name of the factorisation.")
 @click.option("--title", help="Heading of the page.")
-@click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes named of a topic.")
+@click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes to list per topic.")
 @click.option("--gene-symbols", help="Column of adata.var that names the genes.")
 @click.option("--force", is_flag=True, help="Overwrite the output where it exists.")
 def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
-    """Write what a fitted file holds to one self-contained HTML page."""
+    """Write the results in a fitted file to one self-contained HTML page."""
     check_output(output, [source], force=force)
     adata = read(source, backed="r")
     from .. import report
@@ -145,12 +145,12 @@ cli.add_command(demo)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; ends with `SystemExit`, whose code is as `bcnmf-sc --help` says."""
+    """Run the command line; raises `SystemExit` with the codes listed in `bcnmf-sc --help`."""
     seen = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         line = " ".join(str(message).split())
-        if line not in seen:  # a loop over fits says it once
+        if line not in seen:  # several fits may give the same warning
             click.echo(f"Warning: {line}", err=True)
         seen.add(line)
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 @contextmanager
 def _heeding_sigterm() -> Iterator[None]:
-    """Stop at a SIGTERM, which schedulers of a cluster send before they kill, as at Ctrl-C."""
+    """Handle SIGTERM, which cluster schedulers send before they kill, like Ctrl-C."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         from .._utils.files import Stopped

@@ -23,10 +23,10 @@ DEMO_KEYS = {"NMF": "nmf", "bcNMF": "bcnmf"}
 
 @click.command()
 @click.option("-o", "--output", "folder", default=Path("bcnmf_demo"), type=PATH, metavar="FOLDER", show_default=True)
-@click.option("--seeds", default=5, type=click.IntRange(min=1), show_default=True, help="Starts of each method.")
+@click.option("--seeds", default=5, type=click.IntRange(min=1), show_default=True, help="Random seeds per method.")
 @click.option("--force", is_flag=True, help="Overwrite the files of an earlier demo.")
 def demo(folder: Path, *, seeds: int, force: bool) -> None:
-    """Fit NMF and bcNMF to bundled images, and compare how well they find what is hidden in them."""
+    """Fit NMF and bcNMF to bundled images, and compare how well they recover the hidden digits."""
     for name in DEMO_FILES:
         check_output(folder / name if folder.exists() else folder, [], force=force)
     import pandas as pd
@@ -39,9 +39,9 @@ def demo(folder: Path, *, seeds: int, force: bool) -> None:
     how: dict[str, Any] = {"n_topics": 2, "likelihood": "gaussian", "progress": False}
     contrast: dict[str, Any] = {"background_key": "condition", "background": "background", "alpha_scale": "sum"}
     scores = []
-    for seed in progress_bar(range(seeds)[::-1], show=True, desc="demo", unit="seed", leave=False):  # seed 0 stays
+    for seed in progress_bar(range(seeds)[::-1], show=True, desc="demo", unit="seed", leave=False):  # seed 0 is kept
         tl.nmf(adata, cells=target, random_state=seed, **how)
-        with warnings.catch_warnings():  # what it warns of is the point here, and is printed below
+        with warnings.catch_warnings():  # the warning is the point of the demo, and is printed below
             warnings.filterwarnings("ignore", "The topics describe the target worse", UserWarning)
             tl.bcnmf(adata, alpha=2.0, random_state=seed, **contrast, **how)
         scores += [{"method": name, "seed": seed} | _score(adata, key, target) for name, key in DEMO_KEYS.items()]
@@ -60,7 +60,7 @@ def demo(folder: Path, *, seeds: int, force: bool) -> None:
         "enough that the two topics hold the digits and leave the photographs unexplained.\n"
         f"Median (range) over {seeds} seeds; ARI: 2-means on the shares of usage, AUC: the better topic.\n\n"
         f"{shown.to_string(index_names=False)}\n\n"
-        f"bcNMF tells the digits apart better than NMF in {ahead} of {seeds} seeds "
+        f"bcNMF separates the digits better than NMF in {ahead} of {seeds} seeds "
         f"(median ARI {middle['bcNMF']:.2f} against {middle['NMF']:.2f}).\n"
         f"Wrote {', '.join(DEMO_FILES)} (seed 0) to {folder} in {time.monotonic() - begin:.0f} s.\n"
         f"See it all on one page: bcnmf-sc report {folder / DEMO_FILES[0]} -o report.html"
@@ -81,7 +81,7 @@ def _score(adata: AnnData, key: str, cells: Any) -> dict[str, float]:
 
 
 def _demo_figures(adata: AnnData) -> list[Figure]:
-    """Draw the topics as images, their usage by digit, and how the contrastive fit went."""
+    """Draw the topics as images, their usage by digit, and the convergence of the contrastive fit."""
     import matplotlib.pyplot as plt
 
     from .. import get, pl

@@ -1,4 +1,4 @@
-"""Files of the command line: read, check, write, describe."""
+"""Read, check, write and describe the files of the command line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def read(path: Path, *, backed: Literal["r"] | None = None, multimodal: bool = False) -> Any:
-    """Read an h5ad, or an h5mu where it may be `multimodal`, or say in one line why it is none."""
+    """Read an h5ad file (or an h5mu file if `multimodal`), or exit with one line saying why it cannot be read."""
     import anndata
     import h5py
 
     if not path.is_file():
-        refuse(f"{path} is a folder, no file." if path.is_dir() else f"{path} does not exist.")
+        refuse(f"{path} is a folder, not a file." if path.is_dir() else f"{path} does not exist.")
     if not os.access(path, os.R_OK):
-        refuse(f"{path} may not be read: no permission.")
+        refuse(f"{path} cannot be read: permission denied.")
     if not h5py.is_hdf5(path):
-        refuse(f"{path} is no h5ad file (it is no HDF5).")
+        refuse(f"{path} is not an h5ad file (not HDF5).")
     try:
         with h5py.File(path, "r") as file:
             kind, slots = str(file.attrs.get("encoding-type", "anndata")), sorted(file)
@@ -39,7 +39,7 @@ def read(path: Path, *, backed: Literal["r"] | None = None, multimodal: bool = F
         return _read_h5mu(path, backed=backed)
     if kind != "anndata" or not {"obs", "var"} <= set(slots):
         holds = kind if kind != "anndata" else ", ".join(slots[:8]) or "nothing"
-        refuse(f"{path} is HDF5, but no AnnData. It holds: {holds}.")
+        refuse(f"{path} is an HDF5 file but not an AnnData. It contains: {holds}.")
     try:
         return anndata.read_h5ad(path, backed=backed)
     except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
@@ -59,21 +59,21 @@ def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
 
 
 def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    """Refuse an output that could not or should not be written, before any work."""
+    """Exit if the output could not or should not be written, before any work."""
     if not path.parent.is_dir():
-        refuse(f"{path} cannot be written: {path.parent} is no folder. Make it first.")
+        refuse(f"{path} cannot be written: {path.parent} is not a folder. Create it first.")
     if not os.access(path.parent, os.W_OK):
-        refuse(f"{path} cannot be written: no permission in {path.parent}.")
+        refuse(f"{path} cannot be written: permission denied in {path.parent}.")
     if path.exists() and not path.is_file():
         refuse(f"The output {path} is a {'folder' if path.is_dir() else 'device'}. Name a file.")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
-        refuse(f"The output {path} is an input. Name another file.")
+        refuse(f"The output {path} is also an input. Name another file.")
     if path.exists() and not force:
         refuse(f"{path} exists. Use --force to overwrite it.")
 
 
 def write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Save under a temporary name beside it, then rename: `path` is either whole or as it was."""
+    """Save under a temporary name, then rename: `path` is either complete or unchanged."""
     from .._utils.files import replacing
 
     with replacing(path) as temporary:
@@ -95,13 +95,13 @@ def write_data(path: Path, data: Any) -> None:
             return
         with h5py.File(file, "w") as group:
             anndata.io.write_elem(group, "/", data)
-            for slot in ("X", "raw"):  # where there is none, `write_h5ad` writes nothing
+            for slot in ("X", "raw"):  # `write_h5ad` writes nothing if there is none
                 if getattr(data, slot) is None and slot in group:
                     del group[slot]
 
 
 def describe(adata: AnnData, key: str | None = None) -> list[str]:
-    """Say what a stored factorisation holds, or each of them: lines of text."""
+    """Describe a stored factorisation, or each of them, in lines of text."""
     lines = []
     for name, stored in adata.uns.items():
         if not isinstance(stored, Mapping) or not {"params", "topics"} <= set(stored) or key not in (None, name):
@@ -121,11 +121,11 @@ def describe(adata: AnnData, key: str | None = None) -> list[str]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Refuse a file in which a part of what a fit stored is not there, as where a bit of its name has changed."""
+    """Exit if a part of a stored fit is missing, as in a file with a flipped bit."""
     try:
         yield
     except KeyError as error:
-        refuse(f"{path} is damaged: what is stored in it lacks {error}. Take another copy of it, or fit anew.")
+        refuse(f"{path} is damaged: the stored fit lacks {error}. Use another copy of the file, or fit again.")
 
 
 def _shown(value: Any) -> str:
@@ -141,5 +141,5 @@ def one_line(error: BaseException) -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """End with a message and exit code 1."""
+    """Exit with a message and code 1."""
     raise click.ClickException(message)

@@ -1,4 +1,4 @@
-"""From a signature to the options of a command line: one for each argument that a command line can hold."""
+"""Generate command-line options from a signature: one for each argument that a command line can express."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PATH = click.Path(path_type=Path)
 
 
 def options(function: Callable[..., Any]) -> list[click.Option]:
-    """Make an option of every argument that a command line can hold; an AnnData is the name of a file.
+    """Make an option of every argument that a command line can express; an AnnData is given as a file name.
 
-    Left out are the first argument (the file that is read), `copy`, `init` and arguments that can only be arrays.
+    The first argument (the input file), `copy`, `init` and arguments that can only be arrays are left out.
     """
     from ..tl._run import RunOptions, hints, options_of
 
@@ -34,7 +34,7 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
         for name, parameter in list(inspect.signature(function).parameters.items())[1:]
         if parameter.kind is not parameter.VAR_KEYWORD and name not in SKIPPED
     }
-    # a group of options says what it adds to those of every fit
+    # a TypedDict declares only what it adds to the options of every fit
     texts = _texts(RunOptions) | _texts(group) | _texts(function)
     made = [_option(name, kinds[name], default=default, text=texts[name]) for name, default in own.items()]
     fields = typing.get_type_hints(group) if group else {}
@@ -77,7 +77,7 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
 
 def _reader(kinds: Sequence[type], words: Sequence[str], *, none: bool) -> Callable[[Any], Any]:
     def value(text: Any) -> Any:
-        """Return the first thing that the text can be read as: a word, `None`, or one of the kinds."""
+        """Parse the text as an allowed word, `None`, or the first kind that accepts it."""
         if text in words:
             return text
         if none and str(text).lower() == "none":
@@ -95,7 +95,7 @@ def _reader(kinds: Sequence[type], words: Sequence[str], *, none: bool) -> Calla
 
 
 def likelihood(text: str) -> Any:
-    """Return the likelihood that ``NAME`` or ``NAME:PARAMETER=NUMBER,...`` stands for."""
+    """Parse a likelihood given as ``NAME`` or ``NAME:PARAMETER=NUMBER,...``."""
     from ..engine import as_likelihood
 
     name, _, rest = text.partition(":")
@@ -112,7 +112,7 @@ def likelihood(text: str) -> Any:
 
 
 def collect(given: Sequence[Any], *, mapping: bool, scalar: bool) -> Any:
-    """Return what a repeated option stands for: `None`, one value, a list, or with ``NAME=NUMBER`` a mapping."""
+    """Return the value of a repeated option: `None`, one value, a list, or for ``NAME=NUMBER`` a mapping."""
     pairs = [re.fullmatch(r"(.+)=([-+]?[\d.]+(?:[eE][-+]?\d+)?)", value) for value in given] if mapping else []
     numbers = {pair[1]: float(pair[2]) for pair in pairs if pair}
     if numbers and len(numbers) < len(given):
@@ -128,7 +128,7 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _texts(documented: Any) -> dict[str, str]:
-    """Return the paragraph of each parameter in a numpydoc docstring."""
+    """Return the description of each parameter in a numpydoc docstring."""
     section = inspect.cleandoc(documented.__doc__ or "").partition("Parameters\n----------\n")[2]
     texts: dict[str, str] = {}
     names: list[str] = []

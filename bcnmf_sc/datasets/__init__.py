@@ -1,4 +1,4 @@
-"""Data sets with a known answer: simulated, bundled, and published ones that are found in a folder or downloaded."""
+"""Data sets with known ground truth: simulated, bundled, and published ones, read from a folder or downloaded."""
 
 from ._digits import digits
 from ._kang import kang

@@ -28,26 +28,26 @@ def digits(
     background_scale: float = 0.8,
     random_state: int = 0,
 ) -> AnnData:
-    """Put handwritten digits on photographs: the digit is the target-only structure, the photograph the nuisance.
+    """Superimpose handwritten digits on photographs: the digit is target-only structure, the photograph nuisance.
 
-    The construction of section 2.2 of the bcNMF paper, from images that scikit-learn carries with it. A target image
-    is the elementwise maximum of a digit and `background_scale` times a patch of a photograph; a background image is
-    `background_scale` times a patch alone. Every patch is used once, and which patch goes to which side is random, so
-    the photographs' part follows one distribution in both conditions. Images have 16 × 16 pixels with values in
-    [0, 1]; the digits are scikit-learn's 8 × 8 ones enlarged by cubic splines (clipped to [0, 1]), the photographs are
-    made grey and averaged over 2 × 2 pixels. Patches lie on a grid of half a patch (finer when more are needed), so
-    neighbouring patches overlap.
+    The construction of section 2.2 of the bcNMF paper, from images bundled with scikit-learn. A target image is the
+    elementwise maximum of a digit and `background_scale` times a patch of a photograph; a background image is
+    `background_scale` times a patch alone. Every patch is used once and assigned to a condition at random, so the
+    photographs have the same distribution in both conditions. Images have 16 × 16 pixels with values in [0, 1]; the
+    digits are scikit-learn's 8 × 8 images enlarged by cubic splines (clipped to [0, 1]), the photographs are converted
+    to grey and averaged over 2 × 2 pixels. Patches lie on a grid with a step of half a patch (finer if more are
+    needed), so neighbouring patches overlap.
 
     Parameters
     ----------
     digits
-        Which of the digits 0 to 9 to show; all images of them are used (about 180 of each).
+        Digits, from 0 to 9, to include; all of their images are used (about 180 each).
     n_background
-        Number of background images. `None` takes two thirds of the number of target images.
+        Number of background images; `None` for two thirds of the number of target images.
     background_scale
-        Factor on the photographs' values, from 0 to 1.
+        Factor on the values of the photographs, from 0 to 1.
     random_state
-        Seed of the draw of patches.
+        Seed for drawing the patches.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def digits(
     >>> adata.X[0].reshape(adata.uns["image_shape"]).shape
     (16, 16)
     """
-    from sklearn.datasets import load_digits, load_sample_images  # needs Pillow, and only here
+    from sklearn.datasets import load_digits, load_sample_images  # needs Pillow
 
     shown = list(digits)
     if not shown or not set(shown) <= set(range(10)):
@@ -120,7 +120,7 @@ def _shrink(photo: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _patches(rng: np.random.Generator, photos: list[NDArray[np.float64]], n: int) -> NDArray[np.float64]:
-    """Draw n patches, each at a place of its own, on the coarsest grid that has n places."""
+    """Draw n patches at distinct positions, on the coarsest grid with at least n positions."""
     views = [np.lib.stride_tricks.sliding_window_view(photo, (_IMAGE_SIDE, _IMAGE_SIDE)) for photo in photos]
     step = _IMAGE_SIDE // 2
     while True:
@@ -133,7 +133,7 @@ def _patches(rng: np.random.Generator, photos: list[NDArray[np.float64]], n: int
         if len(places) >= n:
             break
         if step == 1:
-            msg = f"`n_background` must make at most {len(places)} images with the digits, got {n}: no more patches."
+            msg = f"`n_background` must give at most {len(places)} images with the digits, got {n}: no more patches."
             raise UserError(msg)
         step //= 2
     return np.stack([views[v][y, x] for v, y, x in (places[i] for i in rng.permutation(len(places))[:n])])

@@ -1,4 +1,4 @@
-"""PBMC with and without interferon beta (Kang et al. 2018)."""
+"""PBMCs with and without interferon beta (Kang et al. 2018)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ KANG = tuple(
 
 
 def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
-    """Read blood cells of 8 lupus patients, with and without 6 hours of interferon-β: Kang et al. 2018, GSE96583.
+    """Read PBMCs of 8 lupus patients, with and without 6 hours of interferon-β: Kang et al. 2018, GSE96583.
 
     Batch 2 of Nature Biotechnology 36, 89 (doi:10.1038/nbt.4042), 29,065 cells. Every donor was measured in both
-    conditions, so donor and condition can be told apart. All cells are returned, also doublets and cells without a
-    type: for an analysis keep ``adata.obs["demuxlet"] == "singlet"`` with a cell type.
+    conditions, so donor and condition are not confounded. All cells are returned, including doublets and cells without
+    a type: for an analysis keep cells with ``adata.obs["demuxlet"] == "singlet"`` and a cell type.
 
     Parameters
     ----------
     folder
-        Where GEO's files lie: ``GSE96583_RAW.tar`` (packed or unpacked), ``GSE96583_batch2.genes.tsv.gz`` and
+        Folder with GEO's files: ``GSE96583_RAW.tar`` (packed or unpacked), ``GSE96583_batch2.genes.tsv.gz`` and
         ``GSE96583_batch2.total.tsne.df.tsv.gz``. `None` looks in the folder that the environment variable
         ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing (77 MB).
 
@@ -47,24 +47,23 @@ def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
     `.X` : CSR float32 matrix
         Counts.
     `.obs["condition"]`, `.obs["donor"]`, `.obs["sample"]` : categorical
-        "ctrl" or "stim"; the patient; both in one word.
+        "ctrl" or "stim"; the patient; both combined.
     `.obs["cell_type"]`, `.obs["demuxlet"]` : categorical
-        The authors' types, missing where they give none; "singlet", "doublet" or "ambs".
+        The authors' cell types, missing if not annotated; "singlet", "doublet" or "ambs".
     `.var["gene_ids"]` : str
-        Ensembl ids. The names are symbols, repeated ones with a number behind them.
+        Ensembl ids. The names are symbols, made unique by a numeric suffix.
 
     Raises
     ------
     ValueError
-        A file is missing from `folder`, cannot be read or is not the published one, or does not fit the others.
+        A file is missing from `folder`, cannot be read, is not the published file, or is inconsistent with the others.
     OSError
         A download failed; the message names the file, its address and where to put it by hand.
 
     Notes
     -----
-    GEO states no licence. A download is checked against its SHA-256, as several public projects state it; files that
-    lie there already are taken as they are. Checked so far on files of the same layout (`stand_in`), not on the real
-    ones.
+    GEO states no licence. A download is verified against the SHA-256 given by several public projects; files that are
+    already present are not verified. So far tested on files of the same layout (`stand_in`), not on the real files.
 
     Examples
     --------
@@ -87,7 +86,7 @@ def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
             barcodes = read_lines(open_file(f"{number}_barcodes.tsv"))
             name = f"{number}_{lane}.mtx"
             counts = read_matrix_market(open_file(name), name, (len(var), len(barcodes)))
-            # a barcode of both runs ends in -11 in the table where it belongs to the second
+            # a barcode of both runs ends in -11 in the table if it belongs to the second
             names = barcodes.where(~barcodes.isin(seen), barcodes.str.replace("-1$", "-11", regex=True))
             if missing := names.difference(labels.index).tolist():
                 msg = f"{cells.name} must have a row for each barcode of {name}, got none for {listed(missing)}."
@@ -96,7 +95,7 @@ def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
             seen = seen.union(barcodes)
     adata = join(samples, prefix=False)
     if wrong := (adata.obs["stim"].astype(str) != adata.obs["condition"].astype(str)).sum():
-        msg = f"{cells.name} must agree with {raw.name} on what was stimulated, got {wrong} cells that differ."
+        msg = f"{cells.name} must agree with {raw.name} on the stimulated cells, got {wrong} cells that differ."
         raise UserError(msg)
     found = pd.DataFrame({"condition": adata.obs["condition"], "donor": adata.obs["ind"].astype("category")})
     found["sample"] = (adata.obs["stim"].astype(str) + adata.obs["ind"].astype(str)).astype("category")

@@ -1,7 +1,7 @@
-"""Published single-cell data: found in a folder or downloaded, read from the publishers' own files.
+"""Published single-cell data, read from the publishers' own files in a folder or downloaded.
 
-Addresses, file names and layouts are those of public code that reads these files. No download was run from the place
-where this was written; the checksums of Kang's files are those that several public projects state.
+Addresses, file names and layouts follow public code that reads these files; the downloads themselves are untested. The
+checksums of Kang's files are those given by several public projects.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ GEO = "https://ftp.ncbi.nlm.nih.gov/geo/series"
 
 
 def triplet(open_file: Any, name: str) -> AnnData:
-    """Read counts, barcodes and genes as Cell Ranger 1 and 2 write them."""
+    """Read counts, barcodes and genes in the layout of Cell Ranger 1 and 2."""
     var, barcodes = gene_table(open_file("genes.tsv")), read_lines(open_file("barcodes.tsv"))
     counts = read_matrix_market(open_file("matrix.mtx"), f"matrix.mtx of {name}", (len(var), len(barcodes)))
     return sample_of(counts, pd.DataFrame(index=barcodes), var)
 
 
 def gene_table(stream: IO[bytes]) -> pd.DataFrame:
-    """Ids in the index, and symbols: the last column, which may be the only one."""
+    """Read gene ids as the index, and symbols from the last column, which may be the only one."""
     table = pd.read_csv(stream, sep="\t", header=None, dtype=str, na_filter=False)
     return pd.DataFrame({"symbol": table.iloc[:, -1].to_numpy()}, index=table.iloc[:, 0].to_numpy())
 
@@ -45,7 +45,7 @@ def sample_of(counts: sparse.csr_matrix, obs: pd.DataFrame, var: pd.DataFrame) -
 
 
 def join(samples: dict[str, AnnData], *, prefix: bool = True) -> AnnData:
-    """Put conditions under each other, on the genes that all have; genes are named by symbols."""
+    """Concatenate conditions on their common genes; genes are named by symbols."""
     for condition, sample in samples.items():
         if prefix:
             sample.obs_names = f"{condition}_" + sample.obs_names
@@ -58,5 +58,5 @@ def join(samples: dict[str, AnnData], *, prefix: bool = True) -> AnnData:
 
 def need(table: pd.DataFrame, columns: list[str], name: str) -> None:
     if lacking := [column for column in columns if column not in table]:
-        msg = f"{name} must have the columns {', '.join(columns)}, got it without {', '.join(lacking)}."
+        msg = f"{name} must have the columns {', '.join(columns)}, got a table without {', '.join(lacking)}."
         raise UserError(msg)

@@ -29,14 +29,14 @@ def leukemia(folder: str | os.PathLike[str] | None = None) -> AnnData:
 
     Section 2.4 of the bcNMF paper: patient AML027 of Zheng et al. 2017 (Nature Communications 8, 14049,
     doi:10.1038/ncomms14049) and the frozen marrow of healthy donor 1 from the same platform, filtered matrices of Cell
-    Ranger 1.1 as 10x Genomics distributes them. Each condition is one sample of one person: what sets the samples apart
-    (time, handling, depth) cannot be told from the transplant. The paper counts about 12,000 healthy cells, more than
-    this file is known to have; which sample that was is not said.
+    Ranger 1.1 as 10x Genomics distributes them. Each condition is one sample of one person, so differences between
+    samples (time, handling, depth) are confounded with the transplant. The paper reports about 12,000 healthy cells,
+    more than this file is known to have; it does not say which sample it used.
 
     Parameters
     ----------
     folder
-        Where 10x's three files lie: ``aml027_pre_transplant_filtered_gene_bc_matrices.tar.gz``, the same with
+        Folder with 10x's three files: ``aml027_pre_transplant_filtered_gene_bc_matrices.tar.gz``, the same with
         ``aml027_post_transplant`` and with ``frozen_bmmc_healthy_donor1``, packed or unpacked. `None` looks in the
         folder that the environment variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing.
 
@@ -49,20 +49,20 @@ def leukemia(folder: str | os.PathLike[str] | None = None) -> AnnData:
     `.obs["condition"]` : categorical
         "pre", "post" or "healthy".
     `.var["gene_ids"]` : str
-        Ensembl ids. The names are symbols, repeated ones with a number behind them.
+        Ensembl ids. The names are symbols, made unique by a numeric suffix.
 
     Raises
     ------
     ValueError
-        A file is missing from `folder`, cannot be read, or its matrix does not fit its tables.
+        A file is missing from `folder`, cannot be read, or its matrix does not match its tables.
     OSError
         A download failed; the message names the file, its address and where to put it by hand.
 
     Notes
     -----
-    10x Genomics publishes these data under CC BY 4.0. No checksum is known: what is checked is the size that the server
-    announces, the archive's own check sums and that each matrix fits its tables. Checked so far on files of the same
-    layout (`stand_in`), not on the real ones.
+    10x Genomics publishes these data under CC BY 4.0. No checksum is known: a download is verified by the size that the
+    server announces, the archive's own checksums, and the match of each matrix with its tables. So far tested on files
+    of the same layout (`stand_in`), not on the real files.
 
     Examples
     --------

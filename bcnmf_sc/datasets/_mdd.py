@@ -38,19 +38,19 @@ def mdd(
     """Read nuclei of the prefrontal cortex of donors with and without major depression: Maitra et al. 2023, GSE213982.
 
     Section 2.6 of the bcNMF paper (data: Nature Communications 14, 2912, doi:10.1038/s41467-023-38530-5). The matrix
-    holds 160,711 nuclei; only those asked for are kept while it is read. Diagnoses are read from GEO's record of the
-    series, which has those of the female donors; nuclei of donors without one are left out. The paper takes four female
-    cases and four female controls, aged 40 to 60 and of Caucasian descent: age and descent are in the data's
-    publication (supplementary table 1) and not in GEO's record, so name the donors in `donors`.
+    holds 160,711 nuclei; only the requested ones are kept while it is read. Diagnoses are read from GEO's record of the
+    series, which lists those of the female donors; nuclei of donors without a diagnosis are left out. The bcNMF paper
+    uses four female cases and four female controls, aged 40 to 60 and of Caucasian descent: age and descent are in the
+    data's publication (supplementary table 1) and not in GEO's record, so name the donors in `donors`.
 
     Parameters
     ----------
     folder
-        Where GEO's files lie: ``GSE213982_combined_counts_matrix.mtx.gz``, the same ending in ``_genes_rows.csv.gz``
+        Folder with GEO's files: ``GSE213982_combined_counts_matrix.mtx.gz``, the same ending in ``_genes_rows.csv.gz``
         and ``_cells_columns.csv.gz``, and ``GSE213982_family.soft.gz``. `None` looks in the folder that the environment
         variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing.
     cell_types
-        Of the authors' broad cell types ("Ast", "End", "ExN", "InN", "Mic", "Oli", "OPC"), those to keep. None for all.
+        Broad cell types of the authors to keep ("Ast", "End", "ExN", "InN", "Mic", "Oli", "OPC"); None for all.
     donors
         Names of donors to keep, such as "F1"; None for all with a diagnosis.
 
@@ -63,20 +63,20 @@ def mdd(
     `.obs["diagnosis"]` : categorical
         "Case" (major depression) or "Control".
     `.obs["donor"]`, `.obs["sample"]`, `.obs["cell_type"]`, `.obs["subtype"]` : categorical
-        The donor; the sample, where a donor was sequenced twice ("M24_2"); the authors' types and clusters.
+        The donor; the sample, as some donors were sequenced twice ("M24_2"); the authors' cell types and clusters.
 
     Raises
     ------
     ValueError
-        A file is missing from `folder` or cannot be read, the matrix does not fit its tables, or nothing is left.
+        A file is missing from `folder` or cannot be read, the matrix does not match its tables, or no nuclei are left.
     OSError
         A download failed; the message names the file, its address and where to put it by hand.
 
     Notes
     -----
-    GEO states no licence; the data's article is under CC BY 4.0. No checksum is known: what is checked is the size that
-    the server announces, the files' own check sums and that the matrix fits its tables. Checked so far on files of the
-    same layout (`stand_in`), not on the real ones.
+    GEO states no licence; the data's article is under CC BY 4.0. No checksum is known: a download is verified by the
+    size that the server announces, the files' own checksums, and the match of the matrix with its tables. So far tested
+    on files of the same layout (`stand_in`), not on the real files.
 
     Examples
     --------
@@ -117,13 +117,13 @@ def mdd(
 
 
 def _mdd_cells(stream: IO[bytes], name: str) -> pd.DataFrame:
-    """Read words like ``F1.AAACCCACACCTCTGT-1.Mic.Mic1``: sample, barcode, type, cluster."""
+    """Parse names like ``F1.AAACCCACACCTCTGT-1.Mic.Mic1``: sample, barcode, type, cluster."""
     table = pd.read_csv(stream, dtype=str)
     need(table, ["x"], name)
     found = table["x"].str.extract(r"^([^.]+)\.(.+)\.([^.]+)\.([^.]+)$")
     if found.isna().to_numpy().any():
         odd = table.loc[found.isna().any(axis=1), "x"].iloc[0]
-        msg = f"{name} must hold words like 'F1.AAACCC-1.Mic.Mic1', got {odd!r}."
+        msg = f"{name} must hold names like 'F1.AAACCC-1.Mic.Mic1', got {odd!r}."
         raise UserError(msg)
     found.columns = ["sample", "barcode", "cell_type", "subtype"]
     obs = found.drop(columns="barcode")

@@ -1,4 +1,4 @@
-"""The mouse protein data: found in a folder or downloaded, read from the publishers' own format."""
+"""The mouse protein data, read from the publisher's own file in a folder or downloaded."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _MICE_LABELS = {"Genotype": "genotype", "Treatment": "treatment", "Behavior": "b
 
 
 def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: float = 0.1) -> AnnData:
-    """Read protein levels in the cortex of 72 mice, some with a model of Down syndrome, some shocked before learning.
+    """Read cortical protein levels of 72 mice: Down syndrome model or control, with and without context learning.
 
     The data of Higuera et al. 2015 (PLoS ONE 10, e0129126, doi:10.1371/journal.pone.0129126), used in section 2.3 of
-    the bcNMF paper: 77 proteins, 15 replicates of each mouse. Replicates are not independent: score by mouse. Three
-    things are done to the published values, in this order:
+    the bcNMF paper: 77 proteins, 15 replicates of each mouse. Replicates are not independent, so score by mouse. The
+    published values are preprocessed in three steps:
 
-    1. proteins that miss more than `max_missing` of their values are dropped;
-    2. a missing value becomes the median of the mouse's other replicates, or where it has none, of the protein;
-    3. each protein is scaled from its minimum and maximum to 0 and 1, because a few published values are negative and
-       because the proteins' scales differ a hundredfold. `.var["minimum"]` and `.var["maximum"]` undo it.
+    1. proteins with more than a share `max_missing` of missing values are dropped;
+    2. missing values are imputed by the median of the mouse's other replicates, or else of the protein;
+    3. each protein is scaled to the range from 0 to 1, because a few published values are negative and the proteins'
+       scales differ a hundredfold. `.var["minimum"]` and `.var["maximum"]` allow undoing this.
 
     Parameters
     ----------
@@ -43,36 +43,36 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
         ``Data_Cortex_Nuclear.csv``, in the folder that the environment variable ``BCNMF_SC_DATA`` names, and else
         downloads the table from OpenML (data set 40966) into the cache.
     max_missing
-        Largest share of missing values, from 0 to 1, with which a protein is kept.
+        Largest share of missing values, from 0 to 1, of a protein that is kept.
 
     Returns
     -------
     AnnData, replicates × proteins, with:
 
     `.X` : float32 array, `n_obs × n_vars`
-        Levels from 0 to 1, of the order of the replicates in the file.
+        Levels from 0 to 1, with replicates in the order of the file.
     `.obs["mouse"]`, `.obs["genotype"]`, `.obs["treatment"]`, `.obs["behaviour"]`, `.obs["class"]` : categorical
-        The mouse; "Control" or "Ts65Dn" (the Down syndrome model); "Saline" or "Memantine"; "C/S" (put into the cage
-        before the shock, which teaches) or "S/C" (shock first); all three in one word.
+        The mouse; "Control" or "Ts65Dn" (the Down syndrome model); "Saline" or "Memantine"; "C/S" (context before
+        shock, which allows learning) or "S/C" (shock before context); the last three combined.
     `.obs["condition"]` : categorical
         "target": S/C with saline, of both genotypes; "background": C/S with saline, genotype Control. Missing in the
-        other replicates, which a fit projects.
+        other replicates, which a fit only projects.
     `.var["n_missing"]` : int array
-        Values that were imputed.
+        Number of imputed values.
     `.var["minimum"]`, `.var["maximum"]` : float arrays
-        What 0 and 1 stand for.
+        Published values that correspond to 0 and 1.
 
     Raises
     ------
     ValueError
-        `path` is no file or not this table, or `max_missing` leaves no protein.
+        `path` is not a file or not this table, or `max_missing` leaves no protein.
     OSError
         The download failed; the message names the file, its address and where to put it by hand.
 
     Notes
     -----
-    UCI publishes the table under CC BY 4.0. No checksum is known: what is checked is the size that the server
-    announces and the table's columns. Checked on the real table; its download was not run.
+    UCI publishes the table under CC BY 4.0. No checksum is known: a download is verified by the size that the server
+    announces and by the table's columns. Tested on the real table; the download itself is untested.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     number("max_missing", max_missing, most=1)
     source = Path(path) if path is not None else _find_mice()
     if not source.is_file():
-        msg = f"`path` must be a file, got {str(source)!r}, which is none."
+        msg = f"`path` must be a file, got {str(source)!r}, which is not one."
         raise UserError(msg)
     table = _read_mice(source)
     mouse = table.index.str.rsplit("_", n=1).str[0]
@@ -95,7 +95,7 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     kept = missing.mean() <= max_missing
     levels, missing = levels.loc[:, kept], missing.loc[:, kept]
     if levels.shape[1] == 0:
-        msg = f"`max_missing` must leave a protein, got {max_missing}: all {len(kept)} miss more. Raise it."
+        msg = f"`max_missing` must leave a protein, got {max_missing}: all {len(kept)} miss a larger share."
         raise UserError(msg)
     levels = levels.fillna(levels.groupby(mouse).transform("median")).fillna(levels.median())
     low, high = levels.min(), levels.max()
@@ -124,7 +124,7 @@ def _find_mice() -> Path:
 
 
 def _read_mice(path: Path) -> pd.DataFrame:
-    """Read UCI's table, or OpenML's of the same data, which quotes words and writes "?" where a value is missing."""
+    """Read UCI's table, or OpenML's of the same data, which quotes strings and marks missing values by "?"."""
     try:
         table = pd.read_csv(path, na_values="?", quotechar="'" if b"'" in path.read_bytes() else '"')
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

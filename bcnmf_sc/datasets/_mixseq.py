@@ -25,22 +25,22 @@ TP53 = {
         "BICR31 BICR6 BT474 BT549 CAOV3 COLO680N IALM LS1034 NCIH2347 RCM1 RERFLCAD1 SH10TC SKMEL2 SKMEL3 SQ1 TEN UMUC1"
     ),
 }
-"""Of the 24 lines in the two pools, by the first word of their name."""
+"""TP53 status of the 24 lines in the two pools, by the first part of their name."""
 
 
 def mixseq(folder: str | os.PathLike[str] | None = None) -> AnnData:
-    """Read 24 pooled cancer cell lines under idasanutlin and under its vehicle: MIX-seq of McFarland et al. 2020.
+    """Read 24 pooled cancer cell lines treated with idasanutlin or vehicle: MIX-seq of McFarland et al. 2020.
 
     Section 2.5 of the bcNMF paper. Idasanutlin blocks MDM2 and so activates p53, in the 7 lines whose TP53 is intact;
     24 hours, experiment 1 (Nature Communications 11, 4296, doi:10.1038/s41467-020-17440-w). All cells of the files are
-    returned, also those that the authors call doublets, empty or of low quality: for an analysis keep
-    ``adata.obs["cell_quality"] == "normal"``. (The paper counts 3,771 treated and 3,439 vehicle cells; the authors'
+    returned, including those that the authors call doublets, empty or of low quality: for an analysis keep cells with
+    ``adata.obs["cell_quality"] == "normal"``. (The paper reports 3,771 treated and 3,439 vehicle cells; the authors'
     tables hold 3,097 and 2,831, of which 2,808 and 2,623 are normal.)
 
     Parameters
     ----------
     folder
-        Where the authors' files lie: ``Idasanutlin_24hr_expt1.zip`` and ``DMSO_24hr_expt1.zip``, packed or unpacked.
+        Folder with the authors' files: ``Idasanutlin_24hr_expt1.zip`` and ``DMSO_24hr_expt1.zip``, packed or unpacked.
         `None` looks in the folder that the environment variable ``BCNMF_SC_DATA`` names, else in the cache, and
         downloads what is missing from figshare.
 
@@ -53,24 +53,25 @@ def mixseq(folder: str | os.PathLike[str] | None = None) -> AnnData:
     `.obs["condition"]` : categorical
         "idasanutlin" or "DMSO".
     `.obs["cell_line"]`, `.obs["depmap_id"]`, `.obs["cell_quality"]` : categorical
-        The authors' classification of the cell by its SNPs; missing where they give none.
+        The authors' classification of the cell by its SNPs; missing if not classified.
     `.obs["tp53"]` : categorical
-        "wild type" or "mutant", of the line; missing for lines outside the two pools.
+        TP53 status of the line, "wild type" or "mutant"; missing for lines outside the two pools.
     `.var["gene_ids"]` : str
         First column of the authors' gene table. The names are its last column, made unique.
 
     Raises
     ------
     ValueError
-        A file is missing from `folder`, cannot be read, or its matrix does not fit its tables.
+        A file is missing from `folder`, cannot be read, or its matrix does not match its tables.
     OSError
         A download failed; the message names the file, its address and where to put it by hand.
 
     Notes
     -----
     The data are on figshare (doi:10.6084/m9.figshare.10298696), whose usual licence is CC BY 4.0. No checksum is known:
-    what is checked is the size that the server announces, the archive's own check sums and that each matrix fits its
-    tables. Checked so far on the authors' real classification tables with simulated counts, not on their matrices.
+    a download is verified by the size that the server announces, the archive's own checksums, and the match of each
+    matrix with its tables. So far tested on the authors' real classification tables with simulated counts, not on their
+    matrices.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from scipy import sparse
 from .._utils.checks import number, random_seed, whole_number
 
 BLOCK_ELEMENTS = 1_000_000
-"""Entries of the one dense block that a simulation holds; part of what a seed means."""
+"""Entries of a dense block of the simulation; changing it changes the result of a seed."""
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,17 +34,17 @@ def simulated(
     donor_effect: float = 0.1,
     random_state: int = 0,
 ) -> AnnData:
-    r"""Simulate counts in which some target cells carry programs that no background cell has.
+    r"""Simulate counts in which some target cells express programs that no background cell has.
 
     Cell :math:`i` of donor :math:`d` and gene :math:`g` get a Gamma-Poisson (negative binomial) count
 
     .. math:: x_{ig} \sim \mathrm{NB}\big(\mu_{ig} = e_{dg} \textstyle\sum_k H_{ik} W_{gk},\; \theta\big)
 
     with three kinds of programs. *Cell-type* programs (one per cell) and *shared* programs (a continuous, heavy-tailed
-    amount per cell) follow one law in both conditions and make up most of the variance. *Salient* programs are active
-    only in a hidden subgroup of the target cells, drawn without regard to cell type or donor. The genes of a program
-    are its own, but all genes are expressed at a base level in every cell, so no gene gives the subgroup away by
-    being absent elsewhere. Cells are ordered target first. No dense cells × genes array is made.
+    amount per cell) have the same distribution in both conditions and make up most of the variance. *Salient* programs
+    are active only in a hidden subgroup of the target cells, drawn independently of cell type and donor. Programs have
+    disjoint sets of genes, but all genes are expressed at a base level in every cell, so no gene identifies the
+    subgroup by being absent elsewhere. Target cells come first. No dense cells × genes array is made.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def simulated(
     salient_strength
         Mean activity of a salient program relative to that of a cell's type program, which is 1.
     median_library_size
-        Median of the expected counts per cell, whose logarithm has standard deviation 0.35.
+        Median of the expected counts per cell; their logarithm has standard deviation 0.35.
     theta
         Inverse dispersion of the counts (variance μ + μ²/θ); infinity gives Poisson counts.
     donor_effect
         Standard deviation of the donors' log-normal effect on each gene, :math:`\log e_{dg}`; 0 for none.
         `varm["true_loadings"]` does not contain it.
     random_state
-        Seed; it decides the result together with the other arguments.
+        Seed; the result is determined by it and the other arguments.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def simulated(
     `.obs["library_size"]` : float array
         Expected counts of the cell, without the donor effect.
     `.var["gene_biotype"]` : categorical
-        "protein_coding" or "lncRNA" (a tenth of the genes, none of them special to a program).
+        "protein_coding" or "lncRNA" (a tenth of the genes, none of them specific to a program).
     `.varm["true_loadings"]` : float array, `n_vars × n_programs`
         The programs; columns sum to 1.
     `.obsm["true_usage"]` : float array, `n_obs × n_programs`
@@ -196,13 +196,13 @@ def _kinds(n_types: int, n_shared: int, n_salient: int) -> tuple[tuple[str, int]
 def _program_loadings(
     rng: np.random.Generator, *, n_genes: int, n_types: int, n_programs: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Programs as columns that sum to 1, and which genes are special to one of them (disjoint sets)."""
+    """Return programs as columns that sum to 1, and the genes specific to each of them (disjoint sets)."""
     size = n_genes // max(20, 2 * n_programs)
     own = rng.permutation(n_genes)[: size * n_programs].reshape(n_programs, size)
     base = rng.lognormal(0.0, 1.0, n_genes)
     base /= base.sum()
     loadings = np.zeros((n_genes, n_programs))
-    loadings[:, :n_types] = 0.5 * base[:, None]  # half of a cell type is what every cell does
+    loadings[:, :n_types] = 0.5 * base[:, None]  # half of a cell type's expression is common to all cells
     for k, genes in enumerate(own):
         loadings[genes, k] += rng.gamma(1.5, 1.0, size) / size
     is_program_gene = np.zeros(n_genes, dtype=bool)

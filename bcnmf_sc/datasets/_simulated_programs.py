@@ -1,4 +1,4 @@
-"""Counts in which the answer is known: what `datasets` offers for case-control factorisation."""
+"""Simulated case-control counts with known programs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ def simulated_programs(
     n_donors: int = 4,
     random_state: int = 0,
 ) -> AnnData:
-    r"""Simulate counts in which cases mix the controls' programs with a few of their own: a hard test for DeltaNMF.
+    r"""Simulate counts in which cases mix the controls' programs with a few of their own, as a hard test for DeltaNMF.
 
     Every cell mixes all *shared* programs, in sparse random proportions (Dirichlet, 0.3). Each *new* program is active
     in a few case cells, where it makes up a small share of the counts. Programs overlap: each has genes of its own and,
-    at half the weight, some of the others'; the shared ones also contain genes that are expressed everywhere. Counts:
+    at half the weight, some of the others'; shared programs also contain ubiquitously expressed genes. The counts are
 
     .. math:: x_{ig} \sim \mathrm{NB}\big(\mu_{ig} = \ell_i \textstyle\sum_k H_{ik} W_{gk},\; \theta\big)
 
-    With the defaults about 18 % of them are not zero. Cells are ordered controls first; no dense cells × genes
-    array is made.
+    With the defaults, about 18 % of them are non-zero. Control cells come first. No dense cells × genes array is made.
 
     Parameters
     ----------
@@ -48,27 +47,27 @@ def simulated_programs(
     n_genes
         Number of genes, at least 4 per program.
     n_shared
-        Number of programs that both conditions have.
+        Number of programs of both conditions.
     n_new
-        Number of programs that cases alone have.
+        Number of programs of the cases alone.
     frac_active
         Probability that a case cell has a given new program.
     strength
-        Mean share of an active new program in its cell's counts, at most 0.5; all of a cell's take at most 0.8.
+        Mean share of an active new program in its cell's counts, at most 0.5; those of a cell sum to at most 0.8.
     overlap
-        Genes that a program borrows, as a share of the number of its own, at most 1.
+        Number of genes that a program shares with others, relative to the number of its own, at most 1.
     base
-        Share of the genes expressed everywhere in a shared program, relative to its own genes.
+        Weight of the ubiquitously expressed genes in a shared program, relative to its own genes.
     shift
-        Factor on the cases' use of the first shared program (on its Dirichlet parameter): 1 for no shift.
+        Factor on the Dirichlet parameter of the first shared program in cases; 1 for no shift.
     median_library_size
-        Median of the expected counts per cell, whose logarithm has standard deviation 0.35.
+        Median of the expected counts per cell; their logarithm has standard deviation 0.35.
     theta
         Inverse dispersion of the counts; infinity gives Poisson counts.
     n_donors
-        Number of donors in each condition; they do not differ otherwise.
+        Number of donors in each condition; there are no donor effects.
     random_state
-        Seed; it decides the result together with the other arguments.
+        Seed; the result is determined by it and the other arguments.
 
     Returns
     -------
@@ -81,11 +80,11 @@ def simulated_programs(
     `.obs["library_size"]` : float array
         Expected counts of the cell.
     `.var["program"]` : categorical
-        The program whose own the gene is, or "none".
+        The program to which the gene belongs, or "none".
     `.varm["true_loadings"]` : float array, `n_vars × n_programs`
         The programs; columns sum to 1.
     `.varm["embedding"]` : float32 array, `n_vars × 16`
-        Vectors in which genes of one program lie close, with noise: what a foundation model might know of the genes.
+        Noisy vectors in which genes of a program are close, like gene embeddings of a foundation model.
     `.obsm["true_usage"]` : float array, `n_obs × n_programs`
         Share of each program in the cell's expected counts.
     `.uns["truth"]` : DataFrame

@@ -1,4 +1,4 @@
-"""Simulated spatial multi-omics with a known answer."""
+"""Simulated spatial multi-omics with known topics."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def simulated_spatial(
     depth_sd: float = 0.4,
     random_state: int = 0,
 ) -> MuData:
-    r"""Simulate RNA and ATAC of the same spots, whose topics vary over space in known patterns.
+    r"""Simulate RNA and ATAC of the same spots, with topics that vary over space in known patterns.
 
-    Spots lie on a square grid from -1 to 1. Topic :math:`k` has the usage :math:`e_{ik}` there, of mean 1, and with a
-    depth :math:`\nu_i` of each spot and modality (log-normal)
+    Spots lie on a square grid from -1 to 1. With the usage :math:`e_{ik}` of topic :math:`k`, of mean 1, and a
+    log-normal depth :math:`\nu_i` of each spot and modality,
 
     .. math::
         x^\text{rna}_{ij} \sim \mathrm{NB}\big(\nu_i \textstyle\sum_k e_{ik} w_{jk},\; \theta\big), \qquad
@@ -44,30 +44,30 @@ def simulated_spatial(
     Parameters
     ----------
     n_side
-        Spots along a side of the grid.
+        Number of spots along a side of the grid.
     n_genes, n_peaks
         Number of features.
     n_patterns
         Number of topics that vary over space.
     n_nonspatial
-        Number of topics that vary from spot to spot without regard to place; they follow the spatial ones.
+        Number of topics that vary independently of position; they come after the spatial ones.
     n_slices
-        Number of slices. They share the loadings; each has patterns of its own.
+        Number of slices, with common loadings and separate patterns.
     pattern
         ``"smooth"``: the logarithm of usage is a Gaussian process of variance 1 with the Matérn-3/2 kernel.
-        ``"sharp"``: squares, discs and stripes with an edge, 20 times higher inside.
+        ``"sharp"``: squares, discs and stripes with sharp edges, 20 times higher inside.
     lengthscale
-        Of the smooth patterns.
+        Lengthscale of the smooth patterns.
     counts
-        Mean RNA count per spot, in all genes together.
+        Mean RNA count per spot, over all genes.
     accessibility
-        Mean rate of a peak: about the share of ones.
+        Mean rate of a peak, about its share of ones.
     theta
         Dispersion of the RNA counts (variance μ + μ²/θ).
     depth_sd
         Standard deviation of the logarithm of the depth; 0 for equal depth.
     random_state
-        Seed; it decides the result together with the other arguments.
+        Seed; the result is determined by it and the other arguments.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def simulated_spatial(
 
 
 def _patterns(rng: np.random.Generator, grid: np.ndarray, n: int, *, pattern: str, lengthscale: float) -> np.ndarray:
-    """Logarithm of usage, spots x patterns."""
+    """Draw the logarithm of usage, spots x patterns."""
     if pattern == "smooth":
         d = np.sqrt(3) * cdist(grid, grid) / lengthscale
         root = np.linalg.cholesky((1 + d) * np.exp(-d) + 1e-6 * np.eye(len(grid)))
@@ -161,7 +161,7 @@ def _patterns(rng: np.random.Generator, grid: np.ndarray, n: int, *, pattern: st
 
 
 def _loadings(rng: np.random.Generator, n_vars: int, n_topics: int) -> np.ndarray:
-    """Each feature mostly of one topic, and a little of all."""
+    """Draw loadings: each feature mostly in one topic, and a little in all."""
     loadings = 0.15 * rng.gamma(0.3, 1.0, (n_vars, n_topics))
     loadings[np.arange(n_vars), rng.integers(0, n_topics, n_vars)] += rng.gamma(2.0, 1.0, n_vars)
     return loadings * rng.lognormal(0.0, 0.6, (n_vars, 1))

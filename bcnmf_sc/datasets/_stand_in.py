@@ -1,4 +1,4 @@
-"""Small simulated files in the layouts of the publishers: for tutorials and tests of the real parsers, offline."""
+"""Small simulated files in the publishers' layouts, for offline tutorials and tests of the parsers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 N_GENES = 600
 PROGRAM = 20
-"""Genes of a program, the strongest first; these carry the known names."""
+"""Number of genes of a program, the strongest first; the first carry the known names."""
 MARKERS = {
     "pre": "HBG2 HBG1 HBA2 HBA1 HBB ALAS2 CA1 AHSP",
     "post": "MXD1 CLEC2B SAT1 DLK1 GATA2 S100A12 FPR1 CSF3R",
@@ -32,30 +32,30 @@ MARKERS = {
     "stress": "FOS JUN HSPA1A HSPB1 NR4A1 DUSP1 MT1X MT2A",
     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 CXCL10",
 }
-"""Genes whose names are given to the planted programs."""
+"""Gene names given to the planted programs."""
 
 
 def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0) -> Path:
-    r"""Write small simulated files in the layout of a published data set, for the function of its name to read.
+    r"""Write small simulated files in the layout of a published data set, to be read by the function of its name.
 
-    For trying an analysis, and testing it, without a download: the same function reads the stand-in and the real files.
-    The counts mean nothing. A cell :math:`i` with the programs :math:`P_i` (its type, line or donor, and what is
-    planted in its condition) has the counts
+    Allows trying out and testing an analysis without a download: the same function reads the stand-in and the real
+    files. The counts have no biological meaning. A cell :math:`i` with the programs :math:`P_i` (of its type, line or
+    donor, and those planted in its condition) has the counts
 
     .. math:: x_{ig} \sim \mathrm{Poisson}\big(\ell_i \textstyle\sum_k H_{ik} W_{gk}\big), \qquad
         H_{ik} > 0 \text{ for } k \in P_i,
 
-    with 600 genes, of which 20 are special to a program. Planted genes carry names known from the real data
-    (hemoglobin before the transplant, p53 targets in treated lines with intact TP53, interferon genes), so finding them
-    says that the code works and nothing about biology.
+    with 600 genes, 20 of them specific to each program. Planted genes carry names known from the real data (hemoglobin
+    before the transplant, p53 targets in treated lines with intact TP53, interferon genes), so recovering them shows
+    that the code works and nothing about biology.
 
     Parameters
     ----------
     name
         ``"leukemia"``, ``"mixseq"``, ``"mdd"`` or ``"kang"``.
     folder
-        Where to write; made where it is missing. Files of a real data set are never overwritten: a folder that holds
-        one of the names is refused.
+        Folder to write to, created if needed. Files of a real data set are never overwritten: a folder that already
+        contains one of the file names is an error.
     random_state
         Seed of the simulation.
 
@@ -69,7 +69,7 @@ def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0
     ValueError
         `name` is unknown.
     FileExistsError
-        A file that would be written is there.
+        A file to be written already exists.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0
     files["gene_sets.gmt"] = _gene_sets(rng, programs, names)
     place = Path(folder)
     if there := [file for file in files if (place / file).exists()]:
-        msg = f"`folder` must not hold {there[0]} yet, got {str(place)!r}, which does. Choose an empty folder."
+        msg = f"`folder` must not contain {there[0]}, got {str(place)!r}, which does. Choose an empty folder."
         raise FileExistsError(msg)
     place.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
@@ -97,7 +97,7 @@ def stand_in(name: str, folder: str | os.PathLike[str], *, random_state: int = 0
 
 
 class _Genes:
-    """Names of the genes and the programs that they make up."""
+    """The genes' names and programs."""
 
     def __init__(self, rng: np.random.Generator, programs: Sequence[str]) -> None:
         self.names = [f"GENE{i + 1}" for i in range(N_GENES)]
@@ -115,7 +115,7 @@ class _Genes:
             self.profile[program][own] = np.sort(rng.dirichlet(np.full(PROGRAM, 2.0)))[::-1]
 
     def counts(self, rng: np.random.Generator, cells: Sequence[dict[str, float]]) -> np.ndarray:
-        """Draw counts, cells x genes; a cell says which share goes to each program, the rest is alike in all."""
+        """Draw counts, cells x genes, from each cell's shares of programs; the rest is alike in all cells."""
         shares = pd.DataFrame(cells).reindex(columns=list(self.profile)).fillna(0.0).to_numpy()
         mean = shares @ np.array(list(self.profile.values())) + (1 - shares.sum(axis=1, keepdims=True)) * self.base
         return rng.poisson(1200 * rng.lognormal(0.0, 0.3, (len(cells), 1)) * mean)
@@ -200,7 +200,7 @@ def _kang(rng: np.random.Generator) -> tuple[dict[str, bytes], dict[str, np.ndar
         cells = [{str(k): 0.35, str(d): 0.05} for k, d in zip(kind, donor, strict=True)]
         for cell in cells if condition == "stim" else ():
             cell["interferon"] = rng.uniform(0.05, 0.2)
-        barcodes = [shared, *_barcodes(rng, 239)]  # one that both runs have, as in the real data
+        barcodes = [shared, *_barcodes(rng, 239)]  # one barcode in both runs, as in the real data
         in_tar[f"{number}_{lane}.mtx.gz"] = _gzip(_matrix_market(genes.counts(rng, cells)))
         in_tar[f"{number}_barcodes.tsv.gz"] = _gzip("\n".join(barcodes).encode())
         index = barcodes if condition == "ctrl" else [shared.replace("-1", "-11"), *barcodes[1:]]
@@ -234,7 +234,7 @@ def _triplet(rng: np.random.Generator, genes: _Genes, counts: np.ndarray) -> dic
 
 
 def _matrix_market(counts: np.ndarray) -> bytes:
-    """Genes x cells, numbered from 1."""
+    """Write a Matrix Market file of genes x cells, numbered from 1."""
     cell, gene = np.nonzero(counts)
     head = f"%%MatrixMarket matrix coordinate integer general\n%\n{counts.shape[1]} {len(counts)} {len(cell)}\n"
     rows = pd.DataFrame({"gene": gene + 1, "cell": cell + 1, "count": counts[cell, gene]})

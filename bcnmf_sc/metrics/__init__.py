@@ -1,6 +1,6 @@
-"""How well a representation of cells shows what is known about them: arrays in, numbers out.
+"""Score representations of cells against known labels: arrays in, numbers out.
 
-`compare` runs several methods side by side and puts these numbers in one table.
+`compare` runs several methods side by side and collects these scores in one table.
 """
 
 from ._compare import compare

@@ -1,4 +1,4 @@
-"""Several methods side by side on one AnnData: what `bcnmf_sc.metrics.compare` does."""
+"""Compare several methods side by side on one AnnData."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ METHODS = ("pca", "cpca", *COMPARED)
 KEY = "bcnmf_sc_compared"
 LAYER = "bcnmf_sc_log"
 N_FOLDS, FEWEST_DONORS = 5, 2
-"""Folds on which leakage is measured, and donors of each label that it takes at least."""
+"""Default number of folds for leakage, and the fewest donors per label that it requires."""
 SET_HERE = ("basis", "checkpoint", "copy", "key_added", "random_state")
-"""Arguments of a fit that are not the user's: each method and seed has its own."""
+"""Arguments of a fit that the user cannot set: they are set for each method and seed."""
 
 
 class Fit(NamedTuple):
-    """What one run of a method gives."""
+    """Result of one run of a method."""
 
     alpha: float
     values: np.ndarray
     """Proportions or scores of all cells."""
     share: np.ndarray | None
-    """Target share, if there is one."""
+    """Target share of each cell, if available."""
     seconds: float
     converged: bool
 
@@ -66,52 +66,51 @@ def compare(
     layer: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Run several methods at equal numbers of topics over several seeds, and score them in one table.
+    """Run several methods with equal numbers of topics over several seeds, and score them in one table.
 
     Every method gets the same cells, genes and number of topics, its representation is clustered in the same way
-    (k-means with as many clusters as labels, on usage proportions or component scores), and each seed is a row of its
-    own. Nothing is chosen by its score: contrastive PCA has a row for each of its alphas. PCA and contrastive PCA get
-    log-normalised values where the likelihood is one of counts. Of background-topic modes only the target topics are
-    scored, as shares of the whole usage.
+    (k-means with as many clusters as labels, on usage proportions or component scores), and each seed has its own row.
+    Nothing is selected by its score: contrastive PCA has a row for each alpha. PCA and contrastive PCA use
+    log-normalised values if the likelihood is for counts. With background topics, only the target topics are scored, as
+    shares of the total usage.
 
     Parameters
     ----------
     adata
-        Annotated data; it is not changed.
+        Annotated data; it is not modified.
     background_key, background, target
         The contrast, as in :func:`bcnmf_sc.tl.bcnmf`.
     labels
-        Column of `adata.obs` with the truth.
+        Column of `adata.obs` with the true labels.
     methods
-        Of `"pca"`, `"cpca"`, `"nmf"`, `"bcnmf"` (plain), `"bcnmf_split"` and `"bcnmf_shared"` (with background topics).
-        PCA and NMF learn from the cells that are scored.
+        Any of `"pca"`, `"cpca"`, `"nmf"`, `"bcnmf"` (plain), `"bcnmf_split"` and `"bcnmf_shared"` (with background
+        topics). PCA and NMF are fitted to the cells that are scored.
     n_topics
-        Topics, target topics or components of every method.
+        Number of topics, target topics or components of every method.
     n_background_topics
-        Of the modes that have some, beside `n_topics`.
+        Number of background topics, in addition to `n_topics`, of the methods that have them.
     alphas
-        Of contrastive PCA.
+        Values of alpha of contrastive PCA.
     n_seeds
-        Seeds, from 0; they decide the start of a fit and that of k-means. PCA and contrastive PCA depend on the latter.
+        Number of seeds, from 0, for the start of fits and of k-means. PCA and contrastive PCA use only the latter.
     n_boot
-        Resamples for the standard error of the ARI.
+        Number of bootstrap samples for the standard error of the ARI.
     nuisance
-        Column of `adata.obs` whose leakage is scored as well: in five folds of cells, for which each label must have
-        five cells, or with `sample_key` in folds of donors.
+        Column of `adata.obs` whose leakage is scored as well: by five-fold cross-validation over cells, which requires
+        five cells per label, or with `sample_key` over donors.
     sample_key
-        Column of `adata.obs` with the donors: the standard error of the ARI is then over donors (and unknown where
-        there is one), and leakage is measured on donors left out, in as many folds as the rarest label has donors, at
-        least two and at most five (unless `nuisance` is the same column). It is handed to the background-topic modes
-        too, which need two donors with target cells and two with background cells.
+        Column of `adata.obs` with the donors. The standard error of the ARI is then over donors (NaN for a single
+        donor), and leakage is measured on held-out donors, in as many folds as the rarest label has donors, at least
+        two and at most five (unless `nuisance` is the same column). It is also passed to the methods with background
+        topics, which require two donors with target cells and two with background cells.
     cells
-        `"target"` scores the target's cells, `"all"` those of target and background. Cells without a label are left
-        out.
+        Cells to score: `"target"`, or `"all"` for target and background. Cells without a label are left out.
     layer
-        Layer to read instead of `adata.X`.
+        Layer to use instead of `adata.X`.
     **options
-        Passed to :func:`bcnmf_sc.tl.bcnmf`, and those it has (likelihood, mask_var, how to run) to
-        :func:`bcnmf_sc.tl.nmf`. Not `basis`, `checkpoint`, `copy`, `key_added` and `random_state`, which are set for
-        each fit.
+        Passed to :func:`bcnmf_sc.tl.bcnmf`, and those that it accepts (likelihood, mask_var, run options) to
+        :func:`bcnmf_sc.tl.nmf`. `basis`, `checkpoint`, `copy`, `key_added` and `random_state` are set for each fit and
+        must not be given.
 
     Returns
     -------
@@ -119,8 +118,8 @@ def compare(
     with its bootstrap standard error `ari_se`, `auc` (best single topic), `auc_share` (target cells against
     background cells by the out-of-fold target share, where the method has one), `leakage` and its `n_folds` (with
     `nuisance`; fewer folds learn from fewer cells, so leakage compares at equal numbers only), `seconds`, `converged`
-    (whether the loadings came to rest within `max_iter`; always for components). What else a single fit would warn of
-    is left out.
+    (whether the fit converged within `max_iter`; always true for components). Other warnings of the fits are
+    suppressed.
 
     Examples
     --------
@@ -161,13 +160,13 @@ def compare(
     truth = adata.obs[labels].to_numpy()
     labelled = scored & adata.obs[labels].notna().to_numpy()
     if len(pd.unique(truth[labelled])) < 2:  # noqa: PLR2004
-        msg = f"`labels` must tell at least 2 kinds of cells apart, got {labels!r}. `cells='all'` adds the background."
+        msg = f"`labels` must give at least 2 labels to score, got {labels!r}. `cells='all'` adds the background."
         raise UserError(msg)
     known = adata.obs[labelled]
     if sample_key is not None and known[sample_key].isna().any():
         msg = (
-            f"`sample_key` must name a donor for every cell that is scored, got {sample_key!r} with "
-            f"{int(known[sample_key].isna().sum())} without. Take out their `labels`, and they are not scored."
+            f"`sample_key` must name a donor for every scored cell, got {sample_key!r} with "
+            f"{int(known[sample_key].isna().sum())} missing. Set the `labels` of these cells to missing."
         )
         raise UserError(msg)
     n_folds = N_FOLDS if nuisance is None else _leakage_folds(known, nuisance, sample_key)
@@ -202,22 +201,22 @@ def compare(
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse what no fit takes, and what `compare` sets itself."""
+    """Raise for arguments that no fit accepts, and for those that `compare` sets itself."""
     from ..tl._run import arguments, no_parameters
 
     known = {name for method, _ in COMPARED.values() for name in arguments(method.function)}
     no_parameters(options)
     if unknown := sorted(set(options) - known):
-        msg = f"Unknown argument {unknown[0]!r}: neither of `compare` nor of a fit that it makes."
+        msg = f"Unknown argument {unknown[0]!r}: neither `compare` nor any of its fits accepts it."
         raise UserTypeError(msg)
     if taken := [name for name in SET_HERE if name in options]:
-        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Leave it out."
+        msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Do not pass it."
         raise UserTypeError(msg)
 
 
 @dataclass
 class _Runs:
-    """Runs methods on a copy; what does not depend on the seed is run once."""
+    """Runs methods on a copy; those that do not depend on the seed are run once."""
 
     adata: AnnData
     contrast: dict[str, Any]
@@ -230,7 +229,7 @@ class _Runs:
     components: dict[str, list[Fit]] = field(default_factory=dict)
 
     def of(self, name: str, seed: int) -> Iterable[Fit]:
-        """Run a method, or look it up."""
+        """Run a method, or return its stored run."""
         if name in ("pca", "cpca"):
             if name not in self.components:
                 self.components[name] = list(self._components(name))
@@ -266,7 +265,7 @@ class _Runs:
         taken = arguments(method.function)
         start = time.perf_counter()
         with warnings.catch_warnings():
-            # a table of many fits is no place for the advice of each; whether they converged is a column
+            # advice on single fits does not help with a table of many; `converged` is a column
             warnings.simplefilter("ignore", UserWarning)
             method.function(self.adata, **{name: value for name, value in given.items() if name in taken})
         seconds = time.perf_counter() - start
@@ -278,7 +277,7 @@ class _Runs:
 
 
 def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData:
-    """Genes used, the values to factorise in X, and for counts log-normalised ones beside them."""
+    """Return the genes used, with the values to factorise in X, and for counts a log-normalised layer."""
     from anndata import AnnData
 
     genes = _anndata.read_genes(adata, options.get("mask_var", "auto"))
@@ -294,7 +293,7 @@ def _copy(adata: AnnData, layer: str | None, options: dict[str, Any]) -> AnnData
 
 
 def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> int:
-    """Return how many folds leakage is measured on; refuse labels too rare to be in all of them."""
+    """Return the number of folds for leakage; raise if a label is too rare to be in all of them."""
     labels = obs[nuisance].astype(str)[obs[nuisance].notna()]
     by_donor = sample_key is not None and sample_key != nuisance
     counts = obs.loc[labels.index].groupby(labels)[sample_key].nunique() if by_donor else labels.value_counts()
@@ -303,14 +302,14 @@ def _leakage_folds(obs: pd.DataFrame, nuisance: str, sample_key: str | None) -> 
         got = f"{counts.idxmin()!r} with {counts.min()}" if len(counts) > 1 else f"{len(counts)} labels"
         msg = (
             f"`nuisance` must have at least 2 labels with at least {least} {what} each among the cells that are "
-            f"scored, got {nuisance!r} with {got}. Join rare labels, or set them to missing."
+            f"scored, got {nuisance!r} with {got}. Merge rare labels, or set them to missing."
         )
         raise UserError(msg)
     return int(min(N_FOLDS, counts.min()))
 
 
 def _check_folds(adata: AnnData, design: _anndata.Design, sample_key: str | None, *, cross_fit: int | None) -> None:
-    """Refuse cells or donors that background topics could not be scored on, before the first fit is paid for."""
+    """Raise before the first fit if background topics could not be scored on these cells or donors."""
     from .._utils.checks import whole_number
     from ..tl._bcnmf.folds import make_folds
 
@@ -348,6 +347,6 @@ def _score(
 
 
 def _auc_share(share: np.ndarray, design: _anndata.Design) -> float:
-    one = np.isfinite(share) & (design.target ^ design.background)  # a cell that is both is on no side
+    one = np.isfinite(share) & (design.target ^ design.background)  # cells in both conditions belong to neither side
     side = design.target[one]
     return auc(share[one], side) if 0 < side.sum() < len(side) else np.nan

@@ -1,4 +1,4 @@
-"""Scores of a representation of cells: arrays in, numbers out. `bcnmf_sc.metrics` is where users find them."""
+"""Scores of a representation of cells: arrays in, numbers out. Public as `bcnmf_sc.metrics`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ N_STARTS = 10
 
 
 class BootstrapARI(NamedTuple):
-    """An adjusted Rand index and how far it can be trusted."""
+    """An adjusted Rand index with its bootstrap standard error."""
 
     ari: float
-    """Of the clusters of all cells."""
+    """Index of the clusters of all cells."""
     se: float
-    """Bootstrap standard error: the standard deviation over the resamples; NaN where it cannot be known."""
+    """Bootstrap standard error: the standard deviation over the resamples; NaN if it cannot be computed."""
     samples: np.ndarray
-    """Of each resample."""
+    """Index of each resample."""
 
 
 def proportions(usage: np.ndarray) -> np.ndarray:
-    """Divide each cell's usage by its sum; a cell without usage keeps zeros.
+    """Divide each cell's usage by its sum; cells without usage keep zeros.
 
     Parameters
     ----------
     usage
-        Cells x topics, not negative.
+        Cells x topics, non-negative.
 
     Returns
     -------
@@ -46,9 +46,7 @@ def proportions(usage: np.ndarray) -> np.ndarray:
     """
     values = _points("usage", usage)
     if (values < 0).any():
-        msg = (
-            "`usage` must not be negative to be turned into proportions. Pass `normalize=False` for scores with a sign."
-        )
+        msg = "`usage` must be non-negative to be converted to proportions. Pass `normalize=False` for signed scores."
         raise UserError(msg)
     return shares_of(values)
 
@@ -65,24 +63,25 @@ def ari_bootstrap(
 ) -> BootstrapARI:
     """Compute the adjusted Rand index of k-means clusters against labels, with its bootstrap standard error.
 
-    The protocol of the paper: k-means (10 starts) on the usage of all cells for the index itself; cells are drawn
-    with replacement, clustered anew and scored, `n_boot` times, for its standard error. With `groups` whole groups
-    are drawn, and the error is that over donors: cells of one donor drawn apart make it too small.
+    Follows the protocol of the paper: the index is that of k-means (10 starts) on the usage of all cells; for its
+    standard error, cells are drawn with replacement, clustered again and scored, `n_boot` times. With `groups`, whole
+    groups are drawn, and the standard error is over donors: drawing cells of one donor independently makes it too
+    small.
 
     Parameters
     ----------
     usage
         Cells x topics (or components).
     labels
-        The known label of each cell.
+        Label of each cell.
     n_clusters
         Number of clusters; the number of labels by default.
     n_boot
         Number of resamples; 0 gives no standard error (NaN).
     groups
-        Donor (mouse, batch) of each cell. Resamples of one donor are all alike, so one gives no standard error (NaN).
+        Donor (mouse, batch) of each cell. With a single donor, there is no standard error (NaN).
     normalize
-        Cluster proportions instead of values. False for scores that may be negative, such as principal components.
+        Whether to cluster proportions. False for scores that may be negative, such as principal components.
     random_state
         Seed of k-means and of the resamples.
 
@@ -117,7 +116,7 @@ def ari_bootstrap(
 
     def score(cells: np.ndarray, seed: int) -> float:
         n_distinct = len(np.unique(points[cells], axis=0))
-        with threadpool_limits(1):  # tables of a few columns: threads wait for each other longer than they compute
+        with threadpool_limits(1):  # tables of a few columns: threading overhead exceeds the computation
             found = KMeans(min(k, n_distinct), n_init=N_STARTS, random_state=seed).fit_predict(points[cells])
         return float(adjusted_rand_score(truth[cells], found))
 
@@ -134,19 +133,18 @@ def ari_bootstrap(
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: how well a score, or the best single topic, tells labels apart.
+    """Compute the area under the ROC curve: how well a score, or the best single topic, separates labels.
 
-    A vector of scores is taken as it is: the probability that a cell with the label scores higher than one without.
-    Of a matrix, the best column counts, in whichever direction it separates; being the best of several after a look
-    at the labels, it is above 0.5 even by chance. With more than two labels, it is the mean over labels of each
-    against the rest.
+    For a vector of scores, it is the probability that a cell with the label scores higher than a cell without. For a
+    matrix, it is that of the best column, in either direction; as the best of several, selected by the labels, it
+    exceeds 0.5 even by chance. With more than two labels, it is the mean over labels of each against the rest.
 
     Parameters
     ----------
     scores
         One score per cell, or cells x topics.
     labels
-        Two labels (for a vector the larger one, or True, is the positive one) or more.
+        Two or more labels; for a vector two, of which the larger one, or True, is the positive one.
 
     Returns
     -------
@@ -166,7 +164,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     truth = _codes("labels", labels, len(values))
     n_labels = truth.max() + 1
     if n_labels < 2:  # noqa: PLR2004
-        msg = "`labels` must hold at least 2 different labels, got 1."
+        msg = "`labels` must contain at least 2 different labels, got 1."
         raise UserError(msg)
     if single and n_labels > 2:  # noqa: PLR2004
         msg = f"`labels` must be two for a single score, got {n_labels}. Pass one label against the rest."
@@ -182,9 +180,9 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matched_cosine(loadings: np.ndarray, reference: np.ndarray) -> float:
-    """Mean cosine between topics and reference topics, each matched with one (Hungarian algorithm).
+    """Compute the mean cosine between topics and reference topics, matched one to one (Hungarian algorithm).
 
-    With unlike numbers of topics, those of the smaller set are matched. Scale does not matter.
+    If the numbers of topics differ, those of the smaller set are matched. Scale does not matter.
 
     Parameters
     ----------
@@ -213,22 +211,22 @@ def matched_cosine(loadings: np.ndarray, reference: np.ndarray) -> float:
 
 
 def contrast_ratio(usage: np.ndarray, background: np.ndarray) -> float:
-    """Variance of the target's usage proportions over that of the background's.
+    """Compute the variance of the target's usage proportions relative to that of the background's.
 
-    A topic that the background varies along as much as the target gives 1 and says nothing about the target. The
-    ratio is that of the total variances, over all topics passed. For principal components it is what contrastive
-    PCA weighs; it is no proof of quality, for a method with a large alpha raises it whatever it finds.
+    A topic that varies as much in the background as in the target gives 1, and is not informative about the target.
+    The ratio is that of the total variances over all topics given. For principal components it is what contrastive PCA
+    optimises; it is not evidence of quality, as a large alpha raises it regardless of the structure found.
 
     Parameters
     ----------
     usage
         Usage proportions (or scores) of the target's cells, cells x topics.
     background
-        The same of the background's cells.
+        The same for the background's cells.
 
     Returns
     -------
-    Ratio, at least 0; infinite where the background does not vary.
+    Ratio, at least 0; infinite if the background does not vary.
 
     Examples
     --------
@@ -257,25 +255,25 @@ def leakage(
     normalize: bool = True,
     random_state: int = 0,
 ) -> float:
-    """How well a label that should not matter (batch, laboratory, cell line) can be read off the usage.
+    """Compute how well a nuisance label (batch, laboratory, cell line) can be predicted from the usage.
 
-    The cross-validated area under the ROC curve of a logistic regression of the nuisance label on the standardised
-    proportions, averaged over labels, each against the rest. 0.5: nothing leaks, at least nothing linear; 1: the
-    label can be told from every cell. It is the counterpart of the AUC of what one is after, on the same scale.
+    It is the cross-validated area under the ROC curve of a logistic regression of the nuisance label on the
+    standardised proportions, averaged over labels, each against the rest: 0.5 for no (linear) leakage, 1 if the label
+    can be predicted for every cell. It is on the same scale as the AUC of the labels of interest.
 
     Parameters
     ----------
     usage
         Cells x topics (or components).
     nuisance
-        Label of each cell.
+        Nuisance label of each cell.
     groups
-        Donor of each cell: a fold then holds donors that the regression has not seen. Each label needs at least
+        Donor of each cell; folds then hold out whole donors. Each label needs at least
         `n_folds` donors.
     n_folds
         Number of folds.
     normalize
-        Use proportions instead of values.
+        Whether to use proportions instead of values.
     random_state
         Seed of the folds.
 
@@ -334,6 +332,6 @@ def _codes(name: str, labels: np.ndarray, n: int) -> np.ndarray:
     codes, _ = pd.factorize(np.asarray(labels), sort=True)
     if len(codes) != n or (codes < 0).any():
         missing = int((codes < 0).sum())
-        msg = f"`{name}` must hold a value for each of the {n} cells, got {len(codes)}, {missing} of them missing."
+        msg = f"`{name}` must have a value for each of the {n} cells, got {len(codes)}, {missing} of them missing."
         raise UserError(msg)
     return codes

@@ -1,7 +1,7 @@
 """Draw the results that `bcnmf_sc.tl` stored in an AnnData.
 
-Each function draws and computes nothing new, shows nothing and saves nothing. It returns the `Axes`, or the `Figure`
-where it fills several axes. Tall and wide tables make tall and wide figures, so that labels keep apart.
+The functions compute nothing new, and neither show nor save a figure. Each returns the `Axes`, or the `Figure` if it
+has several axes. Figures grow with the table drawn, so that labels do not overlap.
 """
 
 from ._alpha_path import alpha_path
@@ -9,6 +9,7 @@ from ._associations import associations
 from ._bubbles import bubbles
 from ._compare import compare
 from ._composition import composition
+from ._donors import donors
 from ._enrichment import enrichment
 from ._gene_frequency import gene_frequency
 from ._images import images
@@ -17,6 +18,7 @@ from ._loadings import loadings
 from ._loss import loss
 from ._spatial_topics import spatial_topics
 from ._stability import stability
+from ._topics_forest import topics_forest
 from ._umap import umap
 from ._usage import usage
 
@@ -26,6 +28,7 @@ __all__ = [
     "bubbles",
     "compare",
     "composition",
+    "donors",
     "enrichment",
     "gene_frequency",
     "images",
@@ -34,6 +37,7 @@ __all__ = [
     "loss",
     "spatial_topics",
     "stability",
+    "topics_forest",
     "umap",
     "usage",
 ]

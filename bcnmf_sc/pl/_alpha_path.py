@@ -1,4 +1,4 @@
-"""Draw what `select_alpha` found."""
+"""Draw the path over alpha of `select_alpha`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOWEST = -0.5
-"""Below this a curve leaves its panel: how bad a ruined fit is does not matter."""
+"""Lower limit of a panel: how poor a degenerate fit is does not matter."""
 
 
 def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
-    """Draw what each alpha does to cells that were held out, and which alpha was chosen.
+    """Draw the held-out scores of each alpha, and the alpha selected.
 
-    Draws what :func:`bcnmf_sc.tl.select_alpha` stored: the gain ratio that decides, the deviance explained of target
-    and background behind it, and the stability of the topics over restarts where there were any. Hollow points are fits
-    that this alpha ruins; the dashed line is the choice.
+    Draws the results of :func:`bcnmf_sc.tl.select_alpha`: the gain ratio on which the selection is based, the deviance
+    explained in target and background, and the stability of the topics if restarts were run. Hollow points are
+    degenerate fits; the dashed line marks the selected alpha.
 
     Parameters
     ----------
     adata
-        Annotated data with a stored choice of alpha.
+        Annotated data with the results of :func:`bcnmf_sc.tl.select_alpha`.
     key
-        The `key_added` under which it was stored.
+        The `key_added` under which they were stored.
     **kwargs
-        Passed to `matplotlib.axes.Axes.plot` of every curve.
+        Passed to `matplotlib.axes.Axes.plot` for every curve.
 
     Returns
     -------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROW = 0.2
-"""Inches per row of labels."""
+"""Height of a row of labels, in inches."""
 
 
 def associations(
@@ -40,17 +40,17 @@ def associations(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw how much groups differ in their use of each topic: the effect with its 95 % interval.
+    """Draw how much the use of each topic differs between groups: the effect with its 95 % confidence interval.
 
-    Draws what :func:`bcnmf_sc.tl.associate` stored. Full points differ at an adjusted p of at most 0.05. An interval
-    is that of one comparison, so it may leave out zero where the adjusted p does not pass.
+    Draws the results of :func:`bcnmf_sc.tl.associate`. Filled points have an adjusted p-value of at most 0.05. The
+    intervals are not adjusted for multiple testing, so one may exclude zero although the adjusted p-value is larger.
 
     Parameters
     ----------
     adata
-        Annotated data with a stored factorisation and its tests.
+        Annotated data with a stored factorisation and its association tests.
     groupby
-        The column that was tested against.
+        Column of `adata.obs` against which the topics were tested.
     key
         The `key_added` under which the factorisation was stored.
     topics
@@ -98,13 +98,13 @@ def associations(
     scale = str(table["scale"].iloc[0]) if "scale" in table else "share"
     if scale == "share":
         low, high = ax.get_xlim()
-        ax.set_xlim(max(low, -1.05), min(high, 1.05))  # no two shares differ by more
+        ax.set_xlim(max(low, -1.05), min(high, 1.05))  # shares differ by at most 1
     ax.locator_params(axis="x", nbins=5)
     reference = literal(reference)
-    who = f"{literal(groups[0])} less {reference}" if len(groups) == 1 else f"group less {reference}"
+    who = f"{literal(groups[0])} − {reference}" if len(groups) == 1 else f"group − {reference}"
     unit = table["unit"].iloc[0]
-    what = "share of usage" if scale == "share" else "log2 fold change of the share of usage"
-    ax.set_xlabel(f"{what}, {who}\n(95 % interval over {unit}s; full: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
+    what = "difference in share of usage" if scale == "share" else "log2 fold change of the share of usage"
+    ax.set_xlabel(f"{what} ({who})\n(95 % CI over {unit}s; filled: adjusted p ≤ {LEVEL:g})", fontsize=FONT)
     if len(groups) > 1:
         shades = [PALETTE[i % len(PALETTE)] for i in range(len(groups))]
         handles = [

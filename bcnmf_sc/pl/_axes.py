@@ -1,4 +1,4 @@
-"""What all plots share: colours, names written letter by letter with the room that they need, axes and legends."""
+"""Shared by all plots: colours, literal labels and their widths, axes and legends."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-FONT = 8.0  # points, for labels that come in dozens
+FONT = 8.0  # points, for labels by the dozen
 LEGEND_ROWS = 18
 # Okabe and Ito's colour-blind-safe colours; in grey the first four have 0.34, 0.64, 0 and 0.47 of white.
 PALETTE = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#F0E442")
 MISSING = "#D3D3D3"
 PLAIN = "#555555"
 LEVEL = 0.05
-"""Adjusted p up to which a bar or point is drawn dark."""
+"""Adjusted p-value up to which a bar or point is drawn dark."""
 
 
 def literal(label: object) -> str:
-    """Return a name as matplotlib shows it letter by letter: a dollar sign begins no formula."""
+    """Escape a name so that matplotlib shows it literally: a dollar sign starts no formula."""
     return str(label).replace("$", r"\$")
 
 
 def label_topics(ax: Axes, names: list[str]) -> None:
-    """Name the topics under the axis: upright and smaller where they would meet."""
+    """Label the topics under the axis: vertical and smaller where labels would overlap."""
     inches = ax.get_window_extent().width / ax.figure.dpi / len(names)
     upright = text_width(names) > 0.9 * inches
     size = min(FONT, 72 * 0.7 * inches) if upright else FONT
@@ -42,7 +42,7 @@ def label_topics(ax: Axes, names: list[str]) -> None:
 
 
 def text_width(labels: Iterable[object]) -> float:
-    """Inches that the widest of the labels takes, with a little to spare."""
+    """Width of the widest label in inches, with a little to spare."""
     drawn = [literal(label) for label in labels]
     return (
         max((TextPath((0, 0), text, size=FONT).get_extents().width for text in drawn if text.strip(" ")), default=0)
@@ -51,7 +51,7 @@ def text_width(labels: Iterable[object]) -> float:
 
 
 def new_axes(width: float, height: float, legend: Any = ()) -> Axes:
-    """Axes of about this size in inches, with room for a legend with these labels beside them."""
+    """Create axes of about this size in inches, with room beside them for a legend with these labels."""
     labels = list(legend)
     columns = -(-len(labels) // LEGEND_ROWS)
     room = columns * (0.5 + text_width(labels))
@@ -59,7 +59,7 @@ def new_axes(width: float, height: float, legend: Any = ()) -> Axes:
 
 
 def add_legend(ax: Axes, handles: list[Any], *, title: str) -> None:
-    """Put a legend beside the axes."""
+    """Place a legend beside the axes."""
     columns = -(-len(handles) // LEGEND_ROWS)
     labels = [literal(handle.get_label()) for handle in handles]
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
@@ -67,7 +67,7 @@ def add_legend(ax: Axes, handles: list[Any], *, title: str) -> None:
 
 
 def obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Series:
-    """Return a column of obs, as categories unless it holds numbers."""
+    """Return a column of obs, as a categorical unless it is numeric."""
     if name not in adata.obs:
         msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
         raise UserError(msg)
@@ -77,7 +77,7 @@ def obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Serie
 
 
 def category_colors(adata: AnnData, column: pd.Series, name: str | None) -> dict[Any, str]:
-    """Colour of every category: scanpy's stored ones, else colour-blind-safe ones while they last."""
+    """Return a colour per category: those stored by scanpy, else a colour-blind-safe palette as far as it goes."""
     categories = column.cat.categories
     palette = list(adata.uns.get(f"{name}_colors", ()))
     if len(palette) < len(categories):

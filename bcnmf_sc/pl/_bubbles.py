@@ -37,9 +37,9 @@ def bubbles(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw what the mean cell of each group is made of: the area of a bubble is a topic's share (paper, Fig. 2c).
+    """Draw the mean topic usage of each group as bubbles whose area is a topic's share (paper, Fig. 2c).
 
-    The mean usage of the group's cells, scaled to sum 1 over all topics.
+    The mean usage over the group's cells is scaled to sum to 1 over all topics.
 
     Parameters
     ----------
@@ -92,10 +92,10 @@ def bubbles(
 
 
 def mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
-    """Mean usage of each group's cells, rows summing to 1."""
+    """Compute the mean usage of each group's cells, rows summing to 1."""
     groups = obs_column(adata, groupby)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
-        msg = f"`groupby` must be a column of categories, got {groupby!r} with numbers. Use `.astype('category')`."
+        msg = f"`groupby` must be a categorical column, got {groupby!r} with numbers. Use `.astype('category')`."
         raise UserError(msg)
     means = get.usage(adata, key=key).groupby(groups.array, observed=True).mean()  # in the categories' order
     if not len(means):

@@ -34,21 +34,21 @@ METHOD_NAMES = {
 def compare(
     table: pd.DataFrame, *, score: str = "ari", ax: Axes | None = None, label: str | None = None, **kwargs: Any
 ) -> Axes:
-    """Draw a score of several methods: the median over seeds as a bar, every seed as a point (paper, Fig. 3c).
+    """Draw a score of several methods: the median over seeds as a bar, each seed as a point (paper, Fig. 3c).
 
-    The points show what the start of a fit changes, the error bar (the median bootstrap standard error) what other
-    cells or donors would change.
+    The points show the variation over initialisations, the error bar (the median bootstrap standard error) the
+    sampling variation over cells or donors.
 
     Parameters
     ----------
     table
-        What :func:`bcnmf_sc.metrics.compare` returned.
+        Table returned by :func:`bcnmf_sc.metrics.compare`.
     score
         Column to draw. `ari` has error bars.
     ax
         Axes to draw on; None for a new figure.
     label
-        What to write beside the axis; the name of the score by default.
+        Label of the axis; the name of the score by default.
     **kwargs
         Passed to `matplotlib.axes.Axes.bar`.
 

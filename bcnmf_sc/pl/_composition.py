@@ -1,4 +1,4 @@
-"""Draw the mean usage of groups as stacked bars."""
+"""Draw the composition of groups of cells as stacked bars."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 def composition(
     adata: AnnData, groupby: str, of: str, *, normalize: bool = True, ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Draw what each group of cells is made of, such as clusters of cell lines (paper, Fig. 5g).
+    """Draw the composition of each group of cells, such as clusters by cell line (paper, Fig. 5g).
 
     Parameters
     ----------
     adata
         Annotated data.
     groupby
-        Column of `adata.obs` with a bar for each of its groups.
+        Column of `adata.obs` with the groups, one bar each.
     of
-        Column of `adata.obs` whose categories share the bars.
+        Column of `adata.obs` whose categories divide the bars.
     normalize
-        Draw shares; otherwise numbers of cells.
+        Whether to draw shares instead of numbers of cells.
     ax
         Axes to draw on; None for a new figure.
     **kwargs
@@ -58,7 +58,7 @@ def composition(
     columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     for argument, column in columns.items():
         if not isinstance(column.dtype, pd.CategoricalDtype):
-            msg = f"`{argument}` must be a column of categories, got {column.name!r} with numbers."
+            msg = f"`{argument}` must be a categorical column, got {column.name!r} with numbers."
             raise UserError(msg)
     counts = pd.crosstab(columns["groupby"], columns["of"])
     if not counts.size:
@@ -72,7 +72,7 @@ def composition(
     base = np.zeros(len(counts))
     handles = []
     for i, name in enumerate(counts.columns):
-        # beyond the palette of eight that greys tell apart, hatches help
+        # hatches extend the palette of eight, and tell bars apart in grey
         hatch = ("", "///", "...", "xxx")[i // len(PALETTE) % 4]
         look: dict[str, Any] = {"color": colors[name], "edgecolor": "white", "linewidth": 0.5, "hatch": hatch}
         ax.bar(range(len(counts)), heights[name], bottom=base, **{"width": 0.8, **look, **kwargs})

@@ -1,4 +1,4 @@
-"""Gene sets in which topics are rich."""
+"""Draw the gene sets enriched in topics."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FULL = 120.0
-"""Area of the largest dot, in square points."""
-SCORES = {"ora": "fold over chance", "gsea": "normalised enrichment score"}
+"""Area of the largest dot, in points squared."""
+SCORES = {"ora": "fold enrichment", "gsea": "normalised enrichment score"}
 
 
 def enrichment(
@@ -35,21 +35,21 @@ def enrichment(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw the gene sets that lead each topic: how surely as the size of a dot, how much as its shade (Fig. 6e).
+    """Draw the leading gene sets of each topic as dots: significance as size, effect as shade (Fig. 6e).
 
-    Draws what :func:`bcnmf_sc.tl.enrich` stored. A set among the first of one topic is drawn for all. The area of a dot
-    is -log10 of the adjusted p; a dark rim marks those of at most 0.05.
+    Draws the results of :func:`bcnmf_sc.tl.enrich`. A leading set of one topic is drawn for all topics. The area of a
+    dot is -log10 of the adjusted p-value; a dark outline marks those of at most 0.05.
 
     Parameters
     ----------
     adata
-        Annotated data with a stored factorisation and its enrichment.
+        Annotated data with a stored factorisation and its gene set enrichment.
     key
         The `key_added` under which the factorisation was stored.
     method
-        Whose results to draw; None where one method has run only.
+        Method whose results to draw; may be None if only one was run.
     n_sets
-        Sets per topic, the most significant ones first.
+        Number of sets per topic, the most significant first.
     topics
         Names of the topics to draw, in this order; None for all that were tested.
     ax
@@ -76,7 +76,7 @@ def enrichment(
     if method is None and len(present) == 1:
         method = present[0]
     if method not in present:
-        msg = f"`method` must be one that has run, got {method!r}. Present: {listed(present)}."
+        msg = f"`method` must be a method that was run, got {method!r}. Present: {listed(present)}."
         raise UserError(msg)
     table = table[table["method"] == method]
     names = pick_topics(table["topic"].unique(), topics)

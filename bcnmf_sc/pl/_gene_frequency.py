@@ -1,4 +1,4 @@
-"""Draw the genes that lead most topics."""
+"""Draw how often genes lead topics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def gene_frequency(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw in how many topics each gene is among the leading ones (paper, Fig. 5h).
+    """Draw the number of topics in which each gene is among the leading genes (paper, Fig. 5h).
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ def gene_frequency(
     key
         The `key_added` under which it was stored.
     n_genes
-        Leading genes of a topic, by loading.
+        Number of leading genes per topic, by loading.
     n_shown
-        Genes to draw, the most frequent first (ties in the order of their summed loadings); None for all.
+        Number of genes to draw, the most frequent first (ties by summed loading); None for all.
     topics
         Names of the topics to count; None for all.
     highlight
-        Genes to colour, such as the known targets of a drug. Names as drawn.
+        Genes to colour, such as the known targets of a drug, named as drawn.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
     ax
@@ -84,12 +84,12 @@ def gene_frequency(
     for bar, text, mark in zip(bars, ax.get_yticklabels(), marked, strict=True):
         if mark:
             bar.set_facecolor(PALETTE[3])
-            bar.set_hatch("///")  # told apart in grey too
+            bar.set_hatch("///")  # distinguishable in grey too
             text.set_color(PALETTE[3])
             text.set_fontweight("bold")
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     n_topics = top["topic"].nunique()
-    ax.set_xlabel(f"topics (of {n_topics}) with the gene\namong their leading {n_genes}", fontsize=FONT)
+    ax.set_xlabel(f"topics (of {n_topics}) with the gene\namong the top {n_genes}", fontsize=FONT)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -34,23 +34,23 @@ def images(
     n_columns: int = 5,
     **kwargs: Any,
 ) -> Figure:
-    """Draw topics whose genes are pixels as images, or the mean image of each group rebuilt from them (Fig. 2c).
+    """Draw topics over pixels as images, or the mean image of each group reconstructed from them (Fig. 2c).
 
     Parameters
     ----------
     adata
         Annotated data with a stored factorisation of images.
     groupby
-        None draws the loadings of each topic; a column of `adata.obs` the mean usage of each of its groups times the
-        loadings of the topics chosen.
+        None draws the loadings of each topic; a column of `adata.obs` draws the mean usage of each group times the
+        loadings of the chosen topics.
     key
         The `key_added` under which the factorisation was stored.
     shape
-        Rows and columns of an image; `adata.uns["image_shape"]` by default.
+        Numbers of rows and columns of an image; `adata.uns["image_shape"]` by default.
     topics
         Names of the topics, in this order; None for all.
     n_columns
-        Images side by side.
+        Number of images per row.
     **kwargs
         Passed to `matplotlib.axes.Axes.imshow`.
 
@@ -71,7 +71,7 @@ def images(
     if shape is None:
         shape = tuple(int(side) for side in adata.uns.get("image_shape", ()))  # type: ignore[assignment]
     if not shape or np.prod(shape) != adata.n_vars:
-        msg = f"`shape` must be rows and columns of images of {adata.n_vars} pixels, got {shape or None}."
+        msg = f"`shape` must be the rows and columns of images of {adata.n_vars} pixels, got {shape or None}."
         raise UserError(msg)
     if groupby is None:
         pictures = {str(name): w[name].to_numpy() for name in names}

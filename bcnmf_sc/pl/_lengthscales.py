@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Draw how the prior correlation of each spatial topic falls with distance.
+    """Draw the prior correlation of each spatial topic against distance.
 
-    The dot marks the lengthscale. Topics that are used little are drawn thin.
+    The dot marks the lengthscale. Topics with little usage are drawn as thin lines.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Loadings of each topic's leading genes, with the tests of genes and topics beside them."""
+"""Draw the loadings of each topic's leading genes, with tests of genes and topics."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def loadings(
     gene_symbols: str | None = None,
     **kwargs: Any,
 ) -> Figure:
-    """Draw each topic's leading genes as a heatmap of loadings, with the tests of genes and topic beside them.
+    """Draw each topic's leading genes as a heatmap of loadings, with tests of genes and topics as bars.
 
-    One block of rows per topic, one column per topic: a gene that leads several topics comes once in each block.
-    The shade grows with the square root of the loading, since few genes carry most of a topic. The bars at the right
-    belong to the blocks.
+    The heatmap has a block of rows and a column per topic; a gene that leads several topics is repeated in each block.
+    The shade is proportional to the square root of the loading, because few genes dominate a topic. The bars on the
+    right belong to the blocks.
 
     Parameters
     ----------
@@ -50,23 +50,23 @@ def loadings(
     key
         The `key_added` under which it was stored.
     n_genes
-        Genes per topic.
+        Number of genes per topic.
     topics
         Names of the topics to draw, in this order; None for all.
     by
-        What ranks the genes, see :func:`bcnmf_sc.get.top_genes`.
+        How to rank the genes, see :func:`bcnmf_sc.get.top_genes`.
     test
         Column of the topics table for the bars. `"p_value"` draws -log10 p with the sign of the effect,
-        dark for topics that were called; `"log2_enrichment"` compares the usage in target and background. `"auto"`
-        takes the first of the two that has values; None draws no bars. Or a column of `adata.obs` against which
-        :func:`bcnmf_sc.tl.associate` tested the topics, drawn as `gene_test` is.
+        dark for called topics; `"log2_enrichment"` compares the usage in target and background. `"auto"` takes the
+        first of the two that has values; None draws no bars. Alternatively, a column of `adata.obs` against which
+        :func:`bcnmf_sc.tl.associate` tested the topics, drawn like `gene_test`.
     gene_test
-        Column of `adata.obs` against which :func:`bcnmf_sc.tl.associate_genes` tested the genes: a bar for each gene,
-        -log10 p with the sign of the difference, dark where the adjusted p is at most 0.05. None draws none.
+        Column of `adata.obs` against which :func:`bcnmf_sc.tl.associate_genes` tested the genes. Draws a bar per gene,
+        -log10 p with the sign of the difference, dark where the adjusted p-value is at most 0.05. None draws no bars.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
     **kwargs
-        Passed to `matplotlib.axes.Axes.imshow` of the heatmap.
+        Passed to `matplotlib.axes.Axes.imshow` for the heatmap.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def loadings(
 
 
 def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: str) -> tuple[str | None, pd.DataFrame]:
-    """Name the column to draw, and return the table that has it."""
+    """Return the column to draw and the table that has it."""
     columns = ("p_value", "log2_enrichment")
     if test is not None and test not in ("auto", *columns):
         tested = set(adata.uns[key].get("associations", {"groupby": ()})["groupby"])
@@ -138,7 +138,7 @@ def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: st
 
 
 def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) -> None:
-    """One bar per topic, as high as its block of genes."""
+    """Draw one bar per topic, as high as its block of genes."""
     value = table[test].to_numpy(dtype=float)
     dark, label = np.ones(len(value), dtype=bool), "log2 enrichment"
     if test == "p_value":
@@ -149,7 +149,7 @@ def _draw_test(ax: Axes, table: pd.DataFrame, test: str, *, bounds: np.ndarray) 
             value = value * np.where(table[effect].to_numpy(dtype=float) < 0, -1, 1)
             label = "signed $-$log10 p"
         if "called" in table:
-            dark = (table["called"] == 1).to_numpy(dtype=bool)  # False where not known
+            dark = (table["called"] == 1).to_numpy(dtype=bool)  # False if unknown
             label += "\n(dark: called)"
     elif test == "signed_log10_p":
         dark, label = (table["p_adjusted"] <= LEVEL).to_numpy(), _against(table, "topics")
@@ -173,7 +173,7 @@ def _tests(adata: AnnData, groupby: str, names: pd.Series | pd.Index, *, key: st
         several = listed(table["group"].unique())
         argument, call = ("gene_test", "associate_genes") if of == "gene" else ("test", "associate")
         advice = f"Name one of its groups in `bcnmf_sc.tl.{call}`."
-        msg = f"`{argument}` must name a column with one comparison, got {groupby!r} with {several}. {advice}"
+        msg = f"`{argument}` must be a column with one comparison, got {groupby!r} with {several}. {advice}"
         raise UserError(msg)
     return table.set_index(of).reindex(names)
 
@@ -184,7 +184,7 @@ def _against(table: pd.DataFrame, what: str) -> str:
 
 
 def _draw_gene_tests(ax: Axes, table: pd.DataFrame, edges: np.ndarray) -> None:
-    """One bar per gene, beside its row of the heatmap."""
+    """Draw one bar per gene, beside its row of the heatmap."""
     value = table["signed_log10_p"].to_numpy(dtype=float)
     dark = (table["p_adjusted"] <= LEVEL).to_numpy()
     rows = np.arange(len(value))

@@ -1,4 +1,4 @@
-"""Draw how a fit went."""
+"""Draw the convergence of a fit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
-    """Draw how the fit went: the loss on target and background, and the change of the loadings, by iteration.
+    """Draw the convergence of a fit: the loss on target and background, and the change of the loadings, by iteration.
 
-    The background's loss has a panel where there is a background. Neither part needs to fall all the way: convergence
-    is read from the change of the loadings, which the dashed line compares with the tolerance.
+    The background's loss has its own panel, if there is a background. Neither loss has to decrease monotonically:
+    convergence is judged by the change of the loadings, relative to the tolerance (dashed line).
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     key
         The `key_added` under which it was stored.
     **kwargs
-        Passed to `matplotlib.axes.Axes.plot` of every panel.
+        Passed to `matplotlib.axes.Axes.plot` for every panel.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Draw spatial topics on their slices."""
+"""Draw maps of spatial topics."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def spatial_topics(
     dimensions: tuple[int, int] = (0, 1),
     **kwargs: Any,
 ) -> Figure:
-    """Draw maps of the topics' usage over space, and of its standard deviation below.
+    """Draw maps of topic usage over space, with its standard deviation below.
 
-    One column per topic; the y axis points down, as in scanpy's and squidpy's images. Colours reach from zero to the
-    99th percentile of each map.
+    There is one column per topic; the y axis points down, as in scanpy's and squidpy's images. Colours range from zero
+    to the 99th percentile of each map.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ def spatial_topics(
     topics
         Names of the topics to draw, in this order; None for all.
     show
-        The usage, its posterior standard deviation, or both.
+        What to draw: the usage, its posterior standard deviation, or both.
     sample
-        The slice to draw; may be left out where there is one.
+        Slice to draw; may be None if there is only one.
     dimensions
         Which two of the coordinates to draw.
     **kwargs
@@ -82,7 +82,7 @@ def spatial_topics(
     ratio = float(np.clip(np.ptp(y) / max(np.ptp(x), 1e-12), 0.4, 2.5))
     size = (PANEL * len(names) + 0.4, (PANEL * ratio + 0.5) * len(rows))
     fig, axes = plt.subplots(len(rows), len(names), figsize=size, squeeze=False, layout="constrained")
-    spacing = PANEL * 72 / max(np.sqrt(len(x) / ratio), 1)  # points between spots, were they a grid
+    spacing = PANEL * 72 / max(np.sqrt(len(x) / ratio), 1)  # spacing of spots in points, if they lay on a grid
     options = {
         "s": float(np.clip(spacing**2, 0.5, 60)),
         "linewidths": 0,

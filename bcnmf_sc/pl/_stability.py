@@ -1,4 +1,4 @@
-"""Draw the stability of topics over restarts."""
+"""Draw the stability of topics."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Draw how well each topic is found again, by other starts or without a fold of the cells.
+    """Draw the stability of each topic over restarts or cross-validation fits.
 
-    Draws the column ``stability`` of the topics table, a cosine from 0 to 1: of a topic to its like in the restarts
-    (:func:`bcnmf_sc.tl.consensus`, which also stores how many of them found it) or in the fits without a fold
-    (:func:`bcnmf_sc.tl.bcnmf` with background topics and `cross_fit`). Topics without one, such as background topics,
-    are left out.
+    Draws the column ``stability`` of the topics table: the mean cosine similarity, from 0 to 1, to the matching topic
+    in the restarts (:func:`bcnmf_sc.tl.consensus`, which also stores how many of them found it) or in the
+    cross-validation fits (:func:`bcnmf_sc.tl.bcnmf` with background topics and `cross_fit`). Topics without a
+    stability, such as background topics, are left out.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **k
     table = get.topics(adata, key=key)
     if "stability" not in table or table["stability"].isna().all():
         msg = (
-            f"`key` must name topics with a stability, got {key!r}. Present: {listed(table.columns)}. Run "
-            "`bcnmf_sc.tl.consensus`, or `bcnmf_sc.tl.bcnmf` with `n_background_topics` and `cross_fit`."
+            f"`key` must name a fit with the stability of its topics, got {key!r}. Present: {listed(table.columns)}. "
+            "Run `bcnmf_sc.tl.consensus`, or `bcnmf_sc.tl.bcnmf` with `n_background_topics` and `cross_fit`."
         )
         raise UserError(msg)
     table = table[table["stability"].notna()]

@@ -1,4 +1,4 @@
-"""Draw cells on the UMAP of their topics."""
+"""Draw the UMAP of topic usage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def umap(
 ) -> Axes:
     """Draw the UMAP of the topic usage, coloured by a column of `adata.obs` or by a topic.
 
-    Draws what `bcnmf_sc.tl.umap` stored. For other embeddings, several panels or gene expression use
+    Draws the results of `bcnmf_sc.tl.umap`. For other embeddings, several panels or gene expression use
     `scanpy.pl.embedding(adata, "X_bcnmf_umap", ...)`. Points are rasterised; cells are drawn in a fixed shuffled
     order (categories) or with the highest values on top (numbers). Cells without a value are light grey.
 
@@ -45,7 +45,7 @@ def umap(
     key
         The `key_added` under which the factorisation was stored.
     color
-        Column of `adata.obs`, or name of a topic for its share of each cell's usage; None for one grey. Colours in
+        Column of `adata.obs`, or name of a topic for its share of each cell's usage; None for uniform grey. Colours in
         `adata.uns[color + "_colors"]`, as scanpy stores them, are used.
     ax
         Axes to draw on; None for a new figure.
@@ -76,7 +76,7 @@ def umap(
     elif isinstance(values.dtype, pd.CategoricalDtype):
         order = np.random.default_rng(0).permutation(len(points))
         legend = category_colors(adata, values, color)
-        # Code -1, a missing value, takes the last entry.
+        # Code -1, for missing values, indexes the last entry.
         options["c"] = np.array([*map(to_rgb, legend.values()), to_rgb(MISSING)])[values.cat.codes.to_numpy()[order]]
         used = set(values.dropna())
         legend = {str(category): shade for category, shade in legend.items() if category in used}

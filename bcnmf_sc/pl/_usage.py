@@ -1,4 +1,4 @@
-"""Draw usage of topics by group."""
+"""Draw topic usage by group."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def usage(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw each topic's share of the cells' usage by group: a box over the group's donors, or over all of its cells.
+    """Draw box plots of each topic's share of usage by group, over the group's donors or over all of its cells.
 
-    The box spans the quartiles with the median in it, the whiskers reach to 1.5 times its height. The cells are
-    rasterised points; their sideways spread is arbitrary, and the same in every call. With `sample_key` a large point
-    is the mean over a donor's cells, what :func:`bcnmf_sc.tl.associate` compares, and the box is over these points.
+    The box spans the quartiles with a line at the median; the whiskers extend to 1.5 times its height. Cells are
+    rasterised points with a fixed horizontal jitter. With `sample_key`, a large point is the mean over a donor's cells,
+    which is what :func:`bcnmf_sc.tl.associate` compares, and the box is over these points.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def usage(
     topics
         Names of the topics to draw, in this order; None for all.
     ax
-        Axes to draw on; None for a new figure, as wide as the boxes need (at most about 20 inches).
+        Axes to draw on; None for a new figure, whose width grows with the number of boxes (up to about 20 inches).
     **kwargs
         Passed to `matplotlib.axes.Axes.boxplot`.
 
@@ -79,7 +79,7 @@ def usage(
     column = f"{key}_role" if groupby is None else groupby
     groups = obs_column(adata, column)
     if not isinstance(groups.dtype, pd.CategoricalDtype):
-        msg = f"`groupby` must be a column of categories, got {column!r} with numbers. Use `.astype('category')` on it."
+        msg = f"`groupby` must be a categorical column, got {column!r} with numbers. Use `.astype('category')` on it."
         raise UserError(msg)
     used = set(groups.dropna())
     colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}

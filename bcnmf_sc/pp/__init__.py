@@ -1,4 +1,4 @@
-"""Choose the cells and genes to model. Everything here leaves the counts as counts; nothing is factorised."""
+"""Select the cells and genes to model. Counts stay counts, and nothing is factorised."""
 
 from ._highly_variable_genes import highly_variable_genes
 from ._protein_coding import protein_coding

@@ -1,4 +1,4 @@
-"""Which genes code for a protein: from a column, a GTF file, a table, or GENCODE's annotation."""
+"""Find protein-coding genes from a column, a GTF file, a table, or GENCODE's annotation."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _GENCODE = {
 }
 _PANDAS_ERRORS = (pd.errors.ParserError, pd.errors.EmptyDataError)
 _GTF_CHUNK = 200_000  # lines
-_LEAST_KNOWN = 0.5  # share of the genes that a source of biotypes must know
+_LEAST_KNOWN = 0.5  # share of the genes that a source of biotypes must contain
 
 
 def protein_coding(
     adata: AnnData, *, column: str | None, annotation: Annotation | None
 ) -> tuple[NDArray[np.bool_], dict[str, object]]:
-    """Whether each gene codes for a protein, and the record of how that was found out."""
+    """Return whether each gene is protein coding, and a record of the source."""
     if column is not None and column not in adata.var:
         msg = f"`column` must be a column of `adata.var`, got {column!r}. Present: {listed(adata.var.columns)}."
         raise UserError(msg)
@@ -47,7 +47,7 @@ def protein_coding(
         flags, known = _flags(adata.var[column], f"adata.var[{column!r}]")
         source, matched_by = f"var[{column!r}]", "column"
         if known.mean() < _LEAST_KNOWN:
-            msg = f"`adata.var[{column!r}]` must know at least half of the genes, got {known.sum()} of {len(known)}."
+            msg = f"`adata.var[{column!r}]` must cover at least half of the genes, got {known.sum()} of {len(known)}."
             raise UserError(msg)
     else:
         table, source = _annotation_table(adata, annotation)
@@ -67,7 +67,7 @@ def protein_coding(
 
 
 def biotype_column(adata: AnnData) -> str | None:
-    """Find the first recognised column that really holds biotypes (10x's `feature_type` says "Gene Expression")."""
+    """Find the first recognised column that contains biotypes (10x's `feature_type` holds "Gene Expression")."""
     for name in COLUMNS:
         if name in adata.var and "protein_coding" in set(adata.var[name].astype(str)):
             return name
@@ -80,13 +80,13 @@ def _flags(values: pd.Series, where: str) -> tuple[NDArray[np.bool_], NDArray[np
         return values.astype("boolean").fillna(value=False).to_numpy(dtype=bool), known
     flags = (values.astype(str) == "protein_coding").to_numpy()
     if not flags.any():
-        msg = f"`{where}` must hold the biotype 'protein_coding', got {listed(pd.unique(values.dropna()), 5)}."
+        msg = f"`{where}` must contain the biotype 'protein_coding', got {listed(pd.unique(values.dropna()), 5)}."
         raise UserError(msg)
     return flags, known
 
 
 def _annotation_table(adata: AnnData, annotation: Annotation | None) -> tuple[pd.DataFrame, str]:
-    """Columns of gene names and one column `biotype`, and where they come from."""
+    """Return columns of gene names with a column `biotype`, and their source."""
     if isinstance(annotation, pd.DataFrame):
         return _name_columns(annotation.reset_index(), "`annotation`"), "DataFrame"
     if annotation is None or (isinstance(annotation, str) and annotation in _GENCODE):
@@ -96,7 +96,7 @@ def _annotation_table(adata: AnnData, annotation: Annotation | None) -> tuple[pd
     elif isinstance(annotation, (str, Path)):
         path = Path(annotation)
         if not path.is_file():
-            msg = f"`annotation` must be a file, 'human', 'mouse' or a DataFrame, got '{path}', which is no file."
+            msg = f"`annotation` must be a file, 'human', 'mouse' or a DataFrame, got '{path}', which is not a file."
             raise UserError(msg)
     else:
         msg = f"`annotation` must be a path, 'human', 'mouse' or a DataFrame, got {type(annotation).__name__}."
@@ -124,7 +124,7 @@ def _read_gtf(path: Path) -> pd.DataFrame:
     }
     table = pd.DataFrame({name: attributes.str.extract(p, expand=False) for name, p in patterns.items()})
     if table["biotype"].isna().all():
-        msg = f"`annotation` must hold gene lines with gene_biotype or gene_type, got none in '{path}'."
+        msg = f"`annotation` must contain gene lines with gene_biotype or gene_type, got none in '{path}'."
         raise UserError(msg)
     return table
 
@@ -143,7 +143,7 @@ def _name_columns(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _match(adata: AnnData, table: pd.DataFrame, source: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_], str]:
-    """Match genes to the table by the pair of names (theirs, ours) that has the most in common."""
+    """Match genes to the table by the pair of names (theirs, ours) with the largest overlap."""
     ours = {"var_names": _without_version(pd.Series(adata.var_names.astype(str)))}
     for column in adata.var:
         if str(column).lower() in _ID_COLUMNS:
@@ -154,17 +154,17 @@ def _match(adata: AnnData, table: pd.DataFrame, source: str) -> tuple[NDArray[np
     if n < adata.n_vars * _LEAST_KNOWN:
         examples = "; ".join(f"{name}: {', '.join(values.dropna().head(3))}" for name, values in theirs.items())
         msg = (
-            f"`annotation` must know at least half of the genes, got {n} of {adata.n_vars} in {source}. "
+            f"`annotation` must cover at least half of the genes, got {n} of {adata.n_vars} in {source}. "
             f"Genes of `adata`: {', '.join(ours[o].head(3))}. Genes of the annotation: {examples or 'none'}. "
-            "Other species, or other kind of id?"
+            "Is it another species, or another kind of id?"
         )
         raise UserError(msg)
     is_coding = table["biotype"].astype(str) == "protein_coding"
     if not is_coding.any():
         biotypes = listed(pd.unique(table["biotype"].dropna()), 5)
-        msg = f"`annotation` must hold the biotype 'protein_coding', got {biotypes}."
+        msg = f"`annotation` must contain the biotype 'protein_coding', got {biotypes}."
         raise UserError(msg)
-    flags = ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)  # a symbol may name two genes: either does
+    flags = ours[o].isin(theirs[t][is_coding].dropna()).to_numpy(dtype=bool)  # a symbol of two genes: either suffices
     known = ours[o].isin(theirs[t].dropna()).to_numpy(dtype=bool)
     return flags, known, t if o == "var_names" else f"{t} ({o})"
 

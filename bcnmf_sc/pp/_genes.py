@@ -1,4 +1,4 @@
-"""What the steps of `pp` share: checks, and columns of genes."""
+"""Shared by the steps of `pp`: checks, and columns of genes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST = 2  # cells, genes
 
 
 def write_var(adata: AnnData, columns: pd.DataFrame) -> None:
-    """Add columns to `.var`; setting the whole frame makes a view actual without a warning."""
+    """Add columns to `.var`; setting the whole frame copies a view without a warning."""
     adata.var = adata.var.assign(**{name: columns[name].to_numpy() for name in columns})
 
 

@@ -1,4 +1,4 @@
-"""Choose genes that vary, over target and background together."""
+"""Select highly variable genes over target and background together."""
 
 from __future__ import annotations
 
@@ -36,50 +36,50 @@ def highly_variable_genes(
     flavor: Flavor = "seurat",
     copy: bool = False,
 ) -> AnnData | None:
-    """Mark the genes that vary most over target and background together, by scanpy's method.
+    """Mark highly variable genes over target and background together, by scanpy's method.
 
-    The cells of both conditions are pooled, each counted once, so a gene may be chosen because it varies in either
+    The cells of both conditions are pooled, each counted once, so a gene may be selected because it varies within a
     condition or because it differs between them; both matter to a contrast. Scanpy's `batch_key` is not used, because
-    it prefers genes that vary in *every* batch, and a program that only the target has would come last: of the genes
-    of simulated target-only programs it chose about half as many as the pooled cells did.
+    it prefers genes that vary in *every* batch and so ranks target-only programs last: in simulations it selected about
+    half as many genes of target-only programs as pooling did.
 
-    The counts are left as they are: for the flavors "seurat" and "cell_ranger" a copy of the used cells and genes is
-    scaled to 10,000 counts per cell and logarithmised, as in the paper, and dropped.
+    The counts are not modified: for the flavors "seurat" and "cell_ranger" a temporary copy of the used cells and genes
+    is scaled to 10,000 counts per cell and log-transformed, as in the paper.
 
     Parameters
     ----------
     adata
-        Counts. Genes without a count in the used cells are never chosen, nor are genes for which
+        Counts. Genes without a count in the used cells are never selected, nor are genes for which
         `.var["protein_coding"]` is False, if that column exists.
     background_key
-        Column of `.obs` that holds the conditions.
+        Column of `.obs` with the conditions.
     background
         Category or categories of the background; of a mapping (category to alpha) the keys.
     target
         Category or categories of the target. `None` takes all others, "all" takes every cell with a condition.
     n_top_genes
-        How many genes to mark. All eligible ones when there are no more than that.
+        Number of genes to mark; all eligible genes if there are fewer.
     layer
-        Layer that holds the counts; `None` for `.X`.
+        Layer with the counts; `None` for `.X`.
     flavor
-        Scanpy's method. "seurat_v3" works on the counts directly and needs the package scikit-misc.
+        Scanpy's method. "seurat_v3" works on the counts directly and requires scikit-misc.
     copy
-        Return a changed copy and leave `adata` alone.
+        Return a modified copy instead of changing `adata`.
 
     Returns
     -------
-    `None`, or a changed copy with `copy=True`. Fields set:
+    `None`, or a modified copy if `copy=True`. Sets the fields:
 
     `.var["highly_variable"]` : bool array
-        The genes chosen.
+        Whether the gene was selected.
     `.var["highly_variable_rank"]` : float array
-        Position in scanpy's order, from 0; NaN for genes that could not be chosen.
+        Rank by scanpy's method, from 0; NaN for ineligible genes.
     `.var["highly_variable_target"]`, `.var["highly_variable_background"]` : bool arrays
-        Whether the gene is among the first `n_top_genes` by that condition's cells alone.
+        Whether the gene is among the top `n_top_genes` by that condition's cells alone.
     `.var["highly_variable_nbatches"]` : int array
-        In how many of the two conditions it is.
+        Number of conditions (of the two) in which it is.
     `.var["means"]`, `.var["dispersions"]`, `.var["dispersions_norm"]` : float arrays
-        Scanpy's statistics over target and background together; NaN for genes that could not be chosen. With the flavor
+        Scanpy's statistics over target and background together; NaN for ineligible genes. With the flavor
         "seurat_v3" the last two are `variances` and `variances_norm`.
     `.uns["hvg"]` : dict
         `flavor`, `n_top_genes`, `background_key`, `background`, `target`, `layer`.
@@ -115,7 +115,7 @@ def conditions_of(
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], dict[str, object]]:
-    """Masks of the target and background cells, and their names for the record."""
+    """Return masks of the target and background cells, and their names for the record."""
     design = read_design(adata, key, background, target)
     if target is None:
         names = ["not background"]
@@ -126,7 +126,7 @@ def conditions_of(
 
 
 def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.csr_matrix:
-    """Check the counts of all cells and give them as they are, or CSC as CSR (a copy, for row access)."""
+    """Check the counts of all cells and return them unchanged, or CSC as CSR (a copy, for row access)."""
     counts = read_matrix(adata, layer)
     where = matrix_name(layer)
     if sparse.issparse(counts):
@@ -140,7 +140,7 @@ def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.
     matrix_values(where, values.size - int(np.isfinite(values).sum()), values.min(initial=0))
     if values.dtype.kind == "f":
         n_fractional = int((values != np.rint(values)).sum())
-        warn_of_fractions(where, n_fractional, values.max(initial=0), "genes are chosen by counts")
+        warn_of_fractions(where, n_fractional, values.max(initial=0), "genes are selected by counts")
     return counts
 
 
@@ -156,7 +156,7 @@ def choose_genes(
     flavor: Flavor,
     eligible: NDArray[np.bool_],
 ) -> pd.DataFrame:
-    """Columns for `.var`, in the order of the genes, computed from a copy of what is needed."""
+    """Compute the columns for `.var`, in the order of the genes, from a copy of the data needed."""
     whole_number("n_top_genes", n_top_genes, 1)
     one_of("flavor", flavor, get_args(Flavor))
     used = in_target | in_background
@@ -164,17 +164,17 @@ def choose_genes(
     eligible = eligible & (n_expressed(counts, axis=0) > 0)
     if eligible.sum() < LEAST:
         msg = (
-            f"`adata` must have at least {LEAST} genes to choose from, got {eligible.sum()}. A gene needs a count in "
-            "a target or background cell and, where `adata.var['protein_coding']` exists, True there."
+            f"`adata` must have at least {LEAST} eligible genes, got {eligible.sum()}. A gene needs a count in "
+            "a target or background cell and, if `adata.var['protein_coding']` exists, True there."
         )
         raise UserError(msg)
     if n_top_genes >= eligible.sum():
-        logger.info("`n_top_genes` %d is no less than the %d eligible genes: all kept.", n_top_genes, eligible.sum())
+        logger.info("`n_top_genes` %d is not below the %d eligible genes: all are kept.", n_top_genes, eligible.sum())
 
     import scanpy as sc  # slow to import
 
     chosen = counts[:, eligible].astype(np.float32)  # astype copies
-    work = AnnData(sparse.csr_matrix(chosen) if sparse.issparse(chosen) else chosen)  # scanpy stumbles over csr_array
+    work = AnnData(sparse.csr_matrix(chosen) if sparse.issparse(chosen) else chosen)  # scanpy fails on csr_array
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some cells have zero counts", category=UserWarning)
         if flavor != "seurat_v3":
@@ -185,7 +185,7 @@ def choose_genes(
         name: _statistics(work[mask[used]], flavor)["rank"].to_numpy()
         for name, mask in (("target", in_target), ("background", in_background))
     }
-    position = joint["rank"].rank(method="first").to_numpy() - 1  # genes that do not vary follow, in their order
+    position = joint["rank"].rank(method="first").to_numpy() - 1  # constant genes follow, in their order
 
     columns = pd.DataFrame(index=range(len(eligible)))
     columns["highly_variable"] = _spread(position < n_top_genes, eligible, fill=False)
@@ -199,7 +199,7 @@ def choose_genes(
 
 
 def _statistics(work: AnnData, flavor: Flavor) -> pd.DataFrame:
-    """Scanpy's table for these cells, with the rank of every gene; genes that do not vary come last (infinity)."""
+    """Return scanpy's table for these cells, with the rank of every gene; constant genes come last (infinity)."""
     import scanpy as sc
 
     mean = np.asarray(work.X.mean(axis=0)).ravel()
@@ -218,7 +218,7 @@ def _statistics(work: AnnData, flavor: Flavor) -> pd.DataFrame:
             raise
         except ValueError as error:
             msg = (
-                f"`flavor` {flavor!r} does not fit these data: scanpy stopped at {part.n_obs} cells and {part.n_vars} "
+                f"`flavor` {flavor!r} does not suit these data: scanpy failed on {part.n_obs} cells and {part.n_vars} "
                 f"genes with '{error}'. Try `flavor='seurat'`, or remove genes that are in few cells."
             )
             raise UserError(msg) from error

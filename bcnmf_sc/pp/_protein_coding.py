@@ -1,4 +1,4 @@
-"""Mark the genes that code for a protein."""
+"""Mark protein-coding genes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def protein_coding(
     adata: AnnData, *, column: str | None = None, annotation: Annotation | None = None, copy: bool = False
 ) -> AnnData | None:
-    """Mark the genes that code for a protein, from a source that is named and checked.
+    """Mark protein-coding genes, from a source that is checked and recorded.
 
     The first of these that applies is used: `column`; `annotation`; a column of `.var` called `gene_biotype`,
     `gene_type`, `biotype`, `feature_biotype` or `feature_type` that has "protein_coding" among its values; the
     GENCODE annotation, downloaded once into the cache (about 30 MB; human, or mouse where the gene ids begin with
     ENSMUSG). Names are matched exactly, ids without their version suffix.
-    Genes that the source does not know are not protein coding. A source that knows fewer than half of the genes is
-    the wrong source, and an error.
+    Genes missing from the source are marked as not protein coding. It is an error if the source contains fewer than
+    half of the genes.
 
     Parameters
     ----------
@@ -36,17 +36,17 @@ def protein_coding(
         Column of `.var` to use: biotypes ("protein_coding", ...), or True and False.
     annotation
         Path of a GTF file (`.gtf`, `.gtf.gz`) or of a CSV or TSV table (possibly compressed), or a DataFrame. A table
-        needs a column of biotypes (one of the names above) and one or more columns of gene ids or symbols; of a
-        DataFrame the index counts too. "human" and "mouse" name the two downloads.
+        needs a column of biotypes (one of the names above) and one or more columns of gene ids or symbols, among them
+        the index of a DataFrame. "human" and "mouse" download GENCODE's annotation.
     copy
-        Return a changed copy and leave `adata` alone.
+        Return a modified copy instead of changing `adata`.
 
     Returns
     -------
-    `None`, or a changed copy with `copy=True`. Fields set:
+    `None`, or a modified copy if `copy=True`. Sets the fields:
 
     `.var["protein_coding"]` : bool array
-        Whether the gene codes for a protein.
+        Whether the gene is protein coding.
     `.uns["protein_coding"]` : dict
         `source`, `matched_by` (which names were matched), `n_matched`, `n_genes`, `n_protein_coding`.
 

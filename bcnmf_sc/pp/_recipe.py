@@ -1,4 +1,4 @@
-"""Filter cells and genes, then choose genes, in one call."""
+"""Filter cells and genes and select genes, in one call."""
 
 from __future__ import annotations
 
@@ -36,45 +36,45 @@ def recipe(
     flavor: Flavor = "seurat",
     copy: bool = False,
 ) -> AnnData | None:
-    """Prepare counts as the paper does: filter cells and genes, protein-coding genes, highly variable genes.
+    """Prepare counts as in the paper: filter cells and genes, then select protein-coding, highly variable genes.
 
-    Cells with few genes, then genes in few of the remaining cells, are removed; the rest is marked in `.var`, not
-    removed, and target and background are treated alike throughout. Unlike the paper's recipe, counts stay counts:
-    the count likelihoods model library size and the noise of small counts themselves, and scaled or logarithmised
-    values have lost both. Normalisation is used for the choice of variable genes only.
+    Cells with few genes, then genes in few of the remaining cells, are removed; the selected genes are only marked in
+    `.var`. Target and background are treated alike throughout. Unlike in the paper's recipe, counts stay counts: the
+    count likelihoods model library size and the noise of small counts themselves, and both are lost in scaled or
+    log-transformed values. Normalisation is used only to select variable genes.
 
-    Nothing is downloaded: without `annotation` and without a column of biotypes in `.var`, the restriction to
-    protein-coding genes is left out with a note in the log.
+    Nothing is downloaded: without `annotation` and without a column of biotypes in `.var`, all genes stay eligible,
+    with a note in the log.
 
     Parameters
     ----------
     adata
         Counts.
     background_key
-        Column of `.obs` that holds the conditions.
+        Column of `.obs` with the conditions.
     background
         Category or categories of the background; of a mapping (category to alpha) the keys.
     target
         Category or categories of the target. `None` takes all others, "all" takes every cell with a condition.
     min_genes
-        Cells in which fewer genes have a count are removed. 0 keeps all.
+        Cells with counts in fewer genes are removed. 0 keeps all.
     min_cells
-        Genes with a count in fewer of the remaining cells are removed. 0 keeps all.
+        Genes with counts in fewer of the remaining cells are removed. 0 keeps all.
     n_top_genes
-        How many highly variable genes to mark.
+        Number of highly variable genes to mark.
     annotation
-        As in `protein_coding`.
+        See `protein_coding`.
     layer
-        Layer that holds the counts; `None` for `.X`.
+        Layer with the counts; `None` for `.X`.
     flavor
-        As in `highly_variable_genes`.
+        See `highly_variable_genes`.
     copy
-        Return a changed copy and leave `adata` alone.
+        Return a modified copy instead of changing `adata`.
 
     Returns
     -------
-    `None`, or a changed copy with `copy=True`. Cells and genes are removed, and the fields of `protein_coding` (where
-    the biotypes are known) and `highly_variable_genes` are set.
+    `None`, or a modified copy if `copy=True`. Removes cells and genes, and sets the fields of `protein_coding` (if
+    biotypes are available) and `highly_variable_genes`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Similarity of genes: made from embeddings, checked, and put into the order of a data set's genes."""
+"""Gene similarity: built from embeddings, checked, and aligned to the genes of a data set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["GeneSimilarity", "align", "gene_similarity"]
 
 CHUNK = 1024
-"""Genes whose similarity to all others is held at a time."""
+"""Number of genes whose similarity to all others is held at a time."""
 ASYMMETRY = 1e-5
-"""Difference between the two entries of a pair, relative to the largest entry, that rounding may leave."""
+"""Asymmetry due to rounding that is tolerated, relative to the largest entry."""
 
 
 class GeneSimilarity(NamedTuple):
-    """A similarity of genes with their names: what `pp.gene_similarity` makes and `tl.deltanmf` takes."""
+    """A gene similarity with gene names, as returned by `pp.gene_similarity` and used by `tl.deltanmf`."""
 
     graph: sparse.csr_array
     """Genes x genes, symmetric, at least 0, zero on the diagonal."""
@@ -32,7 +32,7 @@ class GeneSimilarity(NamedTuple):
 
 
 Similarity = GeneSimilarity | tuple[Any, Any] | pd.DataFrame
-"""Forms in which a similarity is taken."""
+"""Accepted forms of a similarity."""
 
 
 def gene_similarity(
@@ -42,22 +42,22 @@ def gene_similarity(
     n_neighbors: int = 15,
     min_similarity: float = 0.0,
 ) -> GeneSimilarity:
-    """Turn vectors of genes, as a foundation model has them, into a sparse graph of similar genes.
+    """Build a sparse gene similarity graph from gene embeddings, such as those of a foundation model.
 
-    The similarity is the cosine of two genes' vectors. Each gene keeps its ``n_neighbors`` most similar genes, of those
-    with a similarity above ``min_similarity``; a pair stays if either gene keeps the other. The full table of genes ×
-    genes is never held.
+    The similarity is the cosine of two genes' embeddings. Each gene is linked to its ``n_neighbors`` most similar genes
+    among those with a similarity above ``min_similarity``; a pair is kept if either gene selects the other. The full
+    genes × genes matrix is never held in memory.
 
     Parameters
     ----------
     embeddings
         Genes × dimensions: a DataFrame with the genes' ids as index, or an array together with `genes`.
     genes
-        Ids of the rows of an array.
+        Gene ids of the rows, if `embeddings` is an array.
     n_neighbors
-        Genes that each gene keeps, at least 1.
+        Number of neighbours per gene, at least 1.
     min_similarity
-        Cosine from 0 to 1 that a pair must exceed.
+        Cosine, from 0 to 1, that a pair must exceed.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def gene_similarity(
     if isinstance(embeddings, pd.DataFrame):
         names = embeddings.index if genes is None else pd.Index(genes)
     elif genes is None:
-        msg = "`genes` must name the rows of `embeddings` where that is an array."
+        msg = "`genes` must name the rows of `embeddings` if that is an array."
         raise UserError(msg)
     else:
         names = pd.Index(genes)
@@ -112,9 +112,9 @@ def gene_similarity(
 
 
 def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
-    """Put a similarity into the order of `genes`; return it (float64, without diagonal) and how many genes it knows.
+    """Align a similarity to `genes`; return it (float64, without diagonal) and the number of its genes found there.
 
-    Genes that it does not know have no similar genes.
+    Genes missing from it have no similar genes.
     """
     matrix, names = _parts(similarity)
     if matrix.shape != (len(names), len(names)):
@@ -145,7 +145,7 @@ def align(similarity: Any, genes: pd.Index) -> tuple[sparse.csr_array, int]:
 def _parts(similarity: Any) -> tuple[Any, pd.Index]:
     if isinstance(similarity, pd.DataFrame):
         if not similarity.index.equals(similarity.columns):
-            msg = "`similarity` must have the same genes as index and columns, in one order."
+            msg = "`similarity` must have the same genes as index and columns, in the same order."
             raise UserError(msg)
         return similarity.to_numpy(), similarity.index
     if isinstance(similarity, tuple) and len(similarity) == 2:  # noqa: PLR2004

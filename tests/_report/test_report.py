@@ -245,7 +245,7 @@ def test_methods_without_a_background_have_no_section_for_it(tmp_path):
     assert [section["id"] for section in page.of("section")] == [
         x for x in SECTIONS if x not in ("background", "alpha")
     ]
-    assert any("280 cells that were learned from" in word for word in page.text("p"))
+    assert any("280 cells of the fit" in word for word in page.text("p"))
 
 
 def test_deltanmf_shows_shift_and_emergence(tmp_path):
@@ -264,7 +264,7 @@ def test_projected_cells(plain, tmp_path):
     adata = small()
     bc.tl.project(adata, plain, key="mine")
     page = written(adata, tmp_path, key="mine")
-    assert any("How much do these 280 cells use topics that were learned on other cells?" in x for x in page.text("p"))
+    assert any("How much do these 280 cells use topics learned on other cells?" in x for x in page.text("p"))
     assert cautions(adata, "mine", adata.uns["mine"]) == []
 
 
@@ -291,7 +291,7 @@ def test_sound_analysis_has_no_warning(full, tmp_path):
     adata.uns["bcnmf"]["topics"].loc[["Topic 1", "Topic 2"], ["p_value", "called"]] = [1e-3, True]
     assert cautions(adata, "bcnmf", adata.uns["bcnmf"]) == []
     page = written(adata, tmp_path)
-    assert "Nothing that is stored calls for one." in page.text("p")
+    assert "No warnings for the stored results." in page.text("p")
 
 
 def changed(table: str, column: str, value: object):
@@ -326,10 +326,10 @@ SPOILED = {
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("rest", "not at rest"),
+        ("rest", "did not converge in"),
         ("worse", "worse than its mean profile"),
         ("suppressed", "120 genes are suppressed"),
-        ("collapsed", "Collapsed, hardly used by any target cell: Topic 2."),
+        ("collapsed", "Collapsed topics, hardly used by any target cell: Topic 2."),
         ("called", "No target topic is called"),
         ("donors", "could not be tested by donor"),
         ("cells", "Topics were called over cells"),
@@ -338,7 +338,7 @@ SPOILED = {
         ("unit", "Topics were tested against state with every cell"),
         ("contrast", "Topics were tested against condition, the contrast"),
         ("alpha", "The fit used alpha 0.17, while"),
-        ("ruined", "Every alpha of the stored path"),
+        ("ruined", "Every alpha on the stored path"),
     ],
 )
 def test_each_warning(full, what, words):
@@ -405,7 +405,7 @@ def test_errors_come_before_any_work(plain, tmp_path):
         bc.report(plain, tmp_path / "a.html", key="mine", gene_symbols="x")
     with pytest.raises(ValueError, match="`n_genes` must be a whole number of at least 1"):
         bc.report(plain, tmp_path / "a.html", key="mine", n_genes=0)
-    with pytest.raises(ValueError, match="`path` must lie in a folder that exists"):
+    with pytest.raises(ValueError, match="`path` must lie in an existing folder"):
         bc.report(plain, tmp_path / "none" / "a.html", key="mine")
     assert list(tmp_path.iterdir()) == []
 

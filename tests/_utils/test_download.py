@@ -125,7 +125,7 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, kind, member):
     inner = tmp_path / "inner"
     inner.mkdir()
     path = _archive(inner / f"a.{kind}", ["genes.tsv", member])
-    with pytest.raises(ValueError, match="must hold files of its own folder only, got the member"), members(path):
+    with pytest.raises(ValueError, match="must contain files of its own folder only, got the member"), members(path):
         pass
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [path.name]
 
@@ -189,13 +189,13 @@ def test_matrix_market():
 @pytest.mark.parametrize(
     ("text", "shape", "match"),
     [
-        (MATRIX, (3, 5), "as many genes and cells as the tables beside it, 3 x 5, got 3 x 4"),
-        (MATRIX[:-6], (3, 4), "must be a whole Matrix Market file, got: .*Was the download cut short"),
-        (MATRIX[:70], (3, 4), "must be a whole Matrix Market file"),
-        (MATRIX[:55], (3, 4), "must be a whole Matrix Market file"),
-        (MATRIX + b"1 1 1\n", (3, 4), "must be a whole Matrix Market file"),
-        (MATRIX.replace(b"3 4 4", b"3 5 4"), (3, 4), "must be a whole Matrix Market file"),
-        (MATRIX.replace(b"3 4 4", b"3 4 x"), (3, 4), "must be a whole Matrix Market file"),
+        (MATRIX, (3, 5), "must match its gene and cell tables, 3 x 5, got 3 x 4"),
+        (MATRIX[:-6], (3, 4), "must be a complete Matrix Market file, got: .*Was the download cut short"),
+        (MATRIX[:70], (3, 4), "must be a complete Matrix Market file"),
+        (MATRIX[:55], (3, 4), "must be a complete Matrix Market file"),
+        (MATRIX + b"1 1 1\n", (3, 4), "must be a complete Matrix Market file"),
+        (MATRIX.replace(b"3 4 4", b"3 5 4"), (3, 4), "must be a complete Matrix Market file"),
+        (MATRIX.replace(b"3 4 4", b"3 4 x"), (3, 4), "must be a complete Matrix Market file"),
         (MATRIX.replace(b"coordinate", b"array"), (3, 4), "must be a sparse Matrix Market file"),
         (b"<html>", (3, 4), "must be a sparse Matrix Market file, got one that begins with b'<html>'"),
     ],

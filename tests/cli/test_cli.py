@@ -219,10 +219,10 @@ class TestBadInput:
         path = tmp_path / "other.h5ad"
         with h5py.File(path, "w") as file:
             file["table"] = np.ones(3)
-        assert "no AnnData. It holds: table" in refused("info", path)
+        assert "an HDF5 file but not an AnnData. It contains: table" in refused("info", path)
         with h5py.File(path, "w") as file:
             file.attrs["encoding-type"] = "MuData"
-        assert "It holds: MuData" in refused("info", path)
+        assert "It contains: MuData" in refused("info", path)
 
     def test_damaged_anndata(self, source, refused):
         with h5py.File(source, "r+") as file:
@@ -277,19 +277,19 @@ class TestOutput:
         before = digest(source)
         (tmp_path / "link.h5ad").symlink_to(source)
         for out in (source, tmp_path / "." / "in.h5ad", tmp_path / "link.h5ad"):
-            assert "is an input" in refused("fit", source, *FIT, "-o", out, "--force")
+            assert "is also an input" in refused("fit", source, *FIT, "-o", out, "--force")
         other = tmp_path / "new.h5ad"
         other.write_bytes(source.read_bytes())
-        assert "is an input" in refused("project", other, "--reference", source, "-o", source, "--force")
+        assert "is also an input" in refused("project", other, "--reference", source, "-o", source, "--force")
         assert digest(source) == before
 
     def test_folder(self, source, tmp_path, refused, monkeypatch):
         monkeypatch.setattr(ad, "read_h5ad", lambda *_, **__: pytest.fail("read before the output was checked"))
-        assert "is no folder" in refused("fit", source, *FIT, "-o", tmp_path / "none" / "out.h5ad")
-        assert "is no folder" in refused("fit", source, *FIT, "-o", source / "out.h5ad")
+        assert "is not a folder" in refused("fit", source, *FIT, "-o", tmp_path / "none" / "out.h5ad")
+        assert "is not a folder" in refused("fit", source, *FIT, "-o", source / "out.h5ad")
         assert "is a folder" in refused("fit", source, *FIT, "-o", tmp_path, "--force")
         monkeypatch.setattr(files.os, "access", lambda _, mode: mode != os.W_OK)
-        assert "no permission" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
+        assert "permission denied" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
 
     @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
     def test_failed_write_leaves_nothing(self, source, tmp_path, monkeypatch, error):
@@ -310,7 +310,7 @@ class TestOutput:
         assert out.read_text() == "precious"
 
     def test_demo_folder_is_a_file(self, source, refused):
-        assert "is no folder" in refused("demo", "-o", source)
+        assert "is not a folder" in refused("demo", "-o", source)
 
 
 class TestUsage:

@@ -146,7 +146,7 @@ def test_mdd_samples_of_one_donor_and_odd_words(folders):
     assert (first["donor"], first["sample"]) == ("F1", "F1_2")
     cells.loc[0, "x"] = "F1-AAACCC-1"
     cells.to_csv(path)
-    with pytest.raises(ValueError, match=r"must hold words like .* got 'F1-AAACCC-1'"):
+    with pytest.raises(ValueError, match=r"must hold names like .* got 'F1-AAACCC-1'"):
         bc.datasets.mdd(folder)
 
 
@@ -169,7 +169,7 @@ def test_kang(folders):
     with pytest.raises(ValueError, match=r"must have a row for each barcode of GSM2560248_2.1.mtx, got none for"):
         bc.datasets.kang(folder)
     table.assign(stim="ctrl").to_csv(path, sep="\t")
-    with pytest.raises(ValueError, match=r"must agree with GSE96583_RAW.tar on what was stimulated, got 240 cells"):
+    with pytest.raises(ValueError, match=r"must agree with GSE96583_RAW.tar on the stimulated cells, got 240 cells"):
         bc.datasets.kang(folder)
 
 
@@ -185,7 +185,7 @@ def test_result_can_be_stored_and_fitted(written, tmp_path):
 
 def test_stand_in_refuses_to_overwrite_and_seed_decides(written, tmp_path):
     name, folder = written
-    with pytest.raises(FileExistsError, match=r"`folder` must not hold .* yet"):
+    with pytest.raises(FileExistsError, match=r"`folder` must not contain .*, got"):
         bc.datasets.stand_in(name, folder)
     assert_equal(load(name, folder), load(name, bc.datasets.stand_in(name, tmp_path / "same")))
     other = load(name, bc.datasets.stand_in(name, tmp_path / "other", random_state=1))

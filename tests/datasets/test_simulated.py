@@ -215,7 +215,7 @@ def test_digits_choice_and_seed():
         ({"digits": ()}, "`digits` must be one or more of 0 to 9"),
         ({"digits": (0, 10)}, "`digits` must be one or more of 0 to 9"),
         ({"n_background": 0}, "`n_background` must be a whole number of at least 1, got 0"),
-        ({"n_background": 10**6}, "`n_background` must make at most"),
+        ({"n_background": 10**6}, "`n_background` must give at most"),
         ({"background_scale": 1.2}, "`background_scale` must be a number from 0 to 1"),
     ],
 )

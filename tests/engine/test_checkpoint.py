@@ -108,5 +108,5 @@ def test_other_and_broken_files_are_refused(problem, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="not a whole checkpoint"):
             fit(row_source(x), Poisson(), 3, **weights, run=how)
-    with pytest.raises(ValueError, match="folder that exists"):
+    with pytest.raises(ValueError, match="an existing folder"):
         fit(row_source(x), Poisson(), 3, **weights, run=Run(checkpoint=tmp_path / "none" / "state.npz"))

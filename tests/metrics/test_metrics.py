@@ -81,7 +81,7 @@ def test_proportions_make_depth_irrelevant(rng) -> None:
     usage = (0.2 + 0.6 * np.eye(2)[labels]) * rng.lognormal(0, 2, size=(100, 1))
     assert metrics.ari_bootstrap(usage, labels, n_boot=0).ari == 1
     assert metrics.ari_bootstrap(usage, labels, n_boot=0, normalize=False).ari < 0.9
-    with pytest.raises(ValueError, match="`usage` must not be negative"):
+    with pytest.raises(ValueError, match="`usage` must be non-negative"):
         metrics.ari_bootstrap(usage - 5, labels)
 
 
@@ -232,14 +232,17 @@ def test_compare_errors(adata, monkeypatch) -> None:
     how = {"background_key": "condition", "background": "ctrl"}
     for wrong, message in (
         ({"labels": "x"}, "`labels` must be a column"),
-        ({"labels": "condition"}, "at least 2 kinds"),
+        ({"labels": "condition"}, "at least 2 labels to score"),
         ({"labels": "donor", "methods": ["umap"]}, "`methods` must be of"),
         ({"labels": "donor", "cells": "some"}, "`cells` must be 'target' or 'all'"),
         ({"labels": "donor", "nuisance": "lab"}, "`nuisance` must be a column"),
-        ({"labels": "donor", "nuisance": "lane"}, "at least 5 cells each .* got 'lane' with 'rare' with 4. Join rare"),
+        ({"labels": "donor", "nuisance": "lane"}, "at least 5 cells each .* got 'lane' with 'rare' with 4. Merge rare"),
         ({"labels": "donor", "nuisance": "condition"}, "got 'condition' with 1 labels"),
         ({"labels": "subgroup", "nuisance": "site", "sample_key": "donor"}, "at least 2 donors each"),
-        ({"labels": "subgroup", "sample_key": "vague"}, "must name a donor for every cell .* 'vague' with 3 without"),
+        (
+            {"labels": "subgroup", "sample_key": "vague"},
+            "must name a donor for every scored cell, got 'vague' with 3 missing",
+        ),
         ({"labels": "donor", "n_seeds": 0}, "`n_seeds` must be a whole number of at least 1, got 0"),
         ({"labels": "subgroup", "sample_key": "site"}, "at least 2 donors with target cells and 2 with .* 2 and 1"),
         ({"labels": "subgroup", "sample_key": "site", "cross_fit": None}, "at least 2 donors with target cells"),
@@ -248,11 +251,11 @@ def test_compare_errors(adata, monkeypatch) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             metrics.compare(adata, **how, **wrong)
-    with pytest.raises(TypeError, match="Unknown argument 'bogus': neither of `compare`"):
+    with pytest.raises(TypeError, match="Unknown argument 'bogus': neither `compare`"):
         metrics.compare(adata, **how, labels="donor", methods=["pca"], bogus=3)
     taken = {"checkpoint": "c.npz", "copy": True, "key_added": "mine", "random_state": 5, "basis": "split"}
     for name, value in taken.items():
-        with pytest.raises(TypeError, match=f"`compare` sets '{name}' for each of its fits. Leave it out."):
+        with pytest.raises(TypeError, match=f"`compare` sets '{name}' for each of its fits. Do not pass it."):
             metrics.compare(adata, **how, labels="donor", **{name: value})
     with pytest.raises(pytest.fail.Exception, match="a method was run"):  # one donor is enough where none is left out
         metrics.compare(adata, **how, labels="subgroup", sample_key="site", methods="nmf")

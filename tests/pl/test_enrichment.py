@@ -60,7 +60,7 @@ def test_the_method_is_named_where_both_have_run():
     adata = stored()
     both = [adata.uns["bcnmf"]["enrichment"], stored(method="gsea").uns["bcnmf"]["enrichment"].assign(score=-1.0)]
     adata.uns["bcnmf"]["enrichment"] = pd.concat(both, ignore_index=True)
-    with pytest.raises(ValueError, match=r"`method` must be one that has run, got None. Present: 'ora', 'gsea'"):
+    with pytest.raises(ValueError, match=r"`method` must be a method that was run, got None. Present: 'ora', 'gsea'"):
         pl.enrichment(adata)
     ax = pl.enrichment(adata, method="gsea")
     assert (ax.collections[0].get_array() == -1).all()

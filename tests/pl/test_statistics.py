@@ -80,9 +80,8 @@ def test_associations_draw_the_difference_with_its_interval(adata, method) -> No
     assert full == (table["p_adjusted"] <= 0.05).tolist()
     assert sum(full) > 0
     assert texts(ax.yaxis) == table["topic"].tolist()
-    assert ax.get_xlabel().startswith(
-        {"moderated": "log2 fold change of the share of usage", "t": "share of usage"}[method] + ", stim less ctrl"
-    )
+    what = {"moderated": "log2 fold change of the share of usage", "t": "difference in share of usage"}[method]
+    assert ax.get_xlabel().startswith(f"{what} (stim − ctrl)")
     assert "over samples" in ax.get_xlabel()
 
 
@@ -114,7 +113,7 @@ def test_gene_tests_lie_beside_their_rows(adata) -> None:
     np.testing.assert_allclose(heat.get_position().intervaly, bars.get_position().intervaly)
     assert len(fig.axes) == 4  # heatmap, genes, topics, colour bar
     assert "stim against\nctrl" in bars.get_xlabel()
-    with pytest.raises(ValueError, match="`groupby` must be a column that was tested"):
+    with pytest.raises(ValueError, match="`groupby` must be a tested column"):
         pl.loadings(adata, gene_test="donor")
 
 
@@ -134,14 +133,14 @@ def test_tests_of_topics_against_a_column_lie_beside_their_blocks(adata) -> None
         pl.loadings(adata, test="donor")
     adata.obs["kind"] = pd.Categorical(np.resize(list("abc"), adata.n_obs))
     tl.associate(adata, groupby="kind", reference="a")
-    with pytest.raises(ValueError, match=r"`test` must name a column with one comparison, got 'kind' with 'b', 'c'"):
+    with pytest.raises(ValueError, match=r"`test` must be a column with one comparison, got 'kind' with 'b', 'c'"):
         pl.loadings(adata, test="kind")
 
 
 def test_gene_tests_of_several_groups_are_refused(adata) -> None:
     adata.obs["kind"] = [f"k{int(d[1:]) % 3}" for d in adata.obs["donor"]]
     tl.associate_genes(adata, groupby="kind", sample_key="donor")
-    with pytest.raises(ValueError, match="`gene_test` must name a column with one comparison"):
+    with pytest.raises(ValueError, match="`gene_test` must be a column with one comparison"):
         pl.loadings(adata, gene_test="kind")
 
 
@@ -252,7 +251,7 @@ def test_composition_stacks_to_the_whole(adata, normalize) -> None:
         np.testing.assert_allclose([bar.get_y() for bar in bars], tops)
         tops += expected.to_numpy()
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(counts)
-    with pytest.raises(ValueError, match="`of` must be a column of categories"):
+    with pytest.raises(ValueError, match="`of` must be a categorical column"):
         pl.composition(adata, "condition", "depth")
     with pytest.raises(ValueError, match="`of` must be a column of"):
         pl.composition(adata, "condition", "x")
@@ -286,7 +285,7 @@ def test_images_are_loadings_or_rebuilt_means(adata) -> None:
     assert [ax.get_title() for ax in fig.axes] == ["ctrl", "stim"]
     for ax, picture in zip(fig.axes, rebuilt, strict=True):
         np.testing.assert_allclose(ax.images[0].get_array(), picture.reshape(4, 9), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"`shape` must be rows and columns of images of 36 pixels, got \(5, 6\)"):
+    with pytest.raises(ValueError, match=r"`shape` must be the rows and columns of images of 36 pixels, got \(5, 6\)"):
         pl.images(adata, shape=(5, 6))
     del adata.uns["image_shape"]
     with pytest.raises(ValueError, match="got None"):
@@ -402,10 +401,10 @@ def test_stability_has_a_bar_for_each_topic_that_has_one() -> None:
 
 
 def test_stability_errors(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"`key` must name topics with a stability.*tl.consensus"):
+    with pytest.raises(ValueError, match=r"`key` must name a fit with the stability of its topics.*tl.consensus"):
         pl.stability(adata)
     adata.uns["bcnmf"]["topics"]["stability"] = np.nan
-    with pytest.raises(ValueError, match=r"`key` must name topics with a stability"):
+    with pytest.raises(ValueError, match=r"`key` must name a fit with the stability of its topics"):
         pl.stability(adata)
 
 

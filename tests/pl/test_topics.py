@@ -303,7 +303,7 @@ def test_usage_of_twenty_topics_keeps_labels_apart(n_groups: int, own_axes: bool
 def test_usage_errors(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"`groupby` must be a column of `adata.obs`, got 'x'"):
         pl.usage(adata, "x")
-    with pytest.raises(ValueError, match="`groupby` must be a column of categories, got 'depth' with numbers"):
+    with pytest.raises(ValueError, match="`groupby` must be a categorical column, got 'depth' with numbers"):
         pl.usage(adata, "depth")
     with pytest.raises(ValueError, match="`topics` must be names of topics"):
         pl.usage(adata, topics="Topic 9")

@@ -144,7 +144,7 @@ def test_protein_coding_round_trip(human, gtf, tmp_path):
     ("arguments", "error", "match"),
     [
         ({"column": "no"}, ValueError, r"`column` must be a column of `adata.var`, got 'no'. Present: 'symbol'"),
-        ({"column": "symbol"}, ValueError, "must hold the biotype 'protein_coding', got 'A1', 'B2'"),
+        ({"column": "symbol"}, ValueError, "must contain the biotype 'protein_coding', got 'A1', 'B2'"),
         ({"annotation": "no.gtf"}, ValueError, r"`annotation` must be a file.*got 'no.gtf'"),
         ({"annotation": 3}, TypeError, "`annotation` must be a path.*got int"),
         ({"annotation": pd.DataFrame({"symbol": ["A1"]})}, ValueError, "must have a column of biotypes .*'symbol'"),
@@ -156,7 +156,7 @@ def test_protein_coding_round_trip(human, gtf, tmp_path):
         (
             {"annotation": pd.DataFrame({"symbol": ["A1", "B2", "C3"], "biotype": "mRNA"})},
             ValueError,
-            "must hold the biotype 'protein_coding', got 'mRNA'",
+            "must contain the biotype 'protein_coding', got 'mRNA'",
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_protein_coding_rejects_truncated_file(human, gtf):
 def test_protein_coding_rejects_gtf_without_genes(human, tmp_path):
     path = tmp_path / "transcripts.gtf"
     path.write_text("".join(line for line in GTF.splitlines(keepends=True) if "\tgene\t" not in line))
-    with pytest.raises(ValueError, match="must hold gene lines with gene_biotype or gene_type, got none"):
+    with pytest.raises(ValueError, match="must contain gene lines with gene_biotype or gene_type, got none"):
         bc.pp.protein_coding(human, annotation=path)
 
 
@@ -320,7 +320,7 @@ def test_hvg_keeps_all_when_more_are_asked_for(adata, flavor, caplog):
         bc.pp.highly_variable_genes(adata, **CONDITIONS, n_top_genes=5000, flavor=flavor)
     assert adata.var["highly_variable"].tolist() == [False] + [True] * 499
     assert np.isnan(adata.var["highly_variable_rank"].iloc[0])
-    assert "`n_top_genes` 5000 is no less than the 499 eligible genes" in caplog.text
+    assert "`n_top_genes` 5000 is not below the 499 eligible genes" in caplog.text
 
 
 def test_hvg_takes_cells_without_counts(adata):
@@ -369,7 +369,7 @@ def test_hvg_round_trip_and_overwrite(adata, tmp_path):
 def test_hvg_warns_of_normalised_values(adata):
     sc.pp.normalize_total(adata)
     with pytest.warns(
-        UserWarning, match=r"`adata.X` holds \d+ values that are not whole numbers, .* normalised"
+        UserWarning, match=r"`adata.X` contains \d+ values that are not whole numbers, .* normalised"
     ) as record:
         bc.pp.highly_variable_genes(adata, **CONDITIONS, n_top_genes=100)
     assert record[0].filename == __file__
@@ -399,15 +399,15 @@ def _spoil(value):
         ),
         (None, {"background": []}, ValueError, "`background` must name categories.*got none"),
         (None, {"target": ["case", "no"]}, ValueError, "`target` must name categories.*got 'no'"),
-        (None, {"background": ["case", "ctrl"]}, ValueError, "No target cells are left.*target='all'"),
+        (None, {"background": ["case", "ctrl"]}, ValueError, "There are no target cells.*target='all'"),
         (None, {"n_top_genes": 0}, ValueError, "`n_top_genes` must be a whole number of at least 1, got 0"),
         (None, {"layer": "no"}, ValueError, "`layer` 'no' is not in `adata.layers`. Present: none"),
         (None, {"flavor": "no"}, ValueError, "`flavor` must be one of 'seurat', 'cell_ranger', 'seurat_v3', got 'no'"),
         (_spoil(np.nan), {}, ValueError, "`adata.X` must be finite"),
         (_spoil(np.inf), {}, ValueError, "`adata.X` must be finite"),
         (_spoil(-1), {}, ValueError, "`adata.X` must be non-negative, got -1"),
-        (lambda a: a.X.data.fill(0), {}, ValueError, "at least 2 genes to choose from, got 0"),
-        (lambda a: a.var.insert(0, "protein_coding", value=False), {}, ValueError, "at least 2 genes to choose from"),
+        (lambda a: a.X.data.fill(0), {}, ValueError, "at least 2 eligible genes, got 0"),
+        (lambda a: a.var.insert(0, "protein_coding", value=False), {}, ValueError, "at least 2 eligible genes"),
     ],
 )
 @pytest.mark.parametrize("function", [bc.pp.highly_variable_genes, bc.pp.recipe])

@@ -304,6 +304,10 @@ def split(adata: ad.AnnData, how: dict[str, Any]) -> None:
     fitted(adata, how, n_background_topics=2, alpha=0.0, cross_fit=2)
 
 
+def by_donor(adata: ad.AnnData, how: dict[str, Any]) -> None:
+    fitted(adata, how, n_background_topics=2, alpha=0.0, cross_fit=2, sample_key="donor")
+
+
 def then(*calls: Callable[[ad.AnnData], Any]) -> Callable[[ad.AnnData, dict[str, Any]], None]:
     """After a fit, these."""
 
@@ -398,6 +402,7 @@ ROWS: dict[str, Row] = {
         lambda a, how: bc.tl.deltanmf(a, **control(how), n_topics_control=2, n_topics_case=1, max_iter=4)
     ),
     "tl.enrich": Row(lambda a, how: enriched(a), fitted),
+    "tl.power": Row(lambda a, how: bc.tl.power(a), by_donor, examples=2),
     "tl.select_alpha": Row(chosen),
     "tl.select_n_topics": Row(
         lambda a, how: bc.tl.select_n_topics(
@@ -422,6 +427,7 @@ ROWS: dict[str, Row] = {
         subsets=True,
     ),
     "get.associations": Row(lambda a, how: bc.get.associations(a), then(associated)),
+    "get.donors": Row(lambda a, how: bc.get.donors(a), by_donor, examples=2),
     "get.enrichment": Row(lambda a, how: bc.get.enrichment(a), then(enriched)),
     "get.loadings": Row(lambda a, how: bc.get.loadings(a), fitted),
     "get.top_genes": Row(lambda a, how: bc.get.top_genes(a, 3, by="specificity"), fitted),
@@ -455,6 +461,7 @@ ROWS: dict[str, Row] = {
         lambda a, how: bc.pl.compare(pd.DataFrame({"method": ["a/b"], "alpha": [np.nan], "ari": [0.5]})), examples=1
     ),
     "pl.composition": Row(lambda a, how: bc.pl.composition(a, "condition", "kind"), examples=4),
+    "pl.donors": Row(lambda a, how: bc.pl.donors(a), by_donor, examples=1),
     "pl.enrichment": Row(lambda a, how: bc.pl.enrichment(a), then(enriched), examples=1),
     "pl.gene_frequency": Row(lambda a, how: bc.pl.gene_frequency(a), fitted),
     "pl.images": Row(lambda a, how: bc.pl.images(a, shape=(3, a.n_vars // 3)), fitted, examples=1),
@@ -463,6 +470,7 @@ ROWS: dict[str, Row] = {
     "pl.loss": Row(lambda a, how: bc.pl.loss(a), fitted, examples=1),
     "pl.spatial_topics": Row(lambda a, how: bc.pl.spatial_topics(a), spatial, examples=1),
     "pl.stability": Row(lambda a, how: bc.pl.stability(a), again, examples=1),
+    "pl.topics_forest": Row(lambda a, how: bc.pl.topics_forest(a), by_donor, examples=1),
     "pl.umap": Row(lambda a, how: bc.pl.umap(a, color="condition"), then(placed), examples=4),
     "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted),
 }

@@ -40,7 +40,7 @@ def test_a_copy_of_a_file_is_refused_before_any_value_is_read(small, tmp_path, n
     function = FUNCTIONS[name]
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty][1:]
     given = {argument: value for argument, value in (NEEDED | {"reference": small}).items() if argument in required}
-    with pytest.raises(ValueError, match="`copy` must be False for an AnnData that is backed by a file"):
+    with pytest.raises(ValueError, match="`copy` must be False for a file-backed AnnData"):
         function(backed, **given, copy=True)
     backed.file.close()
 

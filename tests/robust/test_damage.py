@@ -188,7 +188,7 @@ def test_foreign_files_are_no_h5ad(tmp_path, kind):
     path.write_bytes(foreign(Payload(tmp_path / "run"))[kind])
     for words in (["info", path], ["fit", path, "-o", tmp_path / "out.h5ad", *SPLIT]):
         code, text = command(*words)
-        assert (code, text) == (1, f"Error: {path} is no h5ad file (it is no HDF5).\n")
+        assert (code, text) == (1, f"Error: {path} is not an h5ad file (not HDF5).\n")
     assert [p.name for p in tmp_path.iterdir()] == ["in.h5ad"]
 
 
@@ -243,7 +243,7 @@ def test_a_name_that_has_changed_is_said_to_be_missing(tmp_path, part):
         file["uns/bcnmf"].move(part, part[:-1] + "_")
     code, text = command("report", path, "-o", tmp_path / "out.html")
     name = part.split("/")[-1]
-    damaged = f"Error: {path} is damaged: what is stored in it lacks '{name}'"
+    damaged = f"Error: {path} is damaged: the stored fit lacks '{name}'"
     assert code == 1
     assert text.startswith("Error: `key` 'bcnmf' is not a factorisation" if name == "topics" else damaged)
     assert text.count("\n") == 1

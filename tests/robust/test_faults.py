@@ -426,7 +426,7 @@ def test_full_disk(what, full, logs):
     assert len(lines) == 1, text
     assert lines[0].startswith(f"{str(path)!r} could not be written: ")
     assert "No space left on device" in text or "File too large" in text
-    assert text.rstrip().endswith("What was there before is as it was.")
+    assert text.rstrip().endswith("The previous file is unchanged.")
     assert path.read_text() == "precious"
     assert used(folder) == before
     assert names(folder) == ["file", "filler"]
@@ -459,10 +459,10 @@ def read_only(tmp_path, mounted):
 
 def places(tmp_path: Path, read_only: Path) -> dict[str, Path]:
     return {
-        "may be written to": read_only / "file",
+        "a writable folder": read_only / "file",
         "a folder.": tmp_path,
         "a device.": Path("/dev/null"),
-        "lie in a folder that exists": tmp_path / "none" / "file",
+        "lie in an existing folder": tmp_path / "none" / "file",
     }
 
 
@@ -479,7 +479,7 @@ def test_places_are_looked_at_before_any_work(small, tmp_path, read_only, monkey
 
 def test_command_into_a_place_that_cannot_be(source, tmp_path, read_only, monkeypatch, capsys):
     monkeypatch.setattr(ad, "read_h5ad", lambda *_, **__: pytest.fail("read before the output was checked"))
-    expected = {"may be written to": "no permission", "lie in a folder that exists": "is no folder"}
+    expected = {"a writable folder": "permission denied", "lie in an existing folder": "is not a folder"}
     for message, path in places(tmp_path, read_only).items():
         with pytest.raises(SystemExit) as end:
             cli.main(["fit", str(source), *FIT, "--force", "-o", str(path)])

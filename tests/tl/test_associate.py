@@ -439,7 +439,7 @@ def test_get_associations_errors(adata) -> None:
     with pytest.raises(ValueError, match=r"'associations' is not in .* Run `bcnmf_sc.tl.associate` first"):
         bc.get.associations(adata)
     bc.tl.associate(adata, groupby="diagnosis", sample_key="donor")
-    with pytest.raises(ValueError, match="`groupby` must be a column that was tested"):
+    with pytest.raises(ValueError, match="`groupby` must be a tested column"):
         bc.get.associations(adata, "time")
     with pytest.raises(ValueError, match="`table` must be 'topics' or 'genes'"):
         bc.get.associations(adata, table="cells")

@@ -189,17 +189,24 @@ def call_topics(
         tested, p = _tests_of_donors(means, design)
         found["donors"] = pd.concat([design.units, pd.DataFrame(means, columns=list(topics.index))], axis=1)
         found["donors"].index = found["donors"].index.astype(str)
-    gained = tested["log2_fold_change"].to_numpy() > 0
+    topics[EFFECT] = tested.to_numpy()
+    topics["p_value"] = p
+    gained = (topics["log2_fold_change"] > 0).to_numpy()
     target = (topics["kind"] == "target").to_numpy()
-    # Two questions are asked: what is gained of target topics, and what changes of background topics. Calls by chance
-    # come to half the level each: those of the first by asking for a gain, those of the second by doubling.
-    adjusted = np.where(target, adjust(p, target), np.minimum(2 * adjust(p, ~target), 1.0))
-    topics[list(tested)] = tested.to_numpy()
-    topics["p_value"], topics["p_adjusted"] = p, adjusted
-    topics["called"] = (adjusted <= fdr_level) & (gained | ~target)
-    topics["direction"] = np.where(np.isnan(tested["log2_fold_change"]), "", np.where(gained, "gained", "lost"))
+    topics["p_adjusted"], topics["called"] = decide(p, gained, target, fdr_level)
+    topics["direction"] = np.where(topics["log2_fold_change"].isna(), "", np.where(gained, "gained", "lost"))
     topics["stability"] = scores.stability
     return found
+
+
+def decide(p: np.ndarray, gained: np.ndarray, target: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return adjusted p-values and which topics are called.
+
+    Two questions are asked: which target topics are gained, and which background topics change. Where nothing does,
+    either leads to a call in half of ``level`` of the studies: the first asks for a gain, p of the second are doubled.
+    """
+    adjusted = np.where(target, adjust(p, target), np.minimum(2 * adjust(p, ~target), 1.0))
+    return adjusted, (adjusted <= level) & (gained | ~target)
 
 
 def _tests_of_donors(means: np.ndarray, design: Design) -> tuple[pd.DataFrame, np.ndarray]:

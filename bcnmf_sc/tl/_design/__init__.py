@@ -2,7 +2,8 @@
 
 from .design import OFFSET, Contrast, Design, design_columns, unit_means
 from .linear import INDEPENDENT, moderated
-from .tests import Method, Summary, Units, adjust, likelihood_ratio
+from .tests import Summary, adjust, likelihood_ratio
+from .units import Method, Units
 
 __all__ = [
     "INDEPENDENT",

@@ -221,9 +221,9 @@ class TestBackedAnnData:
 
     def test_says_what_it_cannot_do(self, backed):
         how = {"background_key": "condition", "background": "ctrl", "n_topics": 4}
-        with pytest.raises(ValueError, match="`copy` must be False for an AnnData that is backed"):
+        with pytest.raises(ValueError, match="`copy` must be False for a file-backed"):
             bc.tl.bcnmf(backed, **how, copy=True)
-        with pytest.raises(ValueError, match="view of an AnnData that is backed"):
+        with pytest.raises(ValueError, match="view of a file-backed"):
             bc.tl.bcnmf(backed[:500], **how)
         with pytest.raises(ValueError, match="`client` must come with a dask array"):
             bc.tl.bcnmf(backed, **how, client=object())

@@ -235,8 +235,8 @@ BAD = {
     ),
     "no background": ({"background": []}, None, ValueError, "`background` must name categories"),
     "unknown target": ({"target": "drug"}, None, ValueError, "`target` must name categories.*'drug'"),
-    "no target": ({"background": ["case", "ctrl"]}, None, ValueError, "No target cells are left"),
-    "empty background": ({}, all_zero_background, ValueError, "'ctrl' cells hold nothing but zeros"),
+    "no target": ({"background": ["case", "ctrl"]}, None, ValueError, "There are no target cells"),
+    "empty background": ({}, all_zero_background, ValueError, "'ctrl' cells contain only zeros"),
     "negative": ({}, spoil_x(-1), ValueError, "must be non-negative, got -1"),
     "nan": ({}, spoil_x(np.nan), ValueError, "must be finite, got 1 values"),
     "inf": ({}, spoil_x(np.inf), ValueError, "must be finite, got 1 values"),
@@ -299,7 +299,7 @@ def test_bad_input_is_refused_and_nothing_is_touched(adata, case):
 def test_a_bad_checkpoint_is_refused_before_the_values_are_read(adata, tmp_path, monkeypatch):
     monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the values were read"))
     for path in (tmp_path / "none" / "state", tmp_path):
-        with pytest.raises(ValueError, match=r"`checkpoint` must (lie in a folder that exists|name a file)"):
+        with pytest.raises(ValueError, match=r"`checkpoint` must (lie in an existing folder|name a file)"):
             bc.tl.nmf(adata, n_topics=2, checkpoint=path)
 
 

@@ -221,7 +221,7 @@ def test_cells_must_be_in_all_modalities(mdata):
 
 def test_modalities_are_refused_for_an_anndata(adata):
     for more in ({"weights": {"rna": 1.0}}, {"likelihood": {"rna": "poisson"}}):
-        with pytest.raises(ValueError, match="must only come with a MuData"):
+        with pytest.raises(ValueError, match="must only be used with a MuData"):
             bc.tl.bcnmf(adata, **ASK | more)
 
 

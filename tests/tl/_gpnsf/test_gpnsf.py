@@ -195,13 +195,13 @@ GRID = bc.datasets.simulated_spatial(8, 30, 40, n_patterns=3).obsm["spatial"]
 @pytest.mark.parametrize(
     ("mdata", "arguments", "message"),
     [
-        (lambda: replaced(spatial=np.where(np.arange(64)[:, None] == 3, np.nan, GRID)), {}, "got 1 spots without"),
+        (lambda: replaced(spatial=np.where(np.arange(64)[:, None] == 3, np.nan, GRID)), {}, "got 1 spots with missing"),
         (lambda: replaced(spatial=GRID[:, :1]), {}, "2 or 3 dimensions"),
-        (lambda: replaced(spatial=np.zeros((64, 2))), {}, "at least 3 places"),
+        (lambda: replaced(spatial=np.zeros((64, 2))), {}, "at least 3 positions"),
         (simulated, {"spatial_key": "nowhere"}, "'spatial', 'true_usage'"),
         (lambda: spoiled("rna", put(-1)), {}, "non-negative, got -1"),
         (lambda: spoiled("atac", put(np.nan)), {}, "1 values that are NaN"),
-        (lambda: spoiled("rna", lambda x: x.fill(0)), {}, "nothing but zeros"),
+        (lambda: spoiled("rna", lambda x: x.fill(0)), {}, "contains only zeros"),
         (simulated, {"likelihood": "zinb"}, "`likelihood` must be"),
         (simulated, {"likelihood": {"protein": "nb"}}, "Present: 'rna', 'atac'"),
         (simulated, {"likelihood": {}}, "at least one modality"),
@@ -215,7 +215,7 @@ GRID = bc.datasets.simulated_spatial(8, 30, 40, n_patterns=3).obsm["spatial"]
         (
             simulated,
             {"weights": {"atac": 0}},
-            r"`weights\['atac'\]` must be a finite number above 0, got 0: leave a modality out",
+            r"`weights\['atac'\]` must be a finite number above 0, got 0: to leave out a modality",
         ),
         (simulated, {"layer": "counts"}, "`layer` 'counts'"),
         (simulated, {"kl_weight": np.nan}, "`kl_weight`"),
@@ -259,7 +259,7 @@ def test_spots_without_a_slice_are_refused():
 
 def test_stated_rules_come_with_warnings():
     quick = QUICK | {"max_iter": 2, "n_topics": 2}
-    with pytest.warns(UserWarning, match="other than 0 and 1; all above 0 are made 1") as caught:
+    with pytest.warns(UserWarning, match="other than 0 and 1; values above 0 are set to 1") as caught:
         bc.tl.gpnsf(spoiled("atac", put(3)), **quick)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="1 values that are not whole"):
@@ -267,7 +267,7 @@ def test_stated_rules_come_with_warnings():
     twice = GRID.copy()
     twice[1] = twice[0]
     mdata = replaced(spatial=twice)
-    with pytest.warns(UserWarning, match="1 spots lie at the place of another") as caught:
+    with pytest.warns(UserWarning, match="1 spots share the position of another") as caught:
         bc.tl.gpnsf(mdata, **(quick | {"n_inducing": None}))
     assert caught[0].filename == __file__
     np.testing.assert_allclose(mdata.obsm["X_gpnsf"][0], mdata.obsm["X_gpnsf"][1], rtol=1e-5)
@@ -302,7 +302,7 @@ def test_an_empty_spot_takes_its_usage_from_its_neighbours():
 def test_given_size_factors_must_fit_the_values():
     mdata = simulated()
     mdata["rna"].obs["depth"] = np.where(np.arange(64) == 0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="above 0 wherever a spot has values"):
+    with pytest.raises(ValueError, match="above 0 for all spots with values"):
         bc.tl.gpnsf(mdata, size_factors={"rna": "depth"}, **QUICK)
 
 
@@ -471,7 +471,7 @@ def test_a_falling_bound_is_no_rest(monkeypatch):
     ("run", "message"),
     [
         ({"device": "cuda:97"}, "`device` must be a device for fits, got 'cuda:97'. Present: 'cpu'"),
-        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must lie in a folder that exists"),
+        ({"checkpoint": "no/such/folder/state"}, "`checkpoint` must lie in an existing folder"),
     ],
     ids=["device", "checkpoint"],
 )
@@ -499,7 +499,7 @@ def test_coordinates_of_a_modality_that_lacks_spots_are_missing_and_no_others():
     mdata = simulated()
     less = mudata.MuData({"rna": mdata["rna"], "atac": mdata["atac"][:60].copy()})
     less["atac"].obsm["where"] = mdata.obsm["spatial"][:60]
-    with pytest.raises(ValueError, match="got 4 spots without"):
+    with pytest.raises(ValueError, match="got 4 spots with missing"):
         bc.tl.gpnsf(less, likelihood={"rna": "nb"}, spatial_key="where", n_topics=2, **QUICK)
 
 

@@ -1,0 +1,94 @@
+"""Draw each donor's share of a topic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+
+from .. import get
+from .._stored import pick_topics
+from ._axes import FONT, PALETTE, PLAIN, literal, new_axes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+COLORS = {"background": PALETTE[0], "target": PALETTE[3]}
+LEAST_SHARE = 1e-4
+"""Smaller shares are drawn here: a logarithmic axis has no zero."""
+
+
+def donors(
+    adata: AnnData,
+    *,
+    topics: str | Sequence[str] | None = None,
+    key: str = "bcnmf",
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Draw the share of usage that each donor has on each topic: a point per donor and condition.
+
+    These are the observations behind the effects of :func:`topics_forest`: means over a donor's cells, under models
+    that have not seen them (:func:`bcnmf_sc.get.donors`). The area of a point grows with the number of cells; a line
+    joins the two points of a donor that is in both conditions.
+
+    Parameters
+    ----------
+    adata
+        Annotated data on which :func:`bcnmf_sc.tl.bcnmf` has run with background topics, `cross_fit` and `sample_key`.
+    topics
+        Topics to draw; the target topics by default.
+    key
+        The `key_added` under which it was stored.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.scatter`.
+
+    Returns
+    -------
+    The axes. The share is on a logarithmic scale from 0.0001.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(donor_effect=0.1)
+    >>> roles = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
+    >>> bc.tl.bcnmf(adata, **roles, n_topics=2, n_background_topics=5, tol=1e-2)
+    >>> ax = bc.pl.donors(adata)
+    """
+    table, stored = get.donors(adata, key=key), get.topics(adata, key=key)
+    names = list(stored.index[stored["kind"] == "target"]) if topics is None else pick_topics(stored.index, topics)
+    if ax is None:
+        ax = new_axes(max(2.2, 0.8 * len(names) + 0.8), 3.0, COLORS)
+    paired = table["donor"].duplicated().any()
+    largest = max(float(table["n_cells"].max()), 1.0)
+    for place, name in enumerate(names):
+        share = np.maximum(table[name].to_numpy(float), LEAST_SHARE)
+        at = {condition: place + (-0.2 if condition == "background" else 0.2) for condition in COLORS}
+        for donor in table["donor"].unique():
+            both = (table["donor"] == donor).to_numpy()
+            if both.sum() == len(COLORS):
+                ax.plot([at[x] for x in table["condition"][both]], share[both], color=PLAIN, linewidth=0.6, zorder=1)
+        for condition, color in COLORS.items():
+            of = (table["condition"] == condition).to_numpy()
+            spread = np.linspace(-0.08, 0.08, of.sum()) if of.sum() > 1 else np.zeros(of.sum())
+            size = 12 + 36 * table["n_cells"].to_numpy(float)[of] / largest
+            style = {"s": size, "color": color, "alpha": 0.85, "linewidths": 0, "zorder": 2, **kwargs}
+            label = None if place else condition
+            ax.scatter(at[condition] + (0 if paired else 1) * spread, share[of], label=label, **style)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_ylabel("share of usage, mean of a donor's cells", fontsize=FONT)
+    ax.tick_params(axis="y", labelsize=FONT)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, fontsize=FONT)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

@@ -1,0 +1,84 @@
+"""Draw the effect of each topic, with its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import get
+from .._utils.checks import listed
+from .._utils.errors import UserError
+from ._axes import FONT, MISSING, PALETTE, PLAIN, literal, new_axes, text_width
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+COLORS = {"target": PALETTE[3], "background": PALETTE[0]}
+
+
+def topics_forest(
+    adata: AnnData, *, key: str = "bcnmf", kind: str | None = None, ax: Axes | None = None, **kwargs: Any
+) -> Axes:
+    """Draw how much more the target uses each topic than the background, with 95 % intervals.
+
+    A point is the log2 fold change of the donors' mean shares, out of fold, and its line the interval, as
+    :func:`bcnmf_sc.tl.bcnmf` stored them. Called topics are drawn in colour, others in grey; an interval that crosses
+    the dashed line at 0 is compatible with no change. Where cells were the units there is a point and no interval.
+
+    Parameters
+    ----------
+    adata
+        Annotated data on which :func:`bcnmf_sc.tl.bcnmf` has run with background topics and `cross_fit`.
+    key
+        The `key_added` under which it was stored.
+    kind
+        "target" or "background" to draw these topics only; None for all.
+    ax
+        Axes to draw on; None for a new figure.
+    **kwargs
+        Passed to `matplotlib.axes.Axes.plot` for the points.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated(donor_effect=0.1)
+    >>> roles = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
+    >>> bc.tl.bcnmf(adata, **roles, n_topics=2, n_background_topics=5, tol=1e-2)
+    >>> ax = bc.pl.topics_forest(adata)
+    """
+    table = get.topics(adata, key=key)
+    if "log2_fold_change" not in table:
+        msg = (
+            f"`key` must name topics with effects, got {key!r}. Present: {listed(table.columns)}. Run "
+            "`bcnmf_sc.tl.bcnmf` with background topics, `cross_fit` and `sample_key`."
+        )
+        raise UserError(msg)
+    if kind is not None:
+        present = sorted(set(table["kind"]))
+        if kind not in present:
+            msg = f"`kind` must be a kind of the stored topics or None, got {kind!r}. Present: {listed(present)}."
+            raise UserError(msg)
+        table = table[table["kind"] == kind]
+    names = [str(name) for name in table.index]
+    if ax is None:
+        ax = new_axes(3.0 + text_width(names), max(1.4, 0.22 * len(names) + 0.8))
+    ax.axvline(0, color=PLAIN, linewidth=0.8, linestyle="--", zorder=0)
+    for row, (low, effect, high, called, of) in enumerate(
+        table[["ci_low", "log2_fold_change", "ci_high", "called", "kind"]].itertuples(index=False)
+    ):
+        color = COLORS[of] if called else MISSING
+        if np.isfinite(low) and np.isfinite(high):
+            ax.plot([low, high], [row, row], color=color, linewidth=1.5, solid_capstyle="butt")
+        ax.plot([effect], [row], **{"marker": "o", "color": color, "markersize": 5, "linestyle": "none", **kwargs})
+    ax.set_yticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("log2 fold change, target over background", fontsize=FONT)
+    ax.tick_params(axis="x", labelsize=FONT)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
