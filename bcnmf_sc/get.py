@@ -213,12 +213,13 @@ def donors(adata: AnnData, *, key: str = "bcnmf") -> pd.DataFrame:
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated(donor_effect=0.1)
+    >>> adata.obs["donor"] = adata.obs["donor"].str[-1]  # as if the same three had given cases and controls
     >>> roles = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
     >>> bc.tl.bcnmf(adata, **roles, n_topics=2, n_background_topics=5, tol=1e-2)
     >>> bc.get.donors(adata)[["donor", "condition", "n_cells"]].head(2)
-        donor condition  n_cells
-    0  case 1    target      200
-    1  case 2    target      200
+      donor   condition  n_cells
+    0     1  background      134
+    1     1      target      200
     """
     record = stored(adata, key)
     if "donors" not in record:

@@ -333,6 +333,20 @@ def test_sound_analysis_has_no_warning(full, tmp_path):
     assert "No warnings for the stored results." in page.text("p")
 
 
+def test_two_donors_cannot_decide(full):
+    adata = full.copy()
+    record = adata.uns["bcnmf"]
+    record["topics"]["called"] = False
+    said = {}
+    for n in (2, 3):
+        sides = np.repeat(["target", "background"], n)
+        record["donors"] = pd.DataFrame({"donor": [f"d{i}" for i in range(2 * n)], "condition": sides, "n_cells": 50})
+        said[n] = " ".join(cautions(adata, "bcnmf", record))
+    assert "but 2 donors in a condition cannot decide this" in said[2]
+    assert "beyond chance" not in said[2]
+    assert "beyond chance" in said[3]
+
+
 def changed(table: str, column: str, value: object):
     """Spoil a column of a table in `uns`."""
 
