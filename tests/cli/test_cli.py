@@ -205,7 +205,7 @@ class TestBadInput:
         cut.write_bytes(whole[: int(share * len(whole))])
         message = refused("fit", cut, *FIT, "-o", tmp_path / "out.h5ad")
         assert "cut.h5ad" in message
-        assert ("truncated" if share else "no HDF5") in message
+        assert ("truncated" if share else "not HDF5") in message
         refused("info", cut)
         refused("project", source, "--reference", cut, "-o", tmp_path / "out.h5ad")
         assert not (tmp_path / "out.h5ad").exists()
@@ -213,7 +213,7 @@ class TestBadInput:
     def test_text_as_h5ad(self, tmp_path, refused):
         path = tmp_path / "text.h5ad"
         path.write_text("gene,cell\n1,2\n" * 100)
-        assert "no HDF5" in refused("info", path)
+        assert "not HDF5" in refused("info", path)
 
     def test_other_hdf5(self, tmp_path, refused):
         path = tmp_path / "other.h5ad"
