@@ -6,6 +6,8 @@ PYTEST_WORKERS ?= 2
 
 VENV := .venv
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
+NEWEST_PYTHON ?= 3.13
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INPUTS := pyproject.toml constraints.txt
@@ -13,7 +15,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lowest lint format types docs bench build constraints clean
+.PHONY: help demo test coverage lowest newest lint format types docs bench build constraints clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,11 @@ lowest: $(DEV)  ## the tests with the oldest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(PYTEST_WORKERS) -m 'not data and not gpu and not internet' \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning $(PYTEST_ARGS)
 
+newest: $(DEV)  ## the tests with the newest versions that there are, on NEWEST_PYTHON, in an environment of its own
+	$(BIN)/uv venv --quiet --clear --python $(NEWEST_PYTHON) $(NEWEST)
+	$(BIN)/uv pip install --quiet --python $(NEWEST) --editable '.[all,test]'
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(PYTEST_WORKERS) -m 'not data and not gpu and not internet' $(PYTEST_ARGS)
+
 lint: $(DEV)  ## ruff and zizmor, check only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -80,6 +87,6 @@ constraints:  ## renew constraints.txt: the newest versions, as a fresh environm
 	$(BIN)/uv pip freeze --python $(VENV) --exclude-editable | sed -E 's/\+[a-z0-9]+$$//; /^(pip|nvidia|cuda|triton)/d' > constraints.txt
 
 clean:  ## remove the environments and everything that was built
-	rm -rf $(VENV) $(LOWEST) build dist docs/_build docs/generated docs/tutorials htmlcov .coverage .coverage.* coverage.xml \
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) build dist docs/_build docs/generated docs/tutorials htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ._methods import METHODS
-from ._stored import write
+from ._stored import CELL_FIELDS, question, write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
 from .engine.likelihoods import Gaussian, as_likelihood
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MaskVar = str | np.ndarray | Literal["auto"] | None
 T = TypeVar("T")
+LONGEST_KEY = 200
+"""Bytes; a file's name may have 255, and the key comes with more before and after it."""
 WORDS = ("background_key", "background", "target")
 
 
@@ -72,8 +74,11 @@ class Reading:
     apart: bool = False
     """Whether target and background must not overlap."""
     needs_target: bool = True
+    writes: tuple[str, ...] = ()
+    """Columns of cells that the fit will write, after the key; none where no fit is stored."""
     cells: np.ndarray | None = None
     sample_key: str | None = None
+    strata_key: str | None = None
     likelihood: str | Likelihood | Mapping[str, str | Likelihood] | None = None
     """If None, values may have any sign."""
     weights: Mapping[str, float] | None = None
@@ -101,6 +106,8 @@ class Data:
     design: Design
     samples: pd.Categorical | None
     """Donor of each cell."""
+    labels: pd.Categorical | None
+    """Label of each cell within which cells are compared."""
     confounders: dict[str, pd.Categorical]
     source: RowSource
     likelihood: Likelihood
@@ -123,11 +130,17 @@ class Data:
         write(adata, self.asked.key, used=self.genes, **result)
         return adata if self.asked.copy else None
 
-    def note(self, name: str, value: Any) -> AnnData | None:
-        """Write one entry of `uns`, named by the key and a suffix; return the copy if one was requested."""
+    def note(self, notes: Mapping[str, Any]) -> AnnData | None:
+        """Write entries of `uns`, named by the key and a suffix; return the copy if one was requested."""
         adata = self.adata.copy() if self.asked.copy else self.adata
-        adata.uns[self.asked.key + name] = value
+        adata.uns.update({self.asked.key + name: value for name, value in notes.items()})
         return adata if self.asked.copy else None
+
+    @property
+    def question(self) -> dict[str, list[str]]:
+        """Which cells and values were asked about, to be stored."""
+        given = {name: getattr(self.asked, name) for name in ("background_key", "target", "layer")}
+        return question(given | {"background": list(self.design.backgrounds)}, self.adata.obs)
 
 
 def read(adata: AnnData, asked: Reading) -> Data:
@@ -136,8 +149,10 @@ def read(adata: AnnData, asked: Reading) -> Data:
     random_seed(asked.random_state)
     check_backed(adata, copy=asked.copy)
     check_names(adata)
+    check_columns(asked)
     design = _design_of(adata, asked)
     samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
+    labels = None if asked.strata_key is None else read_samples(adata, asked.strata_key, "strata_key")
     confounders = {name: read_samples(adata, name, "confounders") for name in asked.confounders}
     layer, mask_var, likelihood = alone(asked.layer), alone(asked.mask_var), alone(asked.likelihood)
     alone(None if asked.weights is None else {})
@@ -161,8 +176,8 @@ def read(adata: AnnData, asked: Reading) -> Data:
     matrix_values(matrix_name(layer), summary.n_invalid, 0 if likelihood is None else summary.smallest)
     if likelihood is not None:
         if model.counts:
-            use = f"`likelihood={model.name!r}` models counts; 'gaussian' accepts any value"
-            warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use)
+            use = f"`likelihood={model.name!r}` models counts ('gaussian' accepts any value)"
+            warn_of_fractions(matrix_name(layer), summary.n_fractional, summary.largest, use, adata.layers.keys())
         for name, cells, found in zip([asked.words[2], *design.backgrounds], member.T, summary.mass, strict=False):
             if cells.any() and not found.any():
                 where = f"in the {len(genes)} genes used. Check `layer` and `mask_var`."
@@ -185,7 +200,9 @@ def read(adata: AnnData, asked: Reading) -> Data:
         "n_empty_cells": n_empty_cells,
         "n_empty_genes": n_empty_genes,
     }
-    return Data(adata, asked, design, samples, confounders, source, model, refine, genes, expressed, sums, mass, params)
+    return Data(
+        adata, asked, design, samples, labels, confounders, source, model, refine, genes, expressed, sums, mass, params
+    )
 
 
 def alone(value: T | Mapping[str, T]) -> T:
@@ -196,12 +213,22 @@ def alone(value: T | Mapping[str, T]) -> T:
     return value
 
 
+def check_columns(asked: Reading) -> None:
+    """Raise where the fit would replace or remove a column of cells that it reads."""
+    lost = {f"{asked.key}_{name}" for name in (*CELL_FIELDS, *asked.writes)}  # of any fit under this key
+    for argument, column in ((asked.words[0], asked.background_key), ("sample_key", asked.sample_key)):
+        if asked.writes and column in lost:
+            msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {asked.key!r}."
+            raise UserError(msg)
+
+
 def _design_of(adata: AnnData, asked: Reading) -> Design:
     if asked.background_key is not None:
         names, words = (asked.background_key, asked.background, asked.target), asked.words
         rules = {name: getattr(asked, name) for name in ("partial", "apart", "needs_target")}
         return read_design(adata, *names, words=words, **rules)
-    cells = np.ones(adata.n_obs, bool) if asked.cells is None else np.asarray(asked.cells)
+    every = np.ones(adata.n_obs, bool)
+    cells = every if asked.cells is None else np.asarray(in_order("cells", asked.cells, adata.obs_names))
     if cells.shape != (adata.n_obs,) or cells.dtype != bool or (asked.needs_target and not cells.any()):
         got = f"{cells.dtype} {cells.shape}"
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, at least one True, got {got}."
@@ -215,7 +242,8 @@ def _check_sizes(asked: Reading, design: Design, n_genes: int) -> None:
         msg = f"At least 2 genes must be used, got {n_genes}. See `mask_var`."
         raise UserError(msg)
     for name, n in asked.sizes.items():
-        whole_number(name, n, 1, min(len(design.target), n_genes), "the smaller of cells and genes used")
+        cells, who = (design.target, "target cells") if name == "n_topics" else (np.ones_like(design.target), "cells")
+        whole_number(name, n, 1, min(int(cells.sum()), n_genes), f"the smaller of {who} and genes used")
     most = min(int(design.background.sum()), n_genes)
     why = "the smaller of background cells and genes used"
     whole_number("n_background_topics", asked.n_background_topics, 0, most, why)
@@ -242,11 +270,21 @@ def read_design(
 
     def cells_of(argument: str, value: Any) -> dict[str, np.ndarray]:
         wanted = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-        found = {}
+        found: dict[str, np.ndarray] = {}
+        matched: dict[str, Any] = {}
         for name in wanted:
             # Match by value, else by text: a command line passes numbers and booleans as text.
             match = next((x for x in present if x == name), next((x for x in present if str(x) == str(name)), None))
             if match is not None:
+                alike = [x for x in present if str(x) == str(match)]
+                if len(alike) > 1 or any(x == match and text != str(name) for text, x in matched.items()):
+                    two = " and ".join(map(repr, alike if len(alike) > 1 else [name, *matched.values()][:2]))
+                    msg = (
+                        f"`{argument}` must name categories of `adata.obs[{background_key!r}]` that can be told apart, "
+                        f"got {two}. Call `.astype(str)` on the column, or rename one."
+                    )
+                    raise UserError(msg)
+                matched[str(name)] = match
                 found[str(name)] = np.asarray(column == match)
             elif partial:
                 found[str(name)] = np.zeros(len(column), bool)
@@ -310,7 +348,7 @@ def read_genes(adata: AnnData, mask_var: MaskVar, exclude: Sequence[str] = ()) -
             raise UserError(msg)
         mask = adata.var[name]
     else:
-        mask = mask_var.reindex(adata.var_names) if isinstance(mask_var, pd.Series) else pd.Series(np.asarray(mask_var))
+        mask = pd.Series(np.asarray(in_order("mask_var", mask_var, adata.var_names)))
     if len(mask) != adata.n_vars or mask.isna().any() or not pd.api.types.is_bool_dtype(mask.infer_objects()):
         got = f"{len(mask)} values of {mask.dtype}"
         msg = f"`mask_var` must be True or False for each of the {adata.n_vars} genes, got {got}."
@@ -318,14 +356,27 @@ def read_genes(adata: AnnData, mask_var: MaskVar, exclude: Sequence[str] = ()) -
     return np.flatnonzero(mask.to_numpy(dtype=bool))
 
 
+def in_order(argument: str, values: Any, names: pd.Index) -> Any:
+    """Return a Series in the order of cells or genes, by their names; anything else as it is."""
+    if not isinstance(values, pd.Series):
+        return values
+    missing = names[~names.isin(values.index)]
+    if len(missing) or values.index.has_duplicates:
+        what = f"none for {listed(missing, 3)}" if len(missing) else "several for one name"
+        msg = f"`{argument}` as a Series must have one value by name, got {what}. Its `.to_numpy()` goes by place."
+        raise UserError(msg)
+    return values.reindex(names)
+
+
 def read_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer, cells x genes, as stored."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(adata.layers.keys())}."
+    present = [name for name in adata.layers if name is not None]  # None is `X` in anndata 0.13
+    if layer is not None and layer not in present:
+        msg = f"`layer` {layer!r} is not in `adata.layers`. Present: {listed(present)}."
         raise UserError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(adata.layers.keys())}."
+        msg = f"`adata.X` is empty. Name the `layer` that holds the data. Present: {listed(present)}."
         raise UserError(msg)
     check_compressed(matrix, matrix_name(layer))
     return matrix
@@ -337,9 +388,16 @@ def matrix_name(layer: str | None) -> str:
 
 
 def check_key(key: object) -> None:
-    """Raise unless the name can be stored in a file."""
-    if not isinstance(key, str) or key in ("", ".") or "/" in key or "\0" in key:
-        msg = f"`key_added` must be a name without '/', which files cannot store, got {key!r}."
+    """Raise unless the name can be stored in every kind of file."""
+    if (
+        not isinstance(key, str)
+        or key in ("", ".", "..", "zarr.json")
+        or key.startswith(".z")
+        or not {"/", "\\", "\0"}.isdisjoint(key)
+        or len(key.encode(errors="replace")) > LONGEST_KEY
+        or any("\ud800" <= letter <= "\udfff" for letter in key)  # surrogates cannot be encoded
+    ):
+        msg = f"`key_added` must be a name without '/' that h5ad and zarr can store, got {key!r}."
         raise UserError(msg)
 
 
@@ -378,9 +436,9 @@ def check_names(adata: AnnData, argument: str = "adata") -> None:
     check_anndata(adata, argument)
     for axis, index in (("obs", adata.obs_names), ("var", adata.var_names)):
         if index.duplicated().any():  # `is_unique` of a slice is wrong in pandas 2.2
-            twice = index[index.duplicated()].unique()
+            repeated = index[index.duplicated()].unique()
             msg = (
-                f"`{argument}.{axis}_names` must be unique, got {listed(twice)} more than once. "
+                f"`{argument}.{axis}_names` must be unique, got {listed(repeated)} more than once. "
                 f"Call `{argument}.{axis}_names_make_unique()`."
             )
             raise UserError(msg)

@@ -92,7 +92,7 @@ METHODS = (
         summary="Find topics of the target cells that the background cells do not have.",
         multimodal=True,
         sides=("background_key", "background", "target"),
-        obs=("role", "target_share", "enriched", "pvalue"),
+        obs=("role", "target_share", "enriched", "pvalue", "padj"),
         var=("suppressed",),
         compared={
             "bcnmf": {"n_background_topics": 0, "sample_key": None},

@@ -20,7 +20,17 @@ from ._utils.files import uninterrupted
 from .engine import Joint, as_likelihood
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from mudata import MuData
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """As a context, make and read a MuData without copies of its modalities' columns, which mudata 0.4 never makes."""
+    import mudata
+
+    override = getattr(mudata, "set_options", None) or mudata.settings.override
+    return override(pull_on_update=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Modalities(Data):
                 mdata.obs[f"{key}_{name}"] = self.adata.obs[f"{key}_{name}"]
         mdata.uns.update(self.adata.uns)
         record = mdata.uns[key]
-        record["params"] |= self.own
+        written = record["params"]["written"]
+        record["params"] |= self.own | {"written": [each for each in written if each.startswith("obs.")]}
         W, start = self.adata.varm[key], 0
         for name, used in self.used.items():
             part, here = mdata[name], slice(start, start + len(used))
@@ -63,7 +74,8 @@ class Modalities(Data):
                     full[used] = values
                     part.var[column] = full
         for name, kind in zip(self.used, self.own["likelihood"], strict=True):
-            params = record["params"] | {"likelihood": kind}
+            own = [each for each in written if each.startswith("var.") and each[4:] in mdata[name].var]
+            params = record["params"] | {"likelihood": kind, "written": own}
             mdata[name].uns[key] = {"params": params, "topics": record["topics"].copy()}
         return mdata if copy else None
 
@@ -84,6 +96,7 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         check_modalities(argument, getattr(asked, argument), mdata.mod)
     weight = read_weights(asked.weights, names)
     kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
+    _anndata.check_columns(asked)
     parts: dict[str, Data] = {}
     for name, kind in zip(names, kinds, strict=True):
         part = mdata[name]
@@ -96,10 +109,8 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
             error.add_note(f"In the modality {name!r}.")
             raise
     blocks = [in_memory(read_matrix(part.adata, part.params["layer"]))[:, part.genes] for part in parts.values()]
-    columns = {
-        column: obs_column(mdata, column)
-        for column in (asked.background_key, asked.sample_key, *asked.confounders, *asked.columns)
-    }
+    asked_for = (asked.background_key, asked.sample_key, asked.strata_key, *asked.confounders, *asked.columns)
+    columns = {column: obs_column(mdata, column) for column in asked_for}
     if any(sparse.issparse(block) for block in blocks):
         matrix = sparse.csr_matrix(sparse.hstack(blocks), dtype=np.float32)
     else:

@@ -143,9 +143,8 @@ def _read_modality(
         warnings.warn(msg, stacklevel=stack_level())
         matrix.data = np.ones_like(x)
     elif model.counts:
-        warn_of_fractions(
-            where, n_fractional, x.max(), f"`likelihood={kind!r}` models counts; 'gaussian' accepts any value"
-        )
+        use = f"`likelihood={kind!r}` models counts ('gaussian' accepts any value)"
+        warn_of_fractions(where, n_fractional, x.max(), use, adata.layers.keys())
     factors = _size_factors(name, size, matrix, adata, order, obs)
     return SpotModality(
         name, adata, order, features, matrix, model, factors, "none" if size is None else size, weight, layer

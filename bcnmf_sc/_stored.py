@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import version
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from ._utils.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -61,7 +62,8 @@ def write(
         )
         column[used] = values
         adata.var[f"{key}_{name}"] = column
-    adata.uns[key] = record | {"params": recorded(record["params"])}
+    written = [*(f"obs.{key}_{name}" for name in cells), *(f"var.{key}_{name}" for name in genes)]
+    adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
     for name, note in notes.items():
         adata.uns[key + name] = note
 
@@ -69,15 +71,24 @@ def write(
 def forget(data: Any, key: str) -> None:
     """Remove the results of an earlier fit of any kind under the key from an AnnData, or the top level of a MuData.
 
-    Usage, loadings and the record, which every fit writes, are left to be overwritten.
+    Usage, loadings and the record, which every fit writes, are left to be overwritten. Columns that the record does not
+    list belong to the user.
     """
-    for axis, names in (("obs", CELL_FIELDS), ("var", GENE_FIELDS)):
-        table = getattr(data, axis)
-        stale = [f"{key}_{name}" for name in names if f"{key}_{name}" in table]
-        if stale:
-            setattr(data, axis, table.drop(columns=stale))
-    for name in fields_written("obsm"):
-        data.obsm.pop(f"X_{key}_{name}", None)
+    for slot, name in (each.split(".", 1) for each in written_under(data, key)):
+        if slot == "obsm":
+            data.obsm.pop(name, None)
+        elif name in getattr(data, slot):
+            setattr(data, slot, getattr(data, slot).drop(columns=name))
+
+
+def written_under(data: Any, key: str) -> list[str]:
+    """Return what the record of a fit says it wrote, as "obs.bcnmf_role"; nothing where there is no such record."""
+    record = data.uns.get(key)
+    if not hasattr(record, "keys") or not {"params", "topics"} <= set(record):
+        return []
+    names = [*(f"obs.{key}_{name}" for name in CELL_FIELDS), *(f"var.{key}_{name}" for name in GENE_FIELDS)]
+    names += [f"obsm.X_{key}_{name}" for name in fields_written("obsm")]  # earlier versions kept no list
+    return [*map(str, record["params"].get("written", names)), f"obsm.X_{key}_umap"]  # which is of the fit's topics
 
 
 def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +98,20 @@ def recorded(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name, value in params.items() if value is not None}
     return given | {"version": version("bcnmf-sc"), "format": FORMAT}
+
+
+def question(params: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, list[str]]:
+    """Return which cells and values a call with a background was asked about, to be stored and compared."""
+
+    def words(value: Any) -> list[str]:
+        return sorted(map(str, [value] if isinstance(value, str) or not isinstance(value, Iterable) else value))
+
+    given = {name: params.get(name) for name in ("background_key", "background", "target", "layer")}
+    said = {name: words(value) for name, value in given.items() if value is not None}
+    if "target" not in said and params.get("background_key") in obs:  # all the rest
+        values = {str(value) for value in obs[params["background_key"]].dropna().unique()}
+        said["target"] = sorted(values - {*said["background"]})
+    return said
 
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:

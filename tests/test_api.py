@@ -133,7 +133,11 @@ def calls(name):
         ("tl.umap", "bcnmf", set()),
         ("tl.nmf", "x", set()),
         # with background topics, or with `alpha="auto"`, only
-        ("tl.bcnmf", "x", {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]", ".uns[x_alpha]"}),
+        (
+            "tl.bcnmf",
+            "x",
+            {".obs[x_target_share]", ".obs[x_enriched]", ".obs[x_pvalue]", ".obs[x_padj]", ".uns[x_alpha]"},
+        ),
     ],
 )
 def test_fields_written_are_the_fields_promised(name, key, conditional):

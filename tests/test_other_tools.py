@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import h5py
 import matplotlib.pyplot as plt
 import mudata
@@ -14,6 +15,7 @@ from anndata.io import read_elem
 
 import bcnmf_sc as bc
 from bcnmf_sc import _stored, cli
+from bcnmf_sc._mudata import no_pull
 
 HOW = {"background_key": "condition", "background": "ctrl"}
 ENCODINGS = {
@@ -29,7 +31,7 @@ ENCODINGS = {
     "string-array": "0.2.0",
 }
 """Of anndata's specification of files: those that anndata since 0.8 and the readers in R (zellkonverter, anndataR)
-know. Not `null` (anndata 0.12) nor nullable strings."""
+know. Not `null` (anndata 0.12) nor nullable strings, which anndata writes with pandas 3 unless it is told otherwise."""
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # few cells, few iterations
     pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),  # scanpy's plots
@@ -38,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def mudata_of_today():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         yield
 
 
@@ -78,10 +80,11 @@ def files(fitted, spatial, tmp_path):
     own, ours = fitted.copy(), fitted.copy()
     for adata in (own, ours):
         adata.obs["batch"] = ["first", "second", "third"] * 100  # becomes a categorical
-    own.write_h5ad(paths["own.h5ad"])
-    spatial.write_h5mu(paths["own.h5mu"])
-    cli.write_data(paths["cli.h5ad"], ours)
-    cli.write_data(paths["cli.h5mu"], spatial)
+    with anndata.settings.override(allow_write_nullable_strings=False):
+        own.write_h5ad(paths["own.h5ad"])
+        spatial.write_h5mu(paths["own.h5mu"])
+        cli.write_data(paths["cli.h5ad"], ours)
+        cli.write_data(paths["cli.h5mu"], spatial)
     return paths
 
 

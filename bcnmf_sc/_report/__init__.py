@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .._anndata import check_anndata
 from .._methods import METHODS, method_of
 from .._stored import gene_labels, stored, stored_slot
@@ -82,9 +84,12 @@ def report(
         shown = ", ".join(f"`{other.name}`" for other in METHODS if other.report)
         msg = f"`key` must name a fit of {shown}, got {key!r}, which is of `{method.name}`. Draw it with `bcnmf_sc.pl`."
         raise UserError(msg)
-    stored_slot(adata, "obsm", f"X_{key}")
+    usage = stored_slot(adata, "obsm", f"X_{key}")
     check_anndata(adata)
-    stored_slot(adata, "varm", key)
+    for name, values in ((f"obsm['X_{key}']", usage), (f"varm[{key!r}]", stored_slot(adata, "varm", key))):
+        if n_invalid := np.size(values) - int(np.isfinite(np.asarray(values, float)).sum()):
+            msg = f"`adata.{name}` must be finite, got {n_invalid} values that are NaN or infinite. Fit anew."
+            raise UserError(msg)
     gene_labels(adata, gene_symbols)
     whole_number("n_genes", n_genes, 1)
     target = check_place(path, "path")

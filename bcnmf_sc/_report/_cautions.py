@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._stored import question
 from ..tl._bcnmf.folds import FEW_BACKGROUND
 from ..tl._bcnmf.problem import MAX_SUPPRESSED
 from ..tl._bcnmf.select import COLLAPSED
@@ -23,6 +24,14 @@ def cautions(adata: AnnData, key: str, record: Mapping[str, Any]) -> list[str]:
     return [*_of_fit(adata, key, record), *_of_topics(record), *_of_background(adata, key, record), *_of_tests(record)]
 
 
+def of_this_design(adata: AnnData, key: str, step: str) -> Any:
+    """Return what a step before the fit has stored beside it, unless that was asked about other cells or values."""
+    found = adata.uns.get(f"{key}_{step}")
+    design = found.get("design") if isinstance(found, dict) else adata.uns.get(f"{key}_{step}_design")
+    same = design is None or question(design, adata.obs) == question(adata.uns[key].get("params", {}), adata.obs)
+    return found if same else None
+
+
 def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:
     params = record.get("params", {})
     if not record.get("converged", True):
@@ -33,7 +42,7 @@ def _of_fit(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str
     suppressed = adata.var.get(f"{key}_suppressed")
     if suppressed is not None and suppressed.sum() > MAX_SUPPRESSED * params.get("n_genes", len(suppressed)):
         yield f"{int(suppressed.sum())} genes are suppressed at this alpha and belong to no topic. Lower alpha."
-    path = adata.uns.get(f"{key}_alpha")
+    path = of_this_design(adata, key, "alpha")
     if path is not None and not (record["topics"]["kind"] == "background").any() and "alpha_effective" in record:
         used, chosen = float(record["alpha_effective"]), float(path["alpha"])
         if abs(used - chosen) > 1e-6 * max(1.0, chosen):
@@ -83,7 +92,10 @@ def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Itera
         n = int(role.isin(["background", "both"]).sum())
         if n < FEW_BACKGROUND:
             yield f"Only {n} background cells: topics and calls that depend on them are unreliable."
-    checks = adata.uns.get(f"{key}_background_check")
+    for step in ("background_check", "alpha", "n_topics"):
+        if f"{key}_{step}" in adata.uns and of_this_design(adata, key, step) is None:
+            yield f"The stored {step.replace('_', ' ')} is for another design than this fit and is not shown."
+    checks = of_this_design(adata, key, "background_check")
     if checks is not None:
         for verdict in ("bad", "caution"):
             for row in checks[checks["verdict"].astype(str) == verdict].to_dict("records"):

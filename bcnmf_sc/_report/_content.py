@@ -14,7 +14,7 @@ import pandas as pd
 from .. import get, pl
 from .._methods import method_of
 from ..pl._axes import LEVEL
-from ._cautions import cautions
+from ._cautions import cautions, of_this_design
 from ._page import Code, Facts, Items, Missing, Part, Section, Text, picture, table, written
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _warnings(of: Analysis) -> list[Part]:
 
 
 def _background(of: Analysis) -> list[Part]:
-    found = of.adata.uns.get(f"{of.key}_background_check")
+    found = of_this_design(of.adata, of.key, "background_check")
     if found is None:
         return [Missing("The background was not checked.", of.call("background_check", **of.data))]
     return [table(found, "Is this background suitable?")]
@@ -170,7 +170,7 @@ def _background(of: Analysis) -> list[Part]:
 
 def _choices(of: Analysis) -> list[Part]:
     parts: list[Part] = []
-    alpha = of.adata.uns.get(f"{of.key}_alpha")
+    alpha = of_this_design(of.adata, of.key, "alpha")
     if alpha is None:
         used = written(float(of.record["alpha_effective"])) if "alpha_effective" in of.record else "as given"
         parts.append(Missing(f"No path over alpha is stored; alpha was {used}.", of.call("select_alpha", **of.data)))
@@ -180,7 +180,7 @@ def _choices(of: Analysis) -> list[Part]:
         parts.append(Text(str(alpha["reason"])))
         parts.append(picture(partial(pl.alpha_path, of.adata, key=of.key), alt, "Path over alpha"))
         parts.append(table(alpha["table"], "Path over alpha", fold=True))
-    topics = of.adata.uns.get(f"{of.key}_n_topics")
+    topics = of_this_design(of.adata, of.key, "n_topics")
     auto = of.record.get("selection")
     for found in (topics, auto):
         if found is not None:

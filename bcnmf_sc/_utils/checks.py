@@ -112,12 +112,12 @@ def start_loadings(init: Any, n_genes: int, n_topics: int) -> np.ndarray | None:
     return start
 
 
-def warn_of_fractions(where: str, n_fractional: int, largest: float, use: str) -> None:
+def warn_of_fractions(where: str, n_fractional: int, largest: float, use: str, layers: Any) -> None:
     """Warn about values that are not counts; `use` says what treats them as counts, and what to do."""
     if n_fractional:
         looks = "log-normalised" if largest < 30 else "normalised"  # noqa: PLR2004 (log1p of any count is below)
         msg = (
             f"{where} contains {n_fractional} values that are not whole numbers, but {use}. Is it {looks}? Name the "
-            "layer of counts with `layer=`."
+            f"layer of counts with `layer=` (present: {listed(layers)})."
         )
         warnings.warn(msg, UserWarning, stacklevel=stack_level())

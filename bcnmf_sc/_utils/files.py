@@ -6,9 +6,11 @@ import glob
 import io
 import os
 import platform
+import secrets
 import signal
+import stat
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to stop."""
 
 
@@ -74,14 +76,22 @@ def uninterrupted() -> Iterator[Held]:
 def check_place(path: str | os.PathLike[str], argument: str) -> Path:
     """Raise if no file could be written to a path, before any work; `argument` is its name for the caller."""
     place = Path(path)
-    if not place.parent.is_dir():
-        why = f"lie in an existing folder, got {str(place)!r}. Create {str(place.parent)!r} first."
-    elif place.exists() and not place.is_file():
-        why = f"name a file, got {str(place)!r}, which is {'a folder' if place.is_dir() else 'a device'}."
-    elif not os.access(place.parent, os.W_OK):
-        why = f"lie in a writable folder, got {str(place)!r}."
-    else:
-        return place
+    try:
+        end = place.resolve()  # follow links
+        if end.is_symlink():  # in a loop, which raises here from Python 3.13 on
+            end.stat()
+        if not end.parent.is_dir():
+            why = f"lie in an existing folder, got {str(place)!r}: {str(end.parent)!r} is not a folder."
+        elif end.exists() and not end.is_file():
+            why = f"name a file, got {str(place)!r}, which is {'a folder' if end.is_dir() else 'a device'}."
+        elif not os.access(end.parent, os.W_OK):
+            why = f"lie in a writable folder, got {str(place)!r}."
+        else:
+            with _temporary(end):  # shows what no rule foretells: long names, quotas, disks mounted read-only
+                return place
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links before Python 3.13; a NUL in the name
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        why = f"name a file that can be written, got {str(place)!r}: {reason}."
     msg = f"`{argument}` must {why}"
     raise UserError(msg)
 
@@ -90,26 +100,69 @@ def check_place(path: str | os.PathLike[str], argument: str) -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` unless an error is raised.
 
-    A killed process leaves its temporary file behind; the next process that writes to the same path removes it.
+    The new file keeps the permissions of the one it replaces, and its owner where allowed. A killed process leaves its
+    temporary file behind; the next process that writes to the same path removes it.
     """
     place = Path(path).resolve()  # keep a symbolic link
-    ours = f".{place.name}.{platform.node()}."
-    for left in place.parent.glob(glob.escape(ours) + "*.tmp"):
-        if not _runs(left.name.removeprefix(ours).removesuffix(".tmp")):
-            left.unlink(missing_ok=True)
-    temporary = place.with_name(f"{ours}{os.getpid()}.tmp")
+    _remove_leftovers(place)
     try:
-        yield temporary
-        with temporary.open("r+b") as file:
+        with _temporary(place) as (temporary, file):
+            yield temporary
             os.fsync(file.fileno())
-        temporary.replace(place)
+            if not os.path.samestat(os.fstat(file.fileno()), temporary.lstat()):
+                msg = "another process has replaced its temporary file"
+                raise OSError(msg)
+            file.close()
+            if place.exists():
+                _take_permissions(temporary, place)
+            temporary.replace(place)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         kept = " The previous file is unchanged." if place.exists() else ""
         msg = f"{str(path)!r} could not be written: {reason}.{kept}"
         raise OSError(msg) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(place: Path) -> Iterator[tuple[Path, io.FileIO]]:
+    """Make an empty file beside `place`, under a name that nobody could prepare a link under; it is gone at the end."""
+    temporary = place.with_name(f"{_stem(place)}{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(temporary, flags, 0o600 if place.exists() else 0o666), "r+b", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+        try:
+            yield temporary, file
+        finally:
+            file.close()
+            temporary.unlink(missing_ok=True)
+
+
+def _stem(place: Path) -> str:
+    """Return how the names of the temporary files of this machine begin."""
+    return f".{place.name}.{platform.node()}."
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove the temporary files of processes that run no longer: ours, and files only."""
+    for left in place.parent.glob(glob.escape(_stem(place)) + "*.tmp"):
+        pid = left.name.removeprefix(_stem(place)).partition(".")[0]
+        with suppress(OSError):  # another process was quicker, or it is not ours to remove
+            found = left.lstat()
+            if stat.S_ISREG(found.st_mode) and not _runs(pid) and found.st_uid == os.geteuid():
+                left.unlink()
+
+
+def _take_permissions(temporary: Path, place: Path) -> None:
+    """Give a file the permissions of another, and its owner and group where we may."""
+    before = place.stat()
+    mode = before.st_mode & 0o777
+    if os.name == "posix":
+        for owner in (before.st_uid, -1):
+            with suppress(PermissionError):
+                os.chown(temporary, owner, before.st_gid)
+                break
+        else:  # the group is another: it may do what everybody may
+            mode = mode & 0o707 | (mode & 0o007) << 3
+    temporary.chmod(mode)
 
 
 def _runs(pid: str) -> bool:

@@ -10,7 +10,7 @@ import inspect
 import signal
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,8 +19,8 @@ import click
 from .._methods import METHODS
 from .._utils.errors import UserError
 from .demo import demo
-from .files import check_output, describe, one_line, read, refuse, whole, write, write_data
-from .options import PATH, options
+from .files import categories, check_output, describe, one_line, printable, read, refuse, whole, write, write_data
+from .options import PATH, Numbered, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,11 +48,13 @@ def command(name: str, function: Callable[..., Any], summary: str, *, multimodal
         check_output(output, [source, *(values[file] for file in files)], force=force)
         adata = read(source, multimodal=multimodal)
         values |= {file: read(values[file]) for file in files}
+        present = categories(adata, values.get("background_key"))
+        values = {k: v.among(present) if isinstance(v, Numbered) else v for k, v in values.items()}
         # run options: those not given are left to the function
         function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
         write(output, partial(write_data, data=adata))
         key = values.get("key_added") or values.get("key")
-        click.echo("\n".join([f"Wrote {output}", "", *describe(adata, key)]))
+        click.echo("\n".join([printable(f"Wrote {output}"), "", *describe(adata, key)]))
 
     metavar = "IN.h5mu|IN.h5ad" if multimodal else "IN.h5ad"
     first = click.Argument(["source"], type=PATH, metavar=metavar)
@@ -94,7 +96,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            click.echo(f"Interrupted; no incomplete file is left. {error}".rstrip(), err=True)
+            with suppress(OSError):  # the terminal may be gone
+                click.echo(f"Interrupted; no incomplete file is left. {error}".rstrip(), err=True)
             ctx.exit(SIGNALLED + getattr(error, "number", signal.SIGINT))
         except (UserError, OSError) as error:
             refuse(one_line(error))
@@ -105,7 +108,7 @@ class Group(click.Group):
 def cli() -> None:
     """Background-contrastive non-negative matrix factorisation of single-cell data: h5ad in, h5ad out.
 
-    Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
+    Exit codes: 0 done, 1 bad input, 2 wrong usage, 129 hung up, 130 interrupted (Ctrl-C), 143 terminated.
     """
 
 
@@ -117,7 +120,7 @@ def info(source: Path) -> None:
     with whole(source):
         lines = describe(adata)
     lines = lines or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
-    click.echo("\n".join([f"{source}: {adata.n_obs} cells x {adata.n_vars} genes", "", *lines]))
+    click.echo("\n".join([printable(f"{source}: {adata.n_obs} cells x {adata.n_vars} genes"), "", *lines]))
     adata.file.close()
 
 
@@ -136,7 +139,7 @@ def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     from .. import report
 
     with whole(source):
-        write(output, partial(report, adata, **values))
+        report(adata, output, **values)
     adata.file.close()
     click.echo(f"Wrote {output}")
 
@@ -151,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         line = " ".join(str(message).split())
         if line not in seen:  # several fits may give the same warning
-            click.echo(f"Warning: {line}", err=True)
+            click.echo(f"Warning: {printable(line)}", err=True)
         seen.add(line)
 
-    with _heeding_sigterm(), warnings.catch_warnings():
+    with _heeding_signals(), warnings.catch_warnings():
         warnings.simplefilter("default")
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for developers
             warnings.simplefilter("ignore", category)
@@ -163,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 @contextmanager
-def _heeding_sigterm() -> Iterator[None]:
-    """Handle SIGTERM, which cluster schedulers send before they kill, like Ctrl-C."""
+def _heeding_signals() -> Iterator[None]:
+    """Handle SIGTERM, which cluster schedulers send before they kill, and a closed terminal like Ctrl-C."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         from .._utils.files import Stopped
@@ -174,8 +177,13 @@ def _heeding_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, heeded in before.items():
+        if heeded is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, heeded in before.items():
+            signal.signal(number, heeded)

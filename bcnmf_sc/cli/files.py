@@ -52,7 +52,9 @@ def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
     except ImportError:
         refuse(f"{path} is an h5mu file. Install mudata to read it: pip install 'bcnmf-sc[multimodal]'.")
     try:
-        with mudata.set_options(pull_on_update=False):
+        from .._mudata import no_pull
+
+        with no_pull():
             return mudata.read_h5mu(path, backed=backed)
     except Exception as error:  # noqa: BLE001 (a damaged file can end in anything)
         refuse(f"{path} cannot be read as MuData: {one_line(error)}")
@@ -60,12 +62,9 @@ def _read_h5mu(path: Path, *, backed: Literal["r"] | None) -> Any:
 
 def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """Exit if the output could not or should not be written, before any work."""
-    if not path.parent.is_dir():
-        refuse(f"{path} cannot be written: {path.parent} is not a folder. Create it first.")
-    if not os.access(path.parent, os.W_OK):
-        refuse(f"{path} cannot be written: permission denied in {path.parent}.")
-    if path.exists() and not path.is_file():
-        refuse(f"The output {path} is a {'folder' if path.is_dir() else 'device'}. Name a file.")
+    from .._utils.files import check_place
+
+    check_place(path, "output")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
         refuse(f"The output {path} is also an input. Name another file.")
     if path.exists() and not force:
@@ -115,8 +114,21 @@ def describe(adata: AnnData, key: str | None = None) -> list[str]:
             facts["deviance explained"] = ", ".join(f"{part} {share:.3f}" for part, share in explained.items())
         lines += [name, *(f"  {fact:<20}{_shown(value)}" for fact, value in facts.items())]
         table = stored["topics"].to_string(float_format="{:.4g}".format, index_names=False)
-        lines += [textwrap.indent(table, "  "), ""]
-    return lines
+        lines += [*textwrap.indent(table, "  ").split("\n"), ""]
+    return [printable(line) for line in lines]
+
+
+def printable(line: str) -> str:
+    """Return a line that a terminal shows and does not act on: of a file, a name may hold escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def categories(data: Any, column: str | None) -> list[str]:
+    """Return the values of a column of the cells, as they are written; none where there is no such column."""
+    from .._mudata import obs_column
+
+    found = obs_column(data, column)
+    return [] if found is None else [str(value) for value in found.dropna().unique()]
 
 
 @contextmanager
@@ -142,4 +154,4 @@ def one_line(error: BaseException) -> str:
 
 def refuse(message: str) -> NoReturn:
     """Exit with a message and code 1."""
-    raise click.ClickException(message)
+    raise click.ClickException(printable(message))

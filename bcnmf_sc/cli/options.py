@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,11 +114,26 @@ def likelihood(text: str) -> Any:
 def collect(given: Sequence[Any], *, mapping: bool, scalar: bool) -> Any:
     """Return the value of a repeated option: `None`, one value, a list, or for ``NAME=NUMBER`` a mapping."""
     pairs = [re.fullmatch(r"(.+)=([-+]?[\d.]+(?:[eE][-+]?\d+)?)", value) for value in given] if mapping else []
-    numbers = {pair[1]: float(pair[2]) for pair in pairs if pair}
-    if numbers and len(numbers) < len(given):
-        msg = f"All or none must be NAME=NUMBER, each name once, got {', '.join(map(repr, given))}."
-        raise click.BadParameter(msg)
-    return numbers or (given[0] if scalar and len(given) == 1 else list(given) or None)
+    if any(pairs):
+        return Numbered(given, {pair[1]: float(pair[2]) for pair in pairs if pair})
+    return given[0] if scalar and len(given) == 1 else list(given) or None
+
+
+class Numbered(dict[str, float]):
+    """Names with numbers, ``NAME=NUMBER``, unless what was written turns out to be names as it stands."""
+
+    def __init__(self, written: Sequence[str], numbers: Mapping[str, float]) -> None:
+        super().__init__(numbers)
+        self.written = list(written)
+
+    def among(self, names: Collection[str]) -> Any:
+        """Return the mapping, or what was written if all of it is among the names that there are."""
+        if set(self.written) <= set(names):
+            return self.written
+        if len(self) < len(self.written):
+            msg = f"All or none must be NAME=NUMBER, each name once, got {', '.join(map(repr, self.written))}."
+            raise click.BadParameter(msg)
+        return dict(self)
 
 
 def _members(hint: Any) -> list[Any]:

@@ -38,7 +38,7 @@ def kang(folder: str | os.PathLike[str] | None = None) -> AnnData:
     folder
         Folder with GEO's files: ``GSE96583_RAW.tar`` (packed or unpacked), ``GSE96583_batch2.genes.tsv.gz`` and
         ``GSE96583_batch2.total.tsne.df.tsv.gz``. `None` looks in the folder that the environment variable
-        ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing (77 MB).
+        ``BCNMF_SC_DATA`` names, else in the cache, and downloads missing files (77 MB).
 
     Returns
     -------

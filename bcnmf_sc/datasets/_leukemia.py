@@ -38,7 +38,7 @@ def leukemia(folder: str | os.PathLike[str] | None = None) -> AnnData:
     folder
         Folder with 10x's three files: ``aml027_pre_transplant_filtered_gene_bc_matrices.tar.gz``, the same with
         ``aml027_post_transplant`` and with ``frozen_bmmc_healthy_donor1``, packed or unpacked. `None` looks in the
-        folder that the environment variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing.
+        folder that the environment variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads missing files.
 
     Returns
     -------

@@ -48,7 +48,7 @@ def mdd(
     folder
         Folder with GEO's files: ``GSE213982_combined_counts_matrix.mtx.gz``, the same ending in ``_genes_rows.csv.gz``
         and ``_cells_columns.csv.gz``, and ``GSE213982_family.soft.gz``. `None` looks in the folder that the environment
-        variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads what is missing.
+        variable ``BCNMF_SC_DATA`` names, else in the cache, and downloads missing files.
     cell_types
         Broad cell types of the authors to keep ("Ast", "End", "ExN", "InN", "Mic", "Oli", "OPC"); None for all.
     donors
@@ -104,7 +104,7 @@ def mdd(
                 present = listed(sorted(set(obs.loc[obs["diagnosis"].notna(), column])), 60)
                 msg = f"`{argument}` must be among those with a diagnosis, got {listed(unknown)}. Present: {present}."
                 raise UserError(msg)
-            keep &= obs[column].isin(names).to_numpy()
+            keep = keep & obs[column].isin(names).to_numpy()  # what pandas 3 gives may not be written to
     if not keep.any():
         msg = "`cell_types` and `donors` must leave some nuclei, got none."
         raise UserError(msg)

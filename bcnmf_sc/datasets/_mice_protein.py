@@ -107,8 +107,8 @@ def mice_protein(path: str | os.PathLike[str] | None = None, *, max_missing: flo
     obs = pd.concat([pd.DataFrame({"mouse": pd.Categorical(mouse)}, index=table.index), labels], axis=1)
     saline = obs["treatment"] == "Saline"
     target, background = saline & (obs["behaviour"] == "S/C"), saline & (obs["class"] == "c-CS-s")
-    condition = np.select([target, background], ["target", "background"], default="")
-    obs["condition"] = pd.Categorical(condition, categories=["target", "background"])
+    condition = np.select([target, background], [0, 1], default=-1)
+    obs["condition"] = pd.Categorical.from_codes(condition, categories=["target", "background"])
     var = pd.DataFrame({"n_missing": missing.sum(), "minimum": low, "maximum": high})
     var.index = var.index.astype(str)
     obs.index.name = var.index.name = None

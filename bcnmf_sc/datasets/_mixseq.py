@@ -42,7 +42,7 @@ def mixseq(folder: str | os.PathLike[str] | None = None) -> AnnData:
     folder
         Folder with the authors' files: ``Idasanutlin_24hr_expt1.zip`` and ``DMSO_24hr_expt1.zip``, packed or unpacked.
         `None` looks in the folder that the environment variable ``BCNMF_SC_DATA`` names, else in the cache, and
-        downloads what is missing from figshare.
+        downloads missing files from figshare.
 
     Returns
     -------

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from .._mudata import no_pull
 from .._utils.checks import number, one_of, random_seed, whole_number
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def simulated_spatial(
     number("depth_sd", depth_sd)
     one_of("pattern", pattern, ("smooth", "sharp"))
     random_seed(random_state)
-    from mudata import MuData, set_options
+    from mudata import MuData
 
     rng = np.random.default_rng(random_state)
     side = np.linspace(-1, 1, n_side)
@@ -136,7 +137,7 @@ def simulated_spatial(
             var=pd.DataFrame(index=[f"{label} {j + 1}" for j in range(n_vars)]),
             varm={"true_loadings": loadings},
         )
-    with set_options(pull_on_update=False):
+    with no_pull():
         mdata = MuData(modalities)
     mdata.obs["slice"] = pd.Categorical([f"Slice {s + 1}" for s in slices])
     mdata.obsm["spatial"] = np.tile(grid, (n_slices, 1))

@@ -1,4 +1,4 @@
-"""The engine: arrays in, arrays out. It knows nothing of AnnData."""
+"""The engine: arrays in, arrays out, independent of AnnData."""
 
 from .bcnmf.solver import Factors, Run, fit, transform
 from .joint import Joint

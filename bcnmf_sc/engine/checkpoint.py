@@ -1,4 +1,4 @@
-"""Interrupt a long fit and take it up again: named arrays and numbers in a file that is whole or as it was."""
+"""Interrupt and resume long fits: named arrays and numbers in a file that is written atomically."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .._utils.files import Held, Stopped, check_place, replacing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 
 @dataclass
 class Checkpoint:
-    """A file that holds the state of one fit. Without a path, it does nothing.
+    """A file with the state of one fit. Without a path, it does nothing.
 
-    As a context it holds Ctrl-C, or another signal to stop that Python acts on, back until the iteration is done and
-    saved, so that the state on disk is a whole one.
+    As a context manager, it defers Ctrl-C, or another signal to stop that Python handles, until the iteration is done
+    and saved, so that the state on disk is complete.
     """
 
     path: Path | None
     identity: str
-    """Of the fit that the file belongs to: its data, where it starts, and under which weights."""
+    """Fingerprint of the fit that the file belongs to: its data, start and weights."""
     _held: Held = field(default_factory=Held, repr=False)
 
     @classmethod
@@ -42,9 +42,9 @@ class Checkpoint:
         return cls(place, digest.hexdigest())
 
     def write(self, content: Callable[[], Mapping[str, Any]], n_iter: int, every: int = 1) -> None:
-        """Put arrays and numbers in the place of the last ones, after every so many iterations.
+        """Write arrays and numbers, at a fixed interval of iterations, over the previous ones.
 
-        Where the fit was asked to stop, write in any case, and stop here.
+        If the fit was asked to stop, write in any case, and stop here.
         """
         if self.path is None or n_iter == 0 or (n_iter % every and not self._held.number):
             return
@@ -52,17 +52,21 @@ class Checkpoint:
             np.savez(file, identity=np.array(self.identity), **content())
         if self._held.number:
             msg = (
-                f"The fit was interrupted after {n_iter} iterations. The same call takes it up from {str(self.path)!r}."
+                f"The fit was interrupted after {n_iter} iterations. The same call resumes it from {str(self.path)!r}."
             )
             raise Stopped(msg, self._held.number)
 
-    def read(self, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, Any] | None:
-        """Return what was written last; None where there is no file yet.
+    def read(
+        self, shapes: Mapping[str, tuple[int | None, ...] | None], positive: Collection[str] = ()
+    ) -> dict[str, Any] | None:
+        """Return the last state written; None if there is no file yet.
 
         Parameters
         ----------
         shapes
-            What is needed, and the shape that it must have; None for any.
+            Arrays needed, with the shape that each must have; None for any, also of one dimension.
+        positive
+            Those of them that must be finite and at least 0.
         """
         if self.path is None or not self.path.exists():
             return None
@@ -70,12 +74,12 @@ class Checkpoint:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 stored = {name: arrays[name] for name in ("identity", *shapes)}
             identity = str(stored.pop("identity"))
-        except Exception as error:  # a damaged or foreign file can end in anything
-            if isinstance(error, OSError) and error.errno:  # the system's, not one of the content
+        except Exception as error:  # a damaged or foreign file can raise anything
+            if isinstance(error, OSError) and error.errno:  # from the system, not from the content
                 msg = f"`checkpoint` {str(self.path)!r} cannot be read: {error.strerror}."
                 raise OSError(msg) from error
             msg = (
-                f"`checkpoint` {str(self.path)!r} is not a whole checkpoint of this version. Name another file, or "
+                f"`checkpoint` {str(self.path)!r} is not a complete checkpoint of this version. Name another file, or "
                 "remove it."
             )
             raise UserError(msg) from error
@@ -85,18 +89,30 @@ class Checkpoint:
                 "Name another file, or remove it."
             )
             raise UserError(msg)
-        for name, shape in shapes.items():
-            if shape not in (None, stored[name].shape):  # the kernels do not look
-                msg = f"`checkpoint` {str(self.path)!r} holds {name} of shape {stored[name].shape}, not {shape}."
-                raise UserError(msg)
+        for name, shape in shapes.items():  # the kernels do not look
+            found = stored[name]
+            if shape is not None and not _has_shape(found, shape):
+                what = f"{name} of shape {found.shape}, not {shape}"
+            elif found.dtype.kind not in "fiu" or (name == "n_iter" and found.dtype.kind == "f"):
+                what = f"{name} of type {found.dtype}"
+            elif name in positive and not (np.isfinite(found).all() and (found >= 0).all()):
+                what = f"{name} with values that are negative or not finite"
+            else:
+                continue
+            msg = f"`checkpoint` {str(self.path)!r} holds {what}. Name another file, or remove it."
+            raise UserError(msg)
         return {name: array if array.ndim else array.item() for name, array in stored.items()}
 
     def __enter__(self) -> Self:
-        """Hold Ctrl-C back."""
+        """Defer Ctrl-C."""
         if self.path is not None:
             self._held.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let Ctrl-C through again."""
+        """Restore Ctrl-C."""
         self._held.__exit__()
+
+
+def _has_shape(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+    return array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))

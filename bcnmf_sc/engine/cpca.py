@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Components:
-    """What contrastive PCA ends with, at one alpha."""
+    """Result of contrastive PCA at one alpha."""
 
     alpha: float
     loadings: np.ndarray
-    """Genes x components, orthonormal columns, the leading one first; the entry largest in size is positive."""
+    """Genes x components, orthonormal columns, leading first; the entry of largest magnitude is positive."""
     eigenvalues: np.ndarray
     """Target variance along each component minus alpha times the background's."""
     scores: np.ndarray
-    """Cells x components: all cells, less the target's mean, along the components."""
+    """Cells x components: projections of all cells, centred at the target's mean."""
 
 
 @dataclass
 class Cells:
-    """What belongs to the cells: their groups, and room for their scores."""
+    """Per-cell data: groups, and space for scores."""
 
     member: np.ndarray
     """Cells x groups, bool."""
@@ -48,7 +48,7 @@ class Cells:
 
 @dataclass
 class Second:
-    """Sums and sums of products over the cells of each group. Adds up over blocks."""
+    """Sums and sums of products over the cells of each group, additive over blocks."""
 
     sums: np.ndarray
     """Groups x genes."""
@@ -56,7 +56,7 @@ class Second:
     """Groups x genes x genes."""
 
     def __iadd__(self, other: Second) -> Self:
-        """Add another block's."""
+        """Add those of another block."""
         self.sums += other.sums
         self.products += other.products
         return self
@@ -64,7 +64,7 @@ class Second:
 
 @dataclass
 class Nothing:
-    """What a pass returns whose result stays with the cells."""
+    """Empty result of a pass that only writes to the cells."""
 
     def __iadd__(self, other: Nothing) -> Self:
         """Stay nothing."""
@@ -72,7 +72,7 @@ class Nothing:
 
 
 def covariances(source: RowSource, *groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (groups x genes) and covariances (groups x genes x genes) of groups of cells, in one pass.
+    """Compute means (groups x genes) and covariances (groups x genes x genes) of groups of cells, in one pass.
 
     Memory beyond the data is a few times genes x genes; sparse rows stay sparse.
     """
@@ -90,14 +90,14 @@ def covariances(source: RowSource, *groups: np.ndarray) -> tuple[np.ndarray, np.
 def cpca(
     source: RowSource, target: np.ndarray, background: np.ndarray, *, alphas: Sequence[float], n_components: int
 ) -> list[Components]:
-    """Contrastive PCA at several alphas, from one pass for the covariances and one for the scores.
+    """Run contrastive PCA at several alphas, with one pass for the covariances and one for the scores.
 
     Parameters
     ----------
     source
         Cells x genes.
     target, background
-        Bool per cell. Without a background cell every alpha is that of a PCA of the target.
+        Bool per cell. Without background cells, every alpha gives a PCA of the target.
     alphas
         Weights of the background's covariance; 0 is PCA of the target.
     n_components

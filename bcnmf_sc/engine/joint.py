@@ -1,4 +1,4 @@
-"""Several modalities under one likelihood each."""
+"""Joint likelihood of several modalities."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joint(Likelihood):
-    """Several modalities of the same cells, side by side: every gene has the likelihood and the weight of its own.
+    """Likelihood of several modalities of the same cells: every gene has its modality's likelihood and weight.
 
-    The loss is ``sum_m w_m L_m``, so ``p`` and ``n`` are each modality's times its weight. NumPy only.
+    The loss is ``sum_m w_m L_m``, so ``p`` and ``n`` are each modality's terms times its weight. NumPy only.
     """
 
     parts: tuple[Likelihood, ...]
-    """A likelihood for each modality, with numbers; parameters per gene are over that modality's genes."""
+    """Likelihood of each modality, with numeric parameters; those per gene are over that modality's genes."""
     weights: tuple[float, ...]
     part: np.ndarray
-    """Number of each gene's modality."""
+    """Index of each gene's modality."""
     estimates: tuple[bool, ...] = ()
-    """Whether each part's parameters are to be estimated; none by default."""
+    """Whether each part's parameters are estimated; none by default."""
 
     name: ClassVar[str] = "joint"
     counts: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class Joint(Likelihood):
     def at(self, genes: Array) -> Joint:
         """Return the parts for values of these genes only."""
         part = self.part[genes]
-        place = np.zeros(len(self.part), int)  # of a gene among those of its modality
+        place = np.zeros(len(self.part), int)  # index of a gene within its modality
         for i in range(len(self.parts)):
             place[self.part == i] = np.arange((self.part == i).sum())
         here = tuple(each.at(place[genes[part == i]]) for i, each in enumerate(self.parts))
@@ -58,11 +58,11 @@ class Joint(Likelihood):
 
     @property
     def estimated(self) -> bool:
-        """Whether any modality's parameters are to be estimated."""
+        """Whether any modality's parameters are estimated."""
         return any(self.estimates)
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Return each modality's, on its genes; zeros where it has less."""
+        """Return each modality's evidence on its genes, padded with zeros."""
         sums = np.zeros((max(each.n_evidence for each in self.parts), *mu.shape))
         for i, each in enumerate(self.parts):
             here = self.part == i
@@ -71,7 +71,7 @@ class Joint(Likelihood):
         return tuple(sums)
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> Joint:
-        """Refine the modalities that are to be estimated, each on its genes."""
+        """Refine the modalities whose parameters are estimated, each on its genes."""
         parts = [
             each.refined(evidence[: each.n_evidence, self.part == i], n_cells) if estimated else each
             for i, (each, estimated) in enumerate(zip(self.parts, self.estimates, strict=True))
@@ -79,7 +79,7 @@ class Joint(Likelihood):
         return replace(self, parts=tuple(parts))
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Return those of any modality, NaN for the genes of others."""
+        """Return the parameters of any modality, NaN for genes of the others."""
         own: dict[str, np.ndarray] = {}
         for i, each in enumerate(self.parts):
             for name, values in each.parameters().items():

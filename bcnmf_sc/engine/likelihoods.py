@@ -1,8 +1,8 @@
-"""What the data are thought to be: one small class per likelihood, which says all about itself.
+"""Likelihoods: one small, self-contained class each.
 
-A likelihood states its loss (half the deviance, so that it is zero at a perfect fit) and the two non-negative terms
-that multiplicative updates are made of, ``d loss / d mu = n - p``. It sees values and expected values only: no cells,
-no sparsity, no device. The classes work on NumPy arrays and torch tensors alike. Users see those in ``__all__`` as
+A likelihood defines its loss (half the deviance, so that it is zero at a perfect fit) and the two non-negative terms of
+multiplicative updates, ``d loss / d mu = n - p``. It depends on values and expected values only, not on cells, sparsity
+or device. The classes work on NumPy arrays and torch tensors alike. Those in ``__all__`` are public as
 `bcnmf_sc.likelihoods`.
 """
 
@@ -27,26 +27,26 @@ NKind = Literal["one", "mu", "full"]
 Kernel = Literal["products", "ratio", "linear", "overdispersed"]
 ESTIMATE: Literal["estimate"] = "estimate"
 DISPERSION_BOUNDS = (1e-2, 1e4)
-"""Estimated dispersions lie between; above, a negative binomial is as good as Poisson."""
+"""Bounds of estimated dispersions; above, a negative binomial is practically Poisson."""
 DROPOUT_BOUNDS = (1e-4, 0.95)
 Array = Any
 """A NumPy array or a torch tensor."""
 
 
 def parameter(*, least: float = 0.0, most: float = np.inf, start: float | None = None) -> dict[str, Any]:
-    """Return the metadata of a field that is a likelihood's parameter.
+    """Return the field metadata of a likelihood's parameter.
 
-    A number must lie between ``least`` and ``most``. With ``start`` it may be ``"estimate"``: it is then estimated from
-    there, for each gene, on the target's cells along with the fit.
+    A number must lie between ``least`` and ``most``. With ``start``, it may be ``"estimate"``: it is then estimated per
+    gene on the target's cells during the fit, starting from there.
     """
     return {"least": least, "most": most, "start": start}
 
 
 @dataclass(frozen=True)
 class Likelihood(ABC):
-    """What the data are thought to be; the base of all likelihoods.
+    """Base class of all likelihoods.
 
-    ``likelihood=`` takes the name of a likelihood or, with parameters of your own, an object of it.
+    ``likelihood=`` accepts the name of a likelihood or, to set its parameters, an instance.
 
     Examples
     --------
@@ -59,18 +59,18 @@ class Likelihood(ABC):
     counts: ClassVar[bool] = True
     """Whether the data should be whole numbers."""
     n_kind: ClassVar[NKind] = "full"
-    """What the term n is: 1 everywhere, mu itself (then p is x), or anything. It tells the kernels how small the sums
-    ``n' H`` can be kept: topics, topics x topics, or genes x topics numbers."""
+    """Form of the term n: 1 everywhere, mu itself (then p is x), or any other. It determines the size of the sums
+    ``n' H`` in the kernels: topics, topics x topics, or genes x topics."""
     kernel: ClassVar[Kernel] = "products"
-    """Which loops sparse data go through. ``"products"`` takes any terms. The others are faster: ``"ratio"`` for
+    """Kernel for sparse data. ``"products"`` supports any terms. The others are faster: ``"ratio"`` for
     ``p = x / mu``, ``n = 1`` and Poisson's loss; ``"linear"`` for ``p = x``, ``n = mu`` and squared error;
-    ``"overdispersed"`` for the terms of a negative binomial with a ``dispersion`` and, where it has one, a ``dropout``.
+    ``"overdispersed"`` for the terms of a negative binomial with a ``dispersion`` and, optionally, a ``dropout``.
     """
     n_evidence: ClassVar[int] = 0
-    """How many sums over cells its parameters are refined from; 0 where none can be estimated."""
+    """Number of sums over cells used to refine its parameters; 0 if none can be estimated."""
 
     def __post_init__(self) -> None:
-        """Raise if a parameter is not as declared; those that are one per gene are checked when a fit starts."""
+        """Raise if a parameter is not as declared; per-gene parameters are checked when a fit starts."""
         values = {each.name: getattr(self, each.name) for each in _declared(self)}
         for each in _declared(self):
             if np.ndim(value := values[each.name]) == 0 and not _allowed(each, value):
@@ -84,44 +84,44 @@ class Likelihood(ABC):
 
     @abstractmethod
     def n(self, x: Array, mu: Array) -> Array:
-        """Pull ``mu`` down: non-negative."""
+        """Return the term n that decreases ``mu``: non-negative."""
 
     @abstractmethod
     def loss(self, x: Array, mu: Array) -> Array:
         """Return half the deviance of ``x`` at expectation ``mu``."""
 
     def p(self, x: Array, mu: Array) -> Array:
-        """Pull ``mu`` up: non-negative, zero where ``x`` is."""
+        """Return the term p that increases ``mu``: non-negative, zero where ``x`` is."""
         return x / mu
 
     def mass(self, x: Array) -> Array:
-        """Return what a value weighs when ``alpha_effective`` puts target and background on one scale."""
+        """Return the mass of values, by which ``alpha_effective`` puts target and background on one scale."""
         return x
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Return what to sum over cells for `refined`."""
+        """Return the terms to sum over cells for `refined`."""
         return ()
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> Self:
-        """Return the likelihood with its parameters, one for each gene, a step closer to the data."""
+        """Return the likelihood with its per-gene parameters updated by one step."""
         return self
 
     def parameters(self) -> dict[str, Array]:
-        """Return the parameters by name, each of all genes or one per gene."""
+        """Return the parameters by name, each a scalar or one value per gene."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def at(self, genes: Array) -> Self:
-        """Return the likelihood for values of these genes only: takes the per-gene parameters, where there are any."""
+        """Return the likelihood for a subset of genes: subsets per-gene parameters."""
         own = {name: value[genes] for name, value in self.parameters().items() if np.ndim(value)}
         return replace(self, **own) if own else self
 
     @property
     def estimated(self) -> bool:
-        """Whether its parameters are to be estimated along with a fit."""
+        """Whether its parameters are estimated during a fit."""
         return any(isinstance(value, str) for value in self.parameters().values())
 
     def started(self, n_genes: int) -> Self:
-        """Return the likelihood with numbers to begin a fit of so many genes with."""
+        """Return the likelihood with the initial parameters of a fit of so many genes."""
         numbers: dict[str, Array] = {}
         for each in _declared(self):
             value = getattr(self, each.name)
@@ -173,7 +173,7 @@ class Gaussian(Likelihood):
 
 @dataclass(frozen=True)
 class Poisson(Likelihood):
-    """Counts whose variance is their mean (paper, section S1.1).
+    """Counts with variance equal to their mean (paper, section S1.1).
 
     ``p = x / mu``, ``n = 1``.
 
@@ -199,15 +199,15 @@ class Poisson(Likelihood):
 
 @dataclass(frozen=True)
 class NegativeBinomial(Likelihood):
-    r"""Counts with more variance than their mean (paper, section S1.2).
+    r"""Counts with variance above their mean (paper, section S1.2).
 
     ``p = x / mu``, ``n = (x + theta) / (mu + theta)`` with the dispersion ``theta``.
 
     Parameters
     ----------
     dispersion
-        Theta, with variance ``mu + mu^2 / theta``: a number for all genes, as in the paper, or one for each gene used.
-        ``"estimate"`` fits one for each gene on the target's cells.
+        Theta, with variance ``mu + mu^2 / theta``: a number for all genes, as in the paper, or one per gene used.
+        ``"estimate"`` fits one per gene on the target's cells.
 
     Examples
     --------
@@ -232,34 +232,34 @@ class NegativeBinomial(Likelihood):
         """Return half the deviance at this dispersion."""
         xp = array_api_compat.array_namespace(mu)
         base = mu + self.dispersion
-        ratio = (x - mu) / base  # near 0 where the terms nearly cancel, near -1 where single precision ends
+        ratio = (x - mu) / base  # near 0 the terms nearly cancel, near -1 single precision is insufficient
         log_ratio = xp.where(ratio < -0.5, xp.log((x + self.dispersion) / base), xp.log1p(xp.clip(ratio, -0.5, None)))  # noqa: PLR2004
         return _x_log_ratio(x, mu) - (x + self.dispersion) * log_ratio
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """First and second derivative of the log-likelihood in ``log theta``."""
+        """Return the first and second derivative of the log-likelihood in ``log theta``."""
         return _theta_derivatives(x, mu, self.dispersion)
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> NegativeBinomial:
-        """One Newton step of every gene's ``log theta``, from the evidence summed over cells."""
+        """Do one Newton step of every gene's ``log theta``, from the evidence summed over cells."""
         return NegativeBinomial(_theta_step(self.dispersion, *evidence))
 
 
 @dataclass(frozen=True)
 class ZeroInflatedNegativeBinomial(Likelihood):
-    r"""Negative binomial counts that drop out with some probability (paper, section S1.3).
+    r"""Negative binomial counts with dropout (paper, section S1.3).
 
-    A zero is a count with probability ``omega = (1 - pi) q / (pi + (1 - pi) q)``, where
-    ``q = (theta / (theta + mu))^theta``; its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n are the
-    negative binomial's.
+    A zero is a count (not a dropout) with probability ``omega = (1 - pi) q / (pi + (1 - pi) q)``, where
+    ``q = (theta / (theta + mu))^theta``; its ``n`` is ``omega theta / (mu + theta)``. Elsewhere p and n are those of
+    the negative binomial.
 
     Parameters
     ----------
     dispersion
         Theta, as in `NegativeBinomial`.
     dropout
-        Pi, the probability that a count is lost: a number for all genes, one for each gene used, or ``"estimate"``.
-        Both parameters are numbers, or both are estimated.
+        Pi, the probability that a count drops out: a number for all genes, one per gene used, or ``"estimate"``.
+        Either both parameters are given or both are estimated.
 
     Examples
     --------
@@ -277,8 +277,8 @@ class ZeroInflatedNegativeBinomial(Likelihood):
     n_evidence: ClassVar[int] = 3
 
     def n(self, x: Array, mu: Array) -> Array:
-        """Return the negative binomial's, at zeros times the probability that they are counts."""
-        n = mu / self.dispersion  # step by step, in place: this is where the time of a fit goes
+        """Return the term of the negative binomial, at zeros times the probability of not being a dropout."""
+        n = mu / self.dispersion  # step by step, in place: this dominates the run time of a fit
         dropout = self._over_q(n)
         n += 1
         dropout *= self._odds(x, mu)
@@ -294,28 +294,28 @@ class ZeroInflatedNegativeBinomial(Likelihood):
         return xp.where(x > 0, NegativeBinomial(self.dispersion).loss(x, mu), zero)
 
     def evidence(self, x: Array, mu: Array) -> tuple[Array, ...]:
-        """Return derivatives in ``log theta`` of what is no dropout, and the probability of being one."""
+        """Return the derivatives in ``log theta``, weighted by the probability of no dropout, and that of dropout."""
         omega = self._omega(x, mu)
         slope, curvature = _theta_derivatives(x, mu, self.dispersion)
         return omega * slope, omega * curvature, 1 - omega
 
     def refined(self, evidence: np.ndarray, n_cells: float) -> ZeroInflatedNegativeBinomial:
-        """One step of expectation maximisation: a Newton step of ``log theta``, the mean probability of dropout."""
+        """Do one EM step: a Newton step of ``log theta``, and the mean probability of dropout."""
         slope, curvature, dropouts = evidence
         dropout = np.clip(dropouts / n_cells, *DROPOUT_BOUNDS).astype(np.float32)
         return ZeroInflatedNegativeBinomial(_theta_step(self.dispersion, slope, curvature), dropout)
 
     def _omega(self, x: Array, mu: Array) -> Array:
-        """Probability that a value is a count and no dropout."""
+        """Return the probability that a value is a count and not a dropout."""
         return 1 / (1 + self._odds(x, mu) * self._over_q(mu / self.dispersion))
 
     def _odds(self, x: Array, mu: Array) -> Array:
-        """Return the odds of a dropout before the value is seen, zero where it is not zero."""
+        """Return the prior odds of a dropout, zero for non-zero values."""
         xp = array_api_compat.array_namespace(mu)
         return xp.where(x > 0, 0.0, self.dropout / (1 - self.dropout))
 
     def _over_q(self, ratio: Array) -> Array:
-        """Return ``1 / q`` from ``mu / theta``, finite in single precision, right for any dispersion."""
+        """Return ``1 / q`` from ``mu / theta``, finite in single precision, accurate for any dispersion."""
         xp = array_api_compat.array_namespace(ratio)
         with np.errstate(over="ignore"):
             return xp.clip(xp.exp(self.dispersion * xp.log1p(ratio)), None, 1e30)
@@ -331,7 +331,7 @@ def _estimable(each: Field[Any]) -> bool:
 
 
 def _allowed(each: Field[Any], value: Any) -> bool:
-    """Whether a parameter may have a value, or all of an array."""
+    """Whether a value, or all of an array, is valid for a parameter."""
     if isinstance(value, str):
         return _estimable(each) and value == ESTIMATE
     if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray):
@@ -375,11 +375,11 @@ def _theta_step(theta: Array, slope: np.ndarray, curvature: np.ndarray) -> np.nd
 
 
 LIKELIHOODS: Mapping[str, type[Likelihood]] = {each.name: each for each in Likelihood.__subclasses__()}
-"""Those of this file, by name."""
+"""The likelihoods of this module, by name."""
 
 
 def as_likelihood(given: object) -> Likelihood:
-    """Return a likelihood by its name, or as it is given."""
+    """Return a likelihood by its name, or the object given."""
     if isinstance(given, Likelihood):
         return given
     if isinstance(given, str) and given in LIKELIHOODS:

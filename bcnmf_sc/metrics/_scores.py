@@ -12,7 +12,7 @@ from .._utils.errors import UserError
 from ..engine.bcnmf.ensemble import shares_of
 
 N_STARTS = 10
-"""Of k-means."""
+"""Number of k-means initialisations."""
 
 
 class BootstrapARI(NamedTuple):

@@ -140,7 +140,8 @@ def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.
     matrix_values(where, values.size - int(np.isfinite(values).sum()), values.min(initial=0))
     if values.dtype.kind == "f":
         n_fractional = int((values != np.rint(values)).sum())
-        warn_of_fractions(where, n_fractional, values.max(initial=0), "genes are selected by counts")
+        used = "genes are selected by counts"
+        warn_of_fractions(where, n_fractional, values.max(initial=0), used, adata.layers.keys())
     return counts
 
 

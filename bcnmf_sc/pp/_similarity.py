@@ -160,8 +160,8 @@ def _parts(similarity: Any) -> tuple[Any, pd.Index]:
 
 def _check_unique(names: pd.Index, argument: str) -> None:
     if not names.is_unique:
-        twice = names[names.duplicated()].unique()
-        msg = f"The ids of `{argument}` must be unique, got {_some(twice)} more than once."
+        repeated = names[names.duplicated()].unique()
+        msg = f"The ids of `{argument}` must be unique, got {_some(repeated)} more than once."
         raise UserError(msg)
 
 

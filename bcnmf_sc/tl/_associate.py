@@ -98,8 +98,8 @@ def associate(
         a regression of the group on the share, by likelihood ratio, which stays defined where the groups separate
         completely (``separated`` in the table) and is anti-conservative with few donors.
     cells
-        Cells to use: a bool array, a bool column of ``adata.obs``, or ``"target"`` for the target's cells. All by
-        default.
+        Cells to use: a bool array in their order, a bool Series by their names, a bool column of ``adata.obs``, or
+        ``"target"`` for the target's cells. All by default.
     topics
         Names of the topics to test; all by default.
     copy

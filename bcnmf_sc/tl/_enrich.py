@@ -254,8 +254,9 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
             msg = f"`gene_sets` must map each name to several genes, got a string for {wrong[0]!r}."
             raise UserTypeError(msg)
         return {str(name): [str(gene) for gene in genes] for name, genes in gene_sets.items()}
-    sets = {}
-    for number, line in enumerate(Path(gene_sets).read_text(encoding="utf-8").splitlines(), 1):
+    sets: dict[str, list[str]] = {}
+    # spreadsheets write a byte-order mark, which would be part of the first name
+    for number, line in enumerate(Path(gene_sets).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         name, *rest = line.rstrip("\r\n").split("\t")
@@ -264,6 +265,9 @@ def _read_sets(gene_sets: GeneSets) -> dict[str, list[str]]:
                 f"`gene_sets` must be a GMT file, with lines of name, description and genes, separated by tabs; line "
                 f"{number} of {gene_sets} is {line[:60]!r}."
             )
+            raise UserError(msg)
+        if name in sets:
+            msg = f"`gene_sets` must name each set once, got {name!r} again in line {number} of {gene_sets}."
             raise UserError(msg)
         sets[name] = [gene.split(",")[0].strip() for gene in rest[1:] if gene.strip()]
     return sets

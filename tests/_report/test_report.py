@@ -202,6 +202,45 @@ def test_what_is_stored_is_shown(page, full):
     assert "bc.tl." not in words  # nothing is missing
 
 
+@pytest.mark.parametrize("slot", ["obsm['X_mine']", "varm['mine']"])
+def test_values_that_are_not_finite_are_refused(plain, slot, tmp_path):
+    adata = plain.copy()
+    (adata.obsm["X_mine"] if slot.startswith("obsm") else adata.varm["mine"])[0, :2] = np.nan
+    with pytest.raises(ValueError, match=re.escape(f"`adata.{slot}` must be finite, got 2 values")):
+        bc.report(adata, tmp_path / "report.html", key="mine")
+    assert not (tmp_path / "report.html").exists()
+
+
+OTHER = {"background": "case"}, {"target": "all"}, {"layer": "counts"}
+
+
+@pytest.mark.parametrize("change", OTHER, ids=str)
+def test_steps_of_another_design_are_not_shown_as_of_this_fit(full, change, tmp_path):
+    adata = full.copy()
+    adata.layers["counts"] = adata.X
+    design = SPLIT | change
+    bc.tl.background_check(adata, n_topics=2, n_background_topics=5, **design, **QUICK)
+    for name in ("bcnmf_alpha", "bcnmf_n_topics"):
+        adata.uns[name]["design"] = adata.uns["bcnmf_background_check_design"]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata = ad.read_h5ad(tmp_path / "a.h5ad")
+    page = written(adata, tmp_path)
+    words = " ".join(word for _, word in page.words)
+    for step in ("background check", "alpha", "n topics"):
+        assert f"The stored {step} is for another design than this fit and is not shown." in words
+    assert not any(meaning in words for meaning in adata.uns["bcnmf_background_check"]["meaning"])
+    for name in ("bcnmf_alpha", "bcnmf_n_topics"):
+        assert adata.uns[name]["reason"] not in words
+    called = [ast.parse(call, mode="eval").body.func.attr for call in page.text("code") if call.startswith("bc.tl.")]
+    assert called == ["background_check", "select_alpha", "select_n_topics"]
+
+
+def test_the_same_design_in_other_words_is_shown(full, tmp_path):
+    adata = full.copy()
+    bc.tl.background_check(adata, n_topics=2, n_background_topics=5, target="case", **SPLIT, **QUICK)
+    assert "another design" not in " ".join(word for _, word in written(adata, tmp_path).words)
+
+
 def test_what_is_missing_is_named_with_the_call_that_adds_it(plain, tmp_path):
     page = written(plain, tmp_path, key="mine")
     calls = [word for word in page.text("code") if word.startswith("bc.tl.")]

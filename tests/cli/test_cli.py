@@ -30,6 +30,7 @@ from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
 from bcnmf_sc import _anndata, cli
+from bcnmf_sc._mudata import no_pull
 from bcnmf_sc.cli import files
 from bcnmf_sc.cli.demo import DEMO_FILES
 from bcnmf_sc.cli.options import collect as collect_option
@@ -104,6 +105,27 @@ class TestResults:
         assert (fitted.var["bcnmf_dispersion"] == 2).all()
         assert (fitted.var["bcnmf_dropout"] == np.float32(0.1)).all()
 
+    def test_a_category_that_looks_like_a_weight(self, small, tmp_path):
+        small.obs["given"] = small.obs["condition"].astype(str).map({"ctrl": "dose=0", "case": "dose=1"})
+        source, out = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+        small.write_h5ad(source)
+        run = ["--background-key", "given", "--background", "dose=0", "-k", "2", "--max-iter", "3", "--tol", "0"]
+        assert call("fit", source, "-o", out, *run) == 0
+        assert ad.read_h5ad(out).uns["bcnmf"]["params"]["background"].tolist() == ["dose=0"]
+
+    def test_names_that_a_terminal_would_act_on(self, small, tmp_path, capsys):
+        small.obs["given"] = small.obs["condition"].cat.rename_categories({"ctrl": "\x1b[2J\u202ectrl\nbcnmf"})
+        run = {"background_key": "given", "background": "\x1b[2J\u202ectrl\nbcnmf", "n_topics": 2, "max_iter": 3}
+        bc.tl.bcnmf(small, **run, tol=0, key_added="\x1b]0;title\x07")
+        small.write_h5ad(tmp_path / "in.h5ad")
+        assert call("info", tmp_path / "in.h5ad") == 0
+        shown = capsys.readouterr().out
+        assert all(letter.isprintable() or letter == "\n" for letter in shown)
+        assert r"\x1b]0;title\x07" in shown
+        assert r"\x1b[2J\u202ectrl\nbcnmf" in shown
+        assert call("report", tmp_path / "in.h5ad", "-o", tmp_path / "a.html", "--key", "\x1b[2J") == 1
+        assert "\x1b" not in capsys.readouterr().err
+
     def test_every_kind_of_option(self, small, tmp_path):
         small.layers["raw"] = small.X.copy()
         small.var["some"] = np.arange(small.n_vars) % 2 == 0
@@ -147,12 +169,12 @@ class TestResults:
         other = small[:, :30].copy()
         other.var_names = [f"other {name}" for name in other.var_names]
         source, out = tmp_path / "in.h5mu", tmp_path / "out.h5mu"
-        with mudata.set_options(pull_on_update=False):
+        with no_pull():
             both = mudata.MuData({"rna": small, "other": other})
             both.obs["condition"] = small.obs["condition"]
             both.write_h5mu(source)
         assert call("fit", source, *FIT, "-o", out) == 0
-        with mudata.set_options(pull_on_update=False):
+        with no_pull():
             fitted = mudata.read_h5mu(out)
         bc.tl.bcnmf(both, background_key="condition", background="ctrl", n_topics=3, max_iter=200, tol=0.01)
         np.testing.assert_array_equal(fitted.obsm["X_bcnmf"], both.obsm["X_bcnmf"])
@@ -289,7 +311,7 @@ class TestOutput:
         assert "is not a folder" in refused("fit", source, *FIT, "-o", source / "out.h5ad")
         assert "is a folder" in refused("fit", source, *FIT, "-o", tmp_path, "--force")
         monkeypatch.setattr(files.os, "access", lambda _, mode: mode != os.W_OK)
-        assert "permission denied" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
+        assert "a writable folder" in refused("fit", source, *FIT, "-o", tmp_path / "out.h5ad")
 
     @pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("bug"), KeyboardInterrupt()])
     def test_failed_write_leaves_nothing(self, source, tmp_path, monkeypatch, error):
@@ -473,9 +495,14 @@ class TestGenerator:
         assert collect("a=1", "b=.5") == {"a": 1.0, "b": 0.5}
         assert collect("dose=1=0.5") == {"dose=1": 0.5}
         assert collect("dose=high") == "dose=high"
+        assert collect("dose=0").among(["dose=0", "dose=1"]) == ["dose=0"]
+        assert collect("dose=0", "ctrl").among(["dose=0", "ctrl"]) == ["dose=0", "ctrl"]
+        assert collect("dose=0").among(["dose"]) == {"dose": 0.0}
+        with pytest.raises(click.BadParameter, match="All or none must be NAME=NUMBER"):
+            collect("dose=0", "ctrl").among(["dose", "ctrl"])
         for wrong in (("a=1", "b"), ("a=1", "a=2")):
             with pytest.raises(click.BadParameter):
-                collect(*wrong)
+                collect(*wrong).among([])
 
     def test_every_option_has_a_text_of_its_own(self):
         for function, _ in cli.GENERATED.values():

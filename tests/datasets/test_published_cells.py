@@ -16,6 +16,9 @@ from scipy.io import mmread, mmwrite
 import bcnmf_sc as bc
 from bcnmf_sc.datasets import _kang, _leukemia, _mdd, _mixseq
 
+# of SciPy 1.18: only what `mmread` returns here, whose kind does not matter
+pytestmark = pytest.mark.filterwarnings("ignore:The default value for `spmatrix` is changing:DeprecationWarning")
+
 MODULES = {"kang": _kang, "leukemia": _leukemia, "mdd": _mdd, "mixseq": _mixseq}
 
 NAMES = ["leukemia", "mixseq", "mdd", "kang"]

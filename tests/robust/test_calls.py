@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bcnmf_sc as bc
+from bcnmf_sc._mudata import no_pull
 
 SIDES = {"background_key": "condition", "background": "ctrl"}
 QUICK = {"max_iter": 3, "progress": False}
@@ -52,7 +53,7 @@ def fractional(adata):
 
 def several(adata):
     mudata = pytest.importorskip("mudata")
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         return mudata.MuData({"rna": fractional(adata)})
 
 
@@ -97,6 +98,7 @@ WARNING = {
 def test_warnings_name_the_line_that_called(small, message):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of others, with their newest versions
         WARNING[message](small)
     assert any(message in str(each.message) for each in seen), [str(each.message) for each in seen]
     lines = {line for *_, line in WARNING[message].__code__.co_lines()}

@@ -17,7 +17,7 @@ from scipy import sparse
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
-from bcnmf_sc.engine import Poisson, Run, fit, row_source
+from bcnmf_sc.engine import NegativeBinomial, Poisson, Run, fit, row_source
 
 PACKAGE = Path(bc.__file__).parent
 SPLIT = ["--background-key", "condition", "--background", "ctrl", "-k", "2", "--max-iter", "3"]
@@ -91,11 +91,11 @@ def resumed(problem, path, n_iter=7):
 def test_foreign_checkpoints_are_refused_and_not_run(problem, tmp_path, kind):
     path = tmp_path / "state"
     path.write_bytes(foreign(Payload(tmp_path / "run"))[kind])
-    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a complete checkpoint"):
         resumed(problem, path)
     spots = ad.AnnData(np.random.default_rng(0).poisson(2.0, (9, 4)).astype(np.float32))
     spots.obsm["spatial"] = np.stack(np.divmod(np.arange(9.0), 3), 1)
-    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=r"`checkpoint` .* is not a complete checkpoint"):
         bc.tl.gpnsf(spots, n_topics=2, max_iter=2, progress=False, device="cpu", checkpoint=path)
     assert not (tmp_path / "run").exists()
     assert "gpnsf" not in spots.uns
@@ -105,6 +105,41 @@ def test_payloads_would_run_if_unpickled(tmp_path):
     """So that the tests above have something to see."""
     pickle.loads(foreign(Payload(tmp_path / "run"))["pickle"])
     assert (tmp_path / "run").exists()
+
+
+CRAFTED = {
+    "negative": ("W", lambda x: -x),
+    "not finite": ("H", lambda x: x * np.nan),
+    "of type <U": ("scale", lambda x: x.astype(str)),
+    "of type float64": ("n_iter", lambda x: np.float64(np.inf)),
+    "n_iter with values that are negative": ("n_iter", lambda x: np.int64(-5)),
+    "loss of shape": ("loss", lambda x: x[:, :2]),
+    "change with values": ("change", lambda x: np.float64(np.nan)),
+    "one dispersion or one for each": ("likelihood_dispersion", lambda x: np.ones(3)),
+}
+
+
+@pytest.mark.parametrize("message", CRAFTED)
+def test_crafted_checkpoints_are_refused(problem, tmp_path, message):
+    """Of the right fit and shape, with what no fit can have come to."""
+    path = tmp_path / "state"
+    source, weights = problem
+
+    def go_on(n_iter):
+        likelihood = NegativeBinomial(np.float32(2.0))
+        return fit(source, likelihood, 2, **weights, run=Run(max_iter=n_iter, tol=0, checkpoint=path))
+
+    go_on(12)
+    with np.load(path) as stored:
+        content = dict(stored)
+    name, spoil = CRAFTED[message]
+    np.savez(tmp_path / "other.npz", **content | {name: spoil(content[name])})
+    (tmp_path / "other.npz").replace(path)
+    with pytest.raises(ValueError, match=rf"`checkpoint` .*{message}"):
+        go_on(14)
+    np.savez(tmp_path / "other.npz", **content | {"n_iter": np.int64(2**62)})
+    (tmp_path / "other.npz").replace(path)
+    assert go_on(14).n_iter == 2**62, "further than was asked for: nothing is left to do"
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of a fit that is cut short
@@ -139,13 +174,13 @@ def test_changed_bits_of_a_checkpoint_are_seen(problem, tmp_path, spatial):
         try:
             found = go_on()
         except ValueError as error:
-            assert "is not a whole checkpoint" in str(error), at  # noqa: PT017 (either is right)
+            assert "is not a complete checkpoint" in str(error), at  # noqa: PT017 (either is right)
             refused += 1
         else:
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), at
     assert refused >= len(inside)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         go_on()
 
 
@@ -213,7 +248,7 @@ def test_changed_bits_of_an_h5ad(stored, tmp_path):
     [
         ("indices", 10**6, "`adata.X` must have `indices` from 0 to 39, got 1000000"),
         ("indices", -1, "`adata.X` must have `indices` from 0 to 39, got -1"),
-        ("indptr", 10**6, "`adata.X` must have `indptr` that rises"),
+        ("indptr", 10**6, "`adata.X` must have `indptr` that increases"),
         ("data", np.nan, "`adata.X` must be finite, got 1 values"),
     ],
 )

@@ -9,6 +9,7 @@ import functools
 import http.server
 import multiprocessing
 import os
+import platform
 import random
 import re
 import shutil
@@ -26,12 +27,13 @@ import pytest
 from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
-from bcnmf_sc import cli
+from bcnmf_sc import _anndata, cli
 from bcnmf_sc._utils import files
-from bcnmf_sc.engine.bcnmf import ensemble, solver
+from bcnmf_sc.engine.bcnmf import solver
 from bcnmf_sc.engine.deltanmf import stages as deltanmf
 from bcnmf_sc.engine.rows import open as open_rows
 from bcnmf_sc.engine.rows import sources
+from bcnmf_sc.tl._bcnmf import folds
 from bcnmf_sc.tl._bcnmf import problem as _problem
 
 HOW = {"background_key": "condition", "background": "ctrl", "n_topics": 3, "max_iter": 30, "tol": 0}
@@ -235,13 +237,13 @@ def ctrl_c() -> None:
 
 PHASED = HOW | {"n_background_topics": 2, "cross_fit": 2, "checkpoint_every": 5, "n_threads": 1}
 PHASES = {
-    "reading": (_problem, "summarise", 1),
+    "reading": (_anndata, "summarise", 1),
     "reading a file": (sources.ReadSource, "_chunk", 2),
     "start": (solver, "initial_loadings", 1),
     "background topics": (solver, "iterate", 5),
     "iteration": (solver, "sweep", 50),
     "last pass": (solver, "transform", 2),
-    "scoring": (ensemble, "cross_fit", 1),
+    "scoring": (folds, "cross_fit", 1),
     "deviance": (_problem, "transform", 1),
 }
 
@@ -310,7 +312,17 @@ def test_a_second_signal_is_not_held_back(monkeypatch):
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_under_nohup_stays(logs):
+    code = """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with cli._heeding_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+    print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+    """
+    assert Child(code, logs).end() == (0, "True\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("phase", ["reading", "fit", "writing"])
 def test_command_asked_to_stop(phase, number, source, tmp_path, logs):
     """Schedulers of a cluster send SIGTERM some time before they kill; it does what Ctrl-C does."""
@@ -334,7 +346,7 @@ def test_command_asked_to_stop(phase, number, source, tmp_path, logs):
     assert code == 128 + number
     assert "Traceback" not in text
     assert "Interrupted; no incomplete file is left." in text
-    assert ("20 iterations. The same call takes it up" in text) == (phase == "fit")
+    assert ("20 iterations. The same call resumes it" in text) == (phase == "fit")
     assert names(tmp_path) == sorted(["in.h5ad"] + ["state"] * (phase != "reading"))
     if phase == "fit":
         with pytest.raises(SystemExit) as end:
@@ -445,6 +457,31 @@ def test_full_disk_ends_the_command_with_one_line(source, tmp_path):
     assert names(tmp_path) == ["in.h5ad"]
 
 
+def test_full_disk_under_compiled_code(mounted, tmp_path):
+    """What was compiled is used all the same."""
+    folder = mounted("size=16k")
+    (folder / "filler").write_bytes(bytes(16_000))
+    code = (
+        "from bcnmf_sc.engine.kernels._loops import jit\n@jit\ndef double(x):\n    return 2 * x\nprint(double(4.0))\n"
+    )
+    (tmp_path / "loop.py").write_text(code)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "loop.py"], check=False, capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.returncode) == ("8.0\n", 0), done.stderr
+
+
+def test_without_compiled_code_the_reason_is_said(source, tmp_path):
+    argv = ["fit", source, *FIT, "-o", tmp_path / "out.h5ad"]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "bcnmf_sc.cli", *argv], check=False, capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert re.fullmatch("Error: The environment variable `NUMBA_DISABLE_JIT` must be .*\n", done.stderr), done.stderr
+
+
 # -- places that cannot be written to ----------------------------------------------------------------------------------
 
 
@@ -458,34 +495,42 @@ def read_only(tmp_path, mounted):
 
 
 def places(tmp_path: Path, read_only: Path) -> dict[str, Path]:
+    def linked(name: str, to: Path) -> Path:
+        (tmp_path / name).symlink_to(to)
+        return tmp_path / name
+
     return {
         "a writable folder": read_only / "file",
         "a folder.": tmp_path,
         "a device.": Path("/dev/null"),
         "lie in an existing folder": tmp_path / "none" / "file",
+        "lie in an existing folder.* is not a folder": linked("dangling", tmp_path / "none" / "file"),
+        "lie in a writable folder": linked("read-only", read_only / "file"),
+        "name a file that can be written.*(levels of symbolic links|loop)": linked("loop", tmp_path / "loop"),
+        "name a file that can be written.*name too long": tmp_path / ("x" * 250),
     }
 
 
 def test_places_are_looked_at_before_any_work(small, tmp_path, read_only, monkeypatch):
     bc.tl.bcnmf(small, **HOW)
-    monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the data were read before"))
+    monkeypatch.setattr(_anndata, "row_source", lambda *_, **__: pytest.fail("the data were read before"))
     for message, path in places(tmp_path, read_only).items():
-        with pytest.raises(ValueError, match=rf"`checkpoint` must .*{message}"):
+        with pytest.raises(ValueError, match=rf"(?i)`checkpoint` must .*{message}"):
             bc.tl.bcnmf(small, **HOW, checkpoint=path)
-        with pytest.raises(ValueError, match=rf"`path` must .*{message}"):
+        with pytest.raises(ValueError, match=rf"(?i)`path` must .*{message}"):
             bc.report(small, path)
     assert Path("/dev/null").is_char_device()
 
 
 def test_command_into_a_place_that_cannot_be(source, tmp_path, read_only, monkeypatch, capsys):
     monkeypatch.setattr(ad, "read_h5ad", lambda *_, **__: pytest.fail("read before the output was checked"))
-    expected = {"a writable folder": "permission denied", "lie in an existing folder": "is not a folder"}
     for message, path in places(tmp_path, read_only).items():
         with pytest.raises(SystemExit) as end:
             cli.main(["fit", str(source), *FIT, "--force", "-o", str(path)])
         assert end.value.code == 1
-        assert expected.get(message, message) in capsys.readouterr().err
+        assert re.fullmatch(rf"(?i)Error: `output` must .*{message}.*\n", capsys.readouterr().err)
     assert Path("/dev/null").is_char_device()
+    assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
 
 
 def test_a_link_stays_one(tmp_path):
@@ -497,6 +542,105 @@ def test_a_link_stays_one(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "file").read_text() == "new"
     assert names(tmp_path / "far") == ["file"]
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode & 0o777
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_what_is_replaced_keeps_its_permissions(mode, source, tmp_path):
+    out, state = tmp_path / "out.h5ad", tmp_path / "state"
+    for path in (out, state):
+        cli.write(path, lambda temporary: temporary.write_bytes(b""))
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask(), "a new file gets what any new file gets"
+    out.chmod(mode)
+    state.unlink()
+    before = owner_and_mode(out)
+    argv = ["fit", str(source), *FIT, "--max-iter", "3", "--checkpoint", str(state), "-o", str(out), "--force"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(argv)
+    assert not end.value.code
+    assert owner_and_mode(out) == before
+    state.chmod(mode)
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--max-iter", "6"])
+    assert owner_and_mode(state) == before
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_nobody_else_reads_what_replaces_a_private_file(tmp_path):
+    path = tmp_path / "file"
+    path.touch(mode=0o600)
+    with files.replacing(path) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        temporary.write_text("new")
+    assert owner_and_mode(path)[2] == 0o600
+
+
+def test_a_group_that_cannot_be_kept_gets_no_more_than_everybody(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o664)
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert owner_and_mode(path)[2] == 0o644
+
+
+def test_a_prepared_link_is_not_followed(tmp_path, monkeypatch):
+    """In a folder that others write to, a link under the name of a temporary file must not lead to a private file."""
+    private = tmp_path / "private"
+    private.write_text("secret")
+    foreseen = f".out.{platform.node()}.{os.getpid()}.tmp"
+    (tmp_path / foreseen).symlink_to(private)
+    with files.replacing(tmp_path / "out") as temporary:
+        assert not temporary.is_symlink()
+        temporary.write_text("new")
+    assert ((tmp_path / "out").read_text(), private.read_text()) == ("new", "secret")
+    assert (tmp_path / foreseen).is_symlink()
+
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0")  # even one that was guessed
+    (tmp_path / foreseen).rename(tmp_path / f".out.{platform.node()}.{os.getpid()}.0.tmp")
+    with pytest.raises(OSError, match="File exists"), files.replacing(tmp_path / "out") as temporary:
+        temporary.write_text("newer")
+    assert ((tmp_path / "out").read_text(), private.read_text()) == ("new", "secret")
+
+
+def test_a_file_that_others_put_in_the_place_of_ours_is_not_taken(tmp_path):
+    (tmp_path / "out").write_text("old")
+
+    def swap(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.write_text("theirs")
+
+    with pytest.raises(OSError, match="another process has replaced its temporary file"):
+        cli.write(tmp_path / "out", swap)
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def test_leftovers_that_are_no_files_of_ours_stay(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stem = f".out.{platform.node()}.{gone.pid}"
+    (tmp_path / f"{stem}.a.tmp").mkdir()
+    (tmp_path / f"{stem}.b.tmp").symlink_to(tmp_path)
+    for left in (f"{stem}.c.tmp", f"{stem}.tmp"):
+        (tmp_path / left).touch()
+    with files.replacing(tmp_path / "out") as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == [f"{stem}.a.tmp", f"{stem}.b.tmp", "out"]
 
 
 # -- data that change --------------------------------------------------------------------------------------------------
@@ -539,7 +683,7 @@ def test_data_that_change_while_they_are_read(damage, tmp_path, monkeypatch):
     dense.X = dense.X.toarray()
     adata = stored(dense, tmp_path / f"in.{kind}")
     at_call(monkeypatch, solver, "iterate", 4, lambda: act(tmp_path / f"in.{kind}"))
-    with pytest.raises(OSError, match=r"Cells \d+ to \d+ (are not what they were when the fit began|cannot be read)"):
+    with pytest.raises(OSError, match=r"Cells \d+ to \d+ (have changed since the fit began|cannot be read)"):
         bc.tl.bcnmf(adata, **HOW)
     assert "bcnmf" not in adata.uns
     assert "X_bcnmf" not in adata.obsm

@@ -50,7 +50,10 @@ def fitted() -> ad.AnnData:
     return adata
 
 
-@pytest.mark.parametrize("key", ["a/b", "/", "", ".", "a\0b", 3, None], ids=repr)
+KEYS = ["a/b", "/", "", ".", "..", "a\\b", ".zgroup", "\ud800", "x" * 201, "a\0b", 3, None]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
 @pytest.mark.parametrize(
     "call",
     [

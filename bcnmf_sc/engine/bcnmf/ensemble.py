@@ -1,7 +1,6 @@
-"""Many fits: background topics and target topics, folds, restarts, paths. Plain functions around `solver.fit`.
+"""Ensembles of fits: background and target topics, folds, restarts, paths. Plain functions around `solver.fit`.
 
-Everything here is told which cells to learn from by weights alone: a fold that is held out has weight zero, on the same
-source.
+Weights alone select the cells to learn from: a held-out fold has weight zero, on the same source.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 N_SELECT_FOLDS = 3
-"""Folds on which models are compared, at most."""
+"""Largest number of folds on which models are compared."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is to be fitted, apart from the seed and from which cells."""
+    """The model to fit, apart from the seed and the cells to learn from."""
 
     likelihood: Likelihood
     n_topics: int
@@ -49,7 +48,7 @@ class Model:
     expressed: np.ndarray
     n_background_topics: int = 0
     basis: Literal["split", "shared"] = "split"
-    """Target topics beside frozen background topics, or contrast topics first and all usage after."""
+    """Whether to fit target topics beside frozen background topics, or contrast topics first and all usage after."""
     refine: bool = False
 
 
@@ -68,9 +67,9 @@ def fit_model(
     Parameters
     ----------
     learn
-        Bool per cell: those to learn from; all by default.
+        Bool per cell: cells to learn from; all by default.
     project
-        Bool per cell: those whose usage is wanted; all by default.
+        Bool per cell: cells whose usage is returned; all by default.
     """
     use = np.ones(source.shape[0]) if learn is None else learn.astype(float)
     common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run, "project": project}
@@ -79,7 +78,7 @@ def fit_model(
         return fit(source, model.likelihood, model.n_topics, random_state=random_state, **own)
     nobody = np.zeros(source.shape[0], bool)
     seed_shared, seed = spawn(random_state, 2)
-    # A checkpoint is of the fit that takes longest and ends the call.
+    # Only the longest and last fit of the call has a checkpoint.
     early = common | {"run": replace(run, checkpoint=None), "project": nobody, "background": np.zeros_like(use)}
     early |= {"target": model.background * use, "random_state": seed_shared}
     shared = fit(source, model.likelihood, model.n_background_topics, **early)
@@ -96,14 +95,14 @@ def fit_model(
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Usage of every cell under a model that has not seen it."""
+    """Out-of-fold usage: of every cell under a model that has not seen it."""
 
     share: np.ndarray
     """Share of a cell's usage on target topics."""
     usage: np.ndarray
     """Share of a cell's usage on each topic, matched to those of the full fit; cells x topics."""
     fold: np.ndarray
-    """Number of the fold of each cell; -1 for cells in no condition."""
+    """Fold of each cell; -1 for cells in no condition."""
     stability: np.ndarray
     """Mean cosine of each topic to its match over the folds."""
 
@@ -111,10 +110,10 @@ class OutOfFold:
 def cross_fit(
     source: RowSource, model: Model, full: Factors, fold: np.ndarray, *, random_state: int = 0, run: Run
 ) -> OutOfFold:
-    """Score every cell with topics learned without its fold, each time from a start of its own.
+    """Score every cell with topics learned without its fold, each fold from its own initialisation.
 
-    A warm start from the full fit would leak the cells that are held out. Background topics are learned anew as well: a
-    model fits cells that it has seen better, so background cells would score lower than cells it has not seen.
+    A warm start from the full fit would leak the held-out cells. Background topics are refitted as well: a model fits
+    the cells that it has seen better, so background cells would otherwise score lower than unseen cells.
     """
     n = model.n_topics
     share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], full.W.shape[1]), np.nan)
@@ -142,7 +141,7 @@ def cross_fit(
 
 @dataclass(frozen=True)
 class Gain:
-    """What target topics are worth to cells that no part of the model has seen, over their null deviance."""
+    """Held-out gain by target topics, relative to the null deviance of the held-out cells."""
 
     target: float
     background: float
@@ -166,7 +165,7 @@ def held_out_gain(
         ("target", is_target, learn & (model.target > 0)),
         ("background", is_background, learn & model.background),
     ):
-        # floored as loadings are: a gene without counts in the learned cells costs both sides the same
+        # floored like loadings, so that a gene without training counts costs both sides the same
         one_topic = normalise(profile(source, learned)[:, None], model.expressed)[0]
         null = transform(source, factors.likelihood, one_topic, cells)[1][cells].sum()
         base = without[cells].sum() if background_only.shape[1] else null
@@ -178,7 +177,7 @@ def held_out_gain(
 def select(
     source: RowSource, models: Sequence[Model], fold: np.ndarray, *, random_state: int = 0, run: Run
 ) -> list[list[Gain]]:
-    """Held-out gain of several models on the same folds, with the same seeds: a list per model, a gain per fold."""
+    """Compute the held-out gain of several models on the same folds and seeds: a list per model, a gain per fold."""
     folds = np.unique(fold[fold >= 0]).tolist()[:N_SELECT_FOLDS]
     seeds = spawn(random_state, len(folds))
     rough = _rough(run)
@@ -193,7 +192,7 @@ def select(
 
 
 def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: int = 0, run: Run) -> list[Factors]:
-    """Fits of the same model from different starts."""
+    """Fit the same model from different starts."""
     quiet = replace(run, checkpoint=None, progress=False)
 
     def one(own: RowSource, seed: int) -> Factors:
@@ -205,7 +204,7 @@ def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: 
 def consensus(
     loadings: Sequence[np.ndarray], *, density: float, random_state: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Median topics of clusters over restarts, the mean cosine of each cluster to its median, and its size."""
+    """Cluster topics over restarts; return each cluster's median, its mean cosine to that median, and its size."""
     n_topics = loadings[0].shape[1]
     stacked = np.hstack(list(loadings)).T
     unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
@@ -227,13 +226,13 @@ def consensus(
 
 
 def stability(fits: Sequence[Factors], n_topics: int) -> float:
-    """Mean cosine of matched target topics over all pairs of fits."""
+    """Compute the mean cosine of matched target topics over all pairs of fits."""
     cosines = [match(a.W[:, :n_topics], b.W[:, :n_topics])[1].mean() for i, a in enumerate(fits) for b in fits[:i]]
     return float(np.mean(cosines)) if cosines else float("nan")
 
 
 def profile(source: RowSource, cells: np.ndarray) -> np.ndarray:
-    """Mean profile of some cells: the best single topic under a count likelihood."""
+    """Compute the mean profile of some cells: the best single topic under a count likelihood."""
     n_genes = source.shape[1]
     W = np.full((n_genes, 1), 1 / n_genes)
     make = partial(Rows.of, n_topics=1, dtype=source.dtype, prev=False, loss=False)
@@ -241,11 +240,11 @@ def profile(source: RowSource, cells: np.ndarray) -> np.ndarray:
     todo = Pass(W.astype(source.dtype), np.ones(1), cold=True)
     sums = source.reduce(partial(sweep, todo=todo, likelihood=Poisson()), rows)
     total = (W * sums.p_x)[:, 0]
-    return total / total.sum() if total.any() else W[:, 0]  # flat where these cells are empty
+    return total / total.sum() if total.any() else W[:, 0]  # flat if these cells are empty
 
 
 def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Match topics one to one by cosine: for each of the reference's, the number of the other's and the cosine."""
+    """Match topics one to one by cosine; return for each reference topic the index of its match and the cosine."""
     a, b = (W / np.maximum(np.linalg.norm(W, axis=0), 1e-30) for W in (reference, other))
     cosine = a.T @ b
     rows, columns = linear_sum_assignment(-cosine)
@@ -254,27 +253,27 @@ def match(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def shares_of(H: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
-    """Usage as proportions; zero for cells without any."""
+    """Convert usage to proportions; zero for cells without usage."""
     total = H.sum(1, keepdims=True, dtype=dtype)
     return np.divide(H, total, out=np.zeros(H.shape, dtype), where=total > 0)
 
 
 def _rough(run: Run) -> Run:
-    """How far the fits go that only lead to a choice, or to a score out of fold."""
+    """Return looser run options, for fits that serve model selection or out-of-fold scores only."""
     return replace(
         run, checkpoint=None, progress=False, tol=max(run.tol, 1e-3), max_iter=min(run.max_iter, 300), usage_tol=1e-3
     )
 
 
 def spawn(random_state: int, n: int) -> list[int]:
-    """Seeds for parts of a computation, that do not depend on who computes them."""
+    """Spawn seeds for parts of a computation, independent of who computes them."""
     return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(random_state).spawn(n)]
 
 
 def run_all(
     work: Callable[[RowSource, Any], T], jobs: Sequence[Any], source: RowSource, what: str, run: Run
 ) -> list[T]:
-    """Do many jobs on one source, side by side where it can be shared; results in the order of the jobs."""
+    """Run many jobs on one source, in parallel if it can be shared; results in the order of the jobs."""
     shares = source.shares()
     free: queue.SimpleQueue[RowSource] = queue.SimpleQueue()
     for share in shares:
@@ -287,7 +286,7 @@ def run_all(
         finally:
             free.put(own)
 
-    # held throughout: between two fits, BLAS threads that wait for each other would take the time of the fits
+    # held throughout, as idle BLAS threads would otherwise compete with the fits
     with ONE_THREAD_EACH, ThreadPoolExecutor(len(shares)) as pool:
         done = pool.map(one, jobs)
         bar = progress_bar(done, show=run.progress, total=len(jobs), desc=what)

@@ -1,12 +1,12 @@
 """The algorithm: multiplicative updates of usage and loadings under a target and a background weight per cell.
 
-Solved is the nested problem (Li et al. 2026, with the inner minimum that their updates imply)
+The solver minimises the nested objective (Li et al. 2026, with the inner minimum implied by their updates)
 
     min_{W >= 0}  f_X(W) - alpha f_Y(W),    f_X(W) = min_{H >= 0} L(X, H W'),    f_Y(W) = min_{H >= 0} L(Y, H W').
 
-One iteration: every cell's usage takes a step towards fitting that cell, whichever condition it is from; then W takes
-one step in which the background's two terms are swapped. ``alpha = 0`` is plain NMF; W frozen is projection; some
-topics frozen are background topics. The solver knows no array type and no likelihood by name.
+In an iteration, every cell's usage takes a step towards fitting that cell, in either condition; then W takes one step
+in which the background's two terms are swapped. ``alpha = 0`` is plain NMF, a frozen W projection, and frozen topics
+are background topics. The solver is independent of array types and likelihoods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..checkpoint import Checkpoint
 from ..kernels._loops import MAX_BETA, TINY
 from ..kernels.block import Pass, Rows, Sums
 from ..kernels.cpu import sweep
-from ..rows.summary import Groups, summarise
+from ..rows.summary import fingerprint
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,48 +33,48 @@ if TYPE_CHECKING:
     from ..rows.sources import RowSource
 
 LOADINGS_FLOOR = 1e-10
-"""Smallest loading of a gene that is expressed at all, after normalisation: an entry at zero could never rise again."""
+"""Smallest normalised loading of an expressed gene: multiplicative updates could never raise an entry from zero."""
 UNREST = 4.0
-"""Under a contrast, the cap of the extrapolation is halved while the change is so many times its smallest so far."""
+"""Under a contrast, halve the cap of the extrapolation while the change exceeds its minimum so far by this factor."""
 USAGE_STEPS = 1000
-"""Steps per cell, at most, in a projection on given loadings."""
+"""Maximum steps per cell in a projection on given loadings."""
 NUMBERS = ("momentum", "max_beta", "calmest", "change", "n_iter")
-"""Of a fit's state."""
+"""Names of the numbers in the state of a fit."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a fit is run. None of it changes what is sought."""
+    """Run options of a fit. None of them changes the objective."""
 
     max_iter: int = 1000
     tol: float = 1e-4
-    """Stop when the loadings (columns summing to 1) move by less than this share in one iteration."""
+    """Stop when the relative change of the loadings (columns summing to 1) in one iteration is smaller."""
     accelerate: bool = True
-    """Extrapolate usage and loadings along their last move."""
+    """Whether to extrapolate usage and loadings along their last step."""
     usage_tol: float = 1e-4
-    """The same for the usage of each cell, at the end."""
+    """Tolerance for the usage of each cell, at the end."""
     check_every: int = 10
-    """Iterations between two looks at the loss."""
+    """Iterations between evaluations of the loss."""
     max_time: float = np.inf
     """Seconds after which to stop."""
     checkpoint: str | PathLike[str] | None = None
-    """File that the state is written to, and that an interrupted fit is taken up from."""
+    """File to which the state is written, and from which an interrupted fit is resumed."""
     checkpoint_every: int = 50
     progress: bool = False
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What a fit ends with."""
+    """Result of a fit."""
 
     W: np.ndarray
     """Loadings, genes x topics, columns sum to 1."""
     H: np.ndarray
-    """Usage, cells x topics, of all cells: the best fit of each at W."""
+    """Usage, cells x topics, of all cells: the optimum at W."""
     cell_loss: np.ndarray
     """Loss of each cell at W and H."""
     weight: np.ndarray
-    """What each loading rests on, genes x topics: the last step's ``N_X + alpha P_Y`` (and the prior's)."""
+    """Weight of evidence of each loading, genes x topics: the last step's ``N_X + alpha P_Y`` (plus the prior's)."""
     loss: np.ndarray
     """A row per check: iteration, target loss, background loss, contrast ``L(X) - alpha L(Y)``, change of W."""
     n_iter: int
@@ -82,25 +82,25 @@ class Factors:
     change: float
     """Change of W in the last iteration."""
     likelihood: Likelihood
-    """As given, or with its parameters as estimated."""
+    """The likelihood as given, or with its estimated parameters."""
 
 
 @dataclass
 class State:
-    """All that an iteration hands to the next."""
+    """State between iterations."""
 
     W: np.ndarray
     W_prev: np.ndarray
     scale: np.ndarray
     rows: Any
-    """The cells' `Rows`, as `RowSource.place` left them."""
+    """The cells' `Rows`, as placed by `RowSource.place`."""
     likelihood: Likelihood
     weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
     max_beta: float = MAX_BETA
     """Cap of the extrapolation."""
     calmest: float = np.inf
-    """Smallest change so far."""
+    """Smallest change of W so far."""
     change: float = np.inf
     n_iter: int = 0
     loss: list[list[float]] = field(default_factory=list)
@@ -122,36 +122,36 @@ def fit(
     random_state: int = 0,
     run: Run = Run(),
 ) -> Factors:
-    """Find the loadings that the target needs and the background does not.
+    """Fit loadings that describe the target but not the background.
 
     Parameters
     ----------
     source
         The data, cells x genes.
     likelihood
-        What they are thought to be.
+        Likelihood of the data.
     n_topics
         Number of free topics.
     target, background
         Weights per cell: 1 for the target's cells; alpha, on the paper's scale (sums over cells), for the background's.
-        Cells with neither take no part in the fit and are projected on its result.
+        Cells with neither do not contribute to the fit and are projected on its result.
     start
         Loadings to start from, genes x ``n_topics``; drawn from (0, 1) with ``random_state`` by default. The usage
         starts from the cell's total, spread evenly over the topics.
     frozen
-        Loadings held fixed, genes x any number, columns summing to 1; they become the first topics of the result.
+        Fixed loadings, genes x any number, columns summing to 1; they are the first topics of the result.
     expressed
-        Bool per gene: those with a value in any cell; all by default. The others get no loadings.
+        Bool per gene: genes with a value in any cell; all by default. The others have zero loadings.
     prior
-        `Factors.weight` of a fit to earlier cells that ended in ``start``: the loadings then go on from both.
+        `Factors.weight` of a fit to earlier cells that ended in ``start``, to update the loadings from both.
     project
-        Bool per cell: those whose usage is wanted at the end; all by default. The others' is zero.
+        Bool per cell: cells whose usage is computed at the end; all by default. It is zero for the others.
     refine
-        Whether to estimate the likelihood's own parameters, one for each gene, on the target's cells along the way.
+        Whether to estimate the likelihood's own parameters, one per gene, on the target's cells during the fit.
     random_state
-        Seed of the start.
+        Seed of the initialisation.
     run
-        How to run.
+        Run options.
     """
     n_cells, n_genes = source.shape
     expressed = np.ones(n_genes, bool) if expressed is None else expressed
@@ -209,18 +209,13 @@ def fit(
 
 
 def identity(source: RowSource, likelihood: Likelihood) -> list[np.ndarray]:
-    """Return what tells a fit's data and likelihood from others, whatever source they come from."""
-    n_cells = source.shape[0]
-    groups = source.place(Groups, np.ones((n_cells, 1), bool), np.zeros(n_cells))
-    sums = source.reduce(partial(summarise, likelihood=likelihood), groups).sums
-    totals = [np.ravel(sums), source.gather(groups, "total")]
-    rounded = [np.round(total / max(np.abs(total).max(), TINY), 5) for total in totals]  # sums may be in another order
+    """Return a fingerprint of a fit's data and likelihood, independent of the source."""
     parameters = [np.asarray(getattr(likelihood, each.name), np.float32) for each in fields(likelihood)]
-    return [np.array(likelihood.name), *rounded, *parameters]
+    return [np.array(likelihood.name), *fingerprint(source), *parameters]
 
 
 def save(source: RowSource, state: State) -> dict[str, Any]:
-    """Return arrays and numbers from which `restore` takes the fit up."""
+    """Return arrays and numbers from which `restore` resumes the fit."""
     content = {name: getattr(state, name) for name in (*NUMBERS, "W", "W_prev", "scale", "weight", "loss")}
     content |= {name: source.gather(state.rows, name) for name in ("H", "H_prev")}
     return content | {"likelihood_" + f.name: getattr(state.likelihood, f.name) for f in fields(state.likelihood)}
@@ -234,17 +229,23 @@ def restore(
     likelihood: Likelihood,
     run: Run,
 ) -> State | None:
-    """Return the state that a checkpoint holds; None where there is none yet."""
+    """Return the state stored in a checkpoint; None if there is none yet."""
     n_cells, n_genes = source.shape
     parameters = {f.name: "likelihood_" + f.name for f in fields(likelihood)}
     stored = checkpoint.read(
         dict.fromkeys(("W", "W_prev", "weight"), (n_genes, n_topics))
         | {"scale": (n_topics,), "H": (n_cells, n_topics), "H_prev": (n_cells * run.accelerate, n_topics)}
         | dict.fromkeys(NUMBERS, ())
-        | dict.fromkeys(("loss", *parameters.values()))
+        | {"loss": (None, 5)}
+        | dict.fromkeys(parameters.values()),
+        positive=("W", "W_prev", "weight", "scale", "H", "H_prev", *NUMBERS, *parameters.values()),
     )
     if stored is None:
         return None
+    for name, key in parameters.items():
+        if np.shape(stored[key]) not in ((), (n_genes,)):
+            msg = f"`checkpoint` must hold one {name} or one for each of {n_genes} genes, got {np.shape(stored[key])}."
+            raise UserError(msg)
     likelihood = type(likelihood)(**{name: stored.pop(key) for name, key in parameters.items()})
     cells = [each.astype(source.dtype) for each in weights]
     rows = source.place(Rows, *cells, stored.pop("H"), stored.pop("H_prev"), np.zeros(0))
@@ -261,7 +262,7 @@ def iterate(
     refine_on: float = 0.0,
     run: Run,
 ) -> None:
-    """One iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
+    """Do one iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
     beta, momentum = extrapolation(state.momentum, state.max_beta) if run.accelerate else (0.0, 1.0)
     W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
     state.n_iter += 1
@@ -277,11 +278,11 @@ def iterate(
     new[:, n_frozen:], scale = normalise((up / np.maximum(down, TINY))[:, n_frozen:], expressed)
 
     change = float(np.linalg.norm(new - state.W)) / max(float(np.linalg.norm(state.W[:, n_frozen:])), TINY)
-    turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step leads back: extrapolate from anew
+    turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step reverses: restart the extrapolation
     state.momentum = 1.0 if turned else momentum
     state.calmest = min(state.calmest, change)
     if sums.p_y.shape and change > UNREST * state.calmest:
-        state.max_beta /= 2  # extrapolation can stir up what plain updates would settle: do less
+        state.max_beta /= 2  # extrapolation can keep plain updates from converging: reduce it
     state.W_prev, state.W, state.change = state.W, new, change
     state.scale = np.append(np.ones(n_frozen), scale)
     state.weight = down * state.scale
@@ -293,23 +294,23 @@ def iterate(
 
 
 def loadings_terms(W: np.ndarray, sums: Sums, likelihood: Likelihood) -> tuple[np.ndarray, np.ndarray]:
-    """``W * (P_X + alpha N_Y)`` and ``N_X + alpha P_Y``: W's step is their ratio.
+    """Compute ``W * (P_X + alpha N_Y)`` and ``N_X + alpha P_Y``, whose ratio is W's step.
 
-    It never raises ``L(X) - alpha L(Y)`` at the usage of the sums. Both terms add up over data that come one by one.
+    The step never raises ``L(X) - alpha L(Y)`` at the usage of the sums. Both terms can be accumulated over batches.
     """
     n_x, n_y = (W @ n if likelihood.n_kind == "mu" and n.shape else n for n in (sums.n_x, sums.n_y))
     return W * (sums.p_x + n_y), np.broadcast_to(n_x + sums.p_y, W.shape)
 
 
 def normalise(W: np.ndarray, expressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return W with columns that sum to 1, floored in expressed genes, zero in others, and the sums for H to take."""
+    """Return W with columns that sum to 1 (floored in expressed genes, zero in others), and the factors for H."""
     W = np.where(expressed[:, None], W, 0.0)
     scale = np.maximum(W.sum(0), TINY)
     return np.where(expressed[:, None], np.maximum(W / scale, LOADINGS_FLOOR), 0.0), scale
 
 
 def extrapolation(momentum: float, max_beta: float) -> tuple[float, float]:
-    """Nesterov's rule: how far to extrapolate now, and the momentum to go on with."""
+    """Apply Nesterov's rule: return the extrapolation and the next momentum."""
     ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
     return min((momentum - 1) / ahead, max_beta), ahead
 
@@ -329,8 +330,8 @@ def transform(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the usage of cells (all, or those of a bool array) at given loadings, and their loss there.
 
-    Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends on W and that cell alone, and is had in one
-    pass over the data.
+    Usage is ``argmin_{h >= 0} L(x, W h)``. The result for a cell depends only on W and that cell, and takes one pass
+    over the data.
     """
     check_shape("W", W, (source.shape[1], W.shape[1]))
     use = np.ones(source.shape[0]) if cells is None else cells.astype(float)
@@ -346,7 +347,7 @@ def transform(
 
 
 def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise if an argument has another shape."""
-    if array.shape != shape:  # the kernels do not look
+    """Raise unless an argument has the expected shape."""
+    if array.shape != shape:  # the kernels do not check
         msg = f"`{name}` must have shape {shape}, got {array.shape}."
         raise UserError(msg)

@@ -1,8 +1,8 @@
 """Passes over a block of cells for DeltaNMF: least squares, one coordinate at a time, and moments of the genes.
 
-The data are ``A = diag(cells) X diag(genes)``: cells and genes are scaled where they are read, which keeps zeros zero,
-so no scaled copy is made. `sweep` solves each cell's usage and gathers ``A'H`` and ``H'H``. It can also work on what
-some topics leave of the data, ``max(0, A - H_c W_c')``, which is zero wherever A is: a residual costs no more than A.
+The data are ``A = diag(cells) X diag(genes)``: cells and genes are scaled on the fly, which preserves zeros, so no
+scaled copy is made. `sweep` solves each cell's usage and gathers ``A'H`` and ``H'H``. It can also work on the residual
+of some topics, ``max(0, A - H_c W_c')``, which is zero wherever A is, so it costs no more than A.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class StageRows:
-    """What belongs to a block's cells."""
+    """Per-cell data of a block."""
 
     factor: Floats
-    """By which a cell is scaled; zero leaves it out."""
+    """Scale of each cell; zero excludes it."""
     H: Floats
     """Usage, cells x topics; a sweep changes it."""
     loss: np.ndarray
-    """Half the squared error of each cell (float64), where it is asked for; else without rows."""
+    """Half the squared error of each cell (float64) if requested; else empty."""
 
     @classmethod
     def of(cls, cells: np.ndarray, H: np.ndarray, *, dtype: np.dtype, loss: bool) -> StageRows:
@@ -47,31 +47,31 @@ class StageRows:
 
 @dataclass(frozen=True)
 class StagePass:
-    """What is sent to every block of cells."""
+    """Task sent to every block of cells."""
 
     W: Floats
     """Loadings, genes x topics."""
     scale: Floats
-    """Factors per topic by which the usage is still to be multiplied since W was last normalised."""
+    """Factor per topic still to be applied to the usage since W was last normalised."""
     genes: Floats
     """Factor per gene."""
     n_frozen: int = 0
-    """So many topics, the first, are held; ``A'H`` is gathered for the others only."""
+    """Number of held topics, which come first; ``A'H`` is gathered for the others only."""
     residual: bool = False
-    """Take what the held topics explain off the data, and solve for the others alone."""
+    """Whether to subtract what the held topics explain and solve for the others alone."""
     steps: int = 1
-    """Rounds over a cell's topics, at most."""
+    """Maximum number of rounds over a cell's topics."""
     tol: float = 0.0
-    """A cell's rounds end when its usage moves by no more than this share of it."""
+    """Stop a cell's rounds when the relative change of its usage is no larger."""
     cold: bool = False
-    """Start from no usage instead of from the present one."""
+    """Whether to start from zero usage instead of the present one."""
     sums: bool = True
-    """Gather the sums for the loadings' step."""
+    """Whether to gather the sums for the loadings' step."""
 
 
 @dataclass
 class StageSums:
-    """What a sweep gathers (float64). Adds up over blocks; of a block without cells, zeros of no shape."""
+    """Sums gathered by a sweep (float64), additive over blocks; 0-d zeros for a block without cells."""
 
     p: np.ndarray
     """``A'H``"""
@@ -127,12 +127,12 @@ def sweep(block: Block, rows: StageRows, todo: StagePass) -> StageSums:
 
 @dataclass
 class ShareMoments:
-    """Sums of shares (values over their cell's total) and of their squares, groups x genes. Adds up over blocks."""
+    """Sums of shares (values over their cell's total) and of their squares, groups x genes, additive over blocks."""
 
     first: np.ndarray
     second: np.ndarray
     n_cells: np.ndarray
-    """Cells with a value, per gene."""
+    """Number of cells with a value, per gene."""
 
     def __iadd__(self, other: ShareMoments) -> Self:
         """Add another block's."""
@@ -142,7 +142,7 @@ class ShareMoments:
         return self
 
     def deviation(self, groups: list[int], sizes: np.ndarray) -> np.ndarray:
-        """Return the genes' standard deviation over some groups together, of ``sizes`` cells each."""
+        """Return the genes' standard deviation over some groups combined, of ``sizes`` cells each."""
         n = max(sizes[groups].sum(), 1)
         mean = self.first[groups].sum(0) / n
         return np.asarray(np.sqrt(np.maximum(self.second[groups].sum(0) - n * mean**2, 0) / max(n - 1, 1)))
@@ -150,7 +150,7 @@ class ShareMoments:
 
 @piecewise
 def share_moments(block: Block, rows: Groups, *, divide: bool) -> ShareMoments:
-    """ShareMoments of a block's cells; ``divide`` by their totals, or take the values as they are."""
+    """Compute the ShareMoments of a block's cells, of values ``divide``d by their totals or of raw values."""
     member, x = rows.member.T.astype(np.float64), as_matrix(block)
     rows.total[:] = np.asarray(x.sum(1)).ravel()
     factor = 1 / np.maximum(rows.total, TINY) if divide else np.ones(len(rows.total))
@@ -161,7 +161,7 @@ def share_moments(block: Block, rows: Groups, *, divide: bool) -> ShareMoments:
 
 @jit
 def _scaled(indptr, indices, values, cells, genes, held, H_held, out, squares):
-    """Write the scaled values, less what the held topics explain, and each cell's sum of their squares."""
+    """Write the scaled values minus what the held topics explain, and each cell's sum of squares."""
     zero, at0, n_held = out.dtype.type(0), indptr[0], held.shape[1]
     for i in range(len(indptr) - 1):
         total = 0.0

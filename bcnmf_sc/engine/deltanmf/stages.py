@@ -1,14 +1,14 @@
-"""DeltaNMF: topics of the controls, held fixed, then further topics that the cases need beside them.
+"""DeltaNMF: topics of the controls, then additional topics of the cases beside the fixed control topics.
 
-Each stage minimises, over the loadings W and the usage H of its n cells (m genes, K topics of its own of norm 1),
+Each stage minimises, over the loadings W and the usage H of its n cells (m genes, K new topics of norm 1),
 
     |A - H W'|^2 / (m n)  +  alpha tr(W' L W) / (m K)  +  gamma mean_ij (v_i' w_j)^2
 
-with L = D - S the Laplacian of a similarity S of genes, and v the held topics. ``rel_alpha`` and ``rel_gamma`` set
-alpha and gamma such that each penalty begins as that share of the squared error. One iteration solves all cells' usage
-(`hals.sweep`), then takes a few rounds of steps over the columns of W, each to the column's minimum or, with penalties,
-halved until it leads down. The penalties look at directions alone: a column is put back to norm 1 after its step and
-the usage takes over its scale, so that no penalty can be evaded by shrinking W.
+with L = D - S the Laplacian of a gene similarity S, and v the held topics. ``rel_alpha`` and ``rel_gamma`` set alpha
+and gamma such that each penalty starts as that share of the squared error. One iteration solves all cells' usage
+(`hals.sweep`), then does a few rounds of steps over the columns of W, each to the column's minimum or, with penalties,
+with a step that is halved until the objective decreases. The penalties depend on directions only: a column is
+normalised after its step and the usage absorbs its scale, so that no penalty can be evaded by shrinking W.
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from ..._utils.progress import progress_bar
 from ..bcnmf.solver import Run, check_shape
 from ..checkpoint import Checkpoint
 from ..kernels._loops import TINY
+from ..rows.summary import fingerprint
 from .hals import StagePass, StageRows, StageSums, sweep
 
 if TYPE_CHECKING:
     from ..rows.sources import RowSource
 
 ROUNDS = 3
-"""Rounds over the columns of W in an iteration; they cost little against the pass over the data."""
+"""Rounds over the columns of W per iteration; they are cheap compared with the pass over the data."""
 USAGE_ROUNDS, COLD_ROUNDS = 4, 50
-"""Rounds over a cell's topics in an iteration, and in the first."""
+"""Rounds over a cell's topics per iteration, and in the first iteration."""
 USAGE_STEPS, USAGE_TOL = 1000, 1e-5
-"""Usage at given loadings: rounds at most, and the share of its usage by which a cell moves at the end."""
+"""Maximum rounds and relative tolerance for the usage at given loadings."""
 START_ITER = 20
-"""Iterations of each short fit that a start is made from."""
+"""Iterations of each short fit of the initialisation."""
 ONE_ITER = 10
-"""Iterations for a topic that joins others, alone and then with them."""
+"""Iterations for an added topic, alone and then with the others."""
 START_TOL = 1e-3
-"""Precision of the usage while a start is made."""
+"""Tolerance of the usage during the initialisation."""
 HALVINGS = 40
-"""Of a step that would raise the objective, before the column is left as it is."""
+"""Maximum halvings of a step that would raise the objective, before the column is left unchanged."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """The data of a stage, ``A = diag(cells) X diag(genes)``. A factor of zero leaves a cell, or a gene, out."""
+    """Data of a stage, ``A = diag(cells) X diag(genes)``. A factor of zero excludes a cell or a gene."""
 
     source: RowSource
     cells: np.ndarray
     genes: np.ndarray
 
     def rows(self, H: np.ndarray, *, loss: bool = False) -> Any:
-        """Leave a copy of the usage where the cells are."""
+        """Place a copy of the usage with the cells."""
         return self.source.place(partial(StageRows.of, dtype=self.source.dtype, loss=loss), self.cells, H)
 
     def sweep(self, rows: Any, W: np.ndarray, scale: np.ndarray, **how: Any) -> StageSums:
@@ -68,7 +69,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Penalties:
-    """What is added to half the squared error, ``a/2 tr(W'LW) + g/2 sum (v'w)^2``."""
+    """Penalties added to half the squared error, ``a/2 tr(W'LW) + g/2 sum (v'w)^2``."""
 
     similarity: sparse.csr_array | None = None
     degree: np.ndarray | float = 0.0
@@ -79,24 +80,24 @@ class Penalties:
 
     @classmethod
     def of(cls, similarity: sparse.csr_array | None, held: np.ndarray | None) -> Penalties:
-        """Set up penalties that weigh nothing yet."""
+        """Set up penalties with zero weights."""
         degree = 0.0 if similarity is None else np.asarray(similarity.sum(1), np.float64).ravel()
         return cls(similarity, degree, held)
 
     def terms(self, w: np.ndarray) -> tuple[float, float]:
-        """``w'Lw`` and ``sum (v'w)^2`` of columns of norm 1."""
+        """Compute ``w'Lw`` and ``sum (v'w)^2`` of columns of norm 1."""
         smooth = 0.0 if self.similarity is None else float((w.T * (self.degree * w.T - (self.similarity @ w).T)).sum())
         return smooth, 0.0 if self.held is None else float(((self.held.T @ w) ** 2).sum())
 
     def value(self, w: np.ndarray) -> float:
-        """Return what they add."""
+        """Return the value of the penalties."""
         if self.a == 0 and self.g == 0:
             return 0.0
         smooth, overlap = self.terms(w)
         return (self.a * smooth + self.g * overlap) / 2
 
     def resolved(self, W: np.ndarray, loss: float, shares: tuple[float, float]) -> Penalties:
-        """Weigh the penalties such that, at W, they are these shares of the loss."""
+        """Set the weights such that the penalties at W are these shares of the loss."""
         smooth, overlap = self.terms(W)
         return replace(
             self,
@@ -105,7 +106,7 @@ class Penalties:
         )
 
     def slope(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
-        """Gradient along the sphere at a column of norm 1, and a bound of the curvature."""
+        """Return the gradient along the sphere at a column of norm 1, and a bound on the curvature."""
         slope, bound = np.zeros_like(w), np.zeros(1)
         if self.a and self.similarity is not None:
             smooth = self.degree * w - self.similarity @ w
@@ -120,14 +121,14 @@ class Penalties:
 
 @dataclass
 class StageState:
-    """All that an iteration hands to the next."""
+    """State between iterations."""
 
     W: np.ndarray
     """Loadings, the held ones first."""
     scale: np.ndarray
-    """Factors per topic by which the usage is still to be multiplied."""
+    """Factor per topic still to be applied to the usage."""
     rows: Any
-    """The cells' `StageRows`, as `RowSource.place` left them."""
+    """The cells' `StageRows`, as placed by `RowSource.place`."""
     n_held: int
     penalties: Penalties = Penalties()
     change: float = np.inf
@@ -143,10 +144,10 @@ class StageState:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage ends with."""
+    """Result of a stage."""
 
     W: np.ndarray
-    """Loadings, genes x topics: the held ones, as they were given, then its own. Columns of norm 1, in scaled units."""
+    """Loadings, genes x topics: the held ones, as given, then the stage's own. Columns of norm 1, in scaled units."""
     loss: np.ndarray
     """A row per check: iteration, half the squared error, the same with the penalties, their weights a and g,
     change of W."""
@@ -169,19 +170,19 @@ def fit_stage(
     random_state: int = 0,
     run: Run = Run(),  # noqa: B008 (frozen)
 ) -> Stage:
-    """Find topics of a stage's cells, beside topics that are held.
+    """Fit the topics of a stage, beside held topics.
 
     Parameters
     ----------
     data
-        The data, scaled; cells with a factor of zero take no part.
+        The scaled data; cells with a factor of zero are excluded.
     n_topics
-        Number of topics to find.
+        Number of topics to fit.
     held
-        Loadings held fixed, genes x any number, columns of norm 1.
+        Fixed loadings, genes x any number, columns of norm 1.
     start
-        Loadings to start from, genes x ``n_topics``. By default they are found by short fits: by ``n_restarts`` of
-        them, or, beside held topics, one after the other on what is left of the data.
+        Loadings to start from, genes x ``n_topics``. By default they come from ``n_restarts`` short fits or, beside
+        held topics, from one topic after the other on the residual.
     similarity
         Symmetric, non-negative, genes x genes; the diagonal does not matter.
     rel_alpha, rel_gamma
@@ -192,7 +193,7 @@ def fit_stage(
     random_state
         Seed of the short fits.
     run
-        How to run.
+        Run options.
     """
     n_cells, n_genes = data.source.shape
     held = np.asarray(np.zeros((n_genes, 0)) if held is None else held)
@@ -210,7 +211,8 @@ def fit_stage(
     numbers = [n_topics, rel_alpha, rel_gamma, n_restarts, consensus, random_state]
     graph = () if similarity is None else (similarity.data, similarity.indices)
     given = () if start is None else (start,)
-    checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given)
+    what = () if run.checkpoint is None else fingerprint(data.source)
+    checkpoint = Checkpoint.open(run.checkpoint, data.cells, data.genes, held, numbers, *graph, *given, *what)
     penalties = Penalties.of(similarity if rel_alpha else None, held if rel_gamma and n_held else None)
     deadline = time.monotonic() + run.max_time
     with data.source.working():
@@ -244,17 +246,18 @@ def fit_stage(
 
 
 def save(data: Scaled, state: StageState) -> dict[str, Any]:
-    """Return arrays and numbers from which `restore` takes the fit up."""
+    """Return arrays and numbers from which `restore` resumes the fit."""
     content = {name: getattr(state, name) for name in ("W", "scale", "change", "n_iter", "loss")}
     return content | {"H": data.source.gather(state.rows, "H"), "a": state.penalties.a, "g": state.penalties.g}
 
 
 def restore(checkpoint: Checkpoint, data: Scaled, n_held: int, n_topics: int) -> StageState | None:
-    """Return the state that a checkpoint holds; None where there is none yet."""
+    """Return the state stored in a checkpoint; None if there is none yet."""
     (n_cells, n_genes), n_topics = data.source.shape, n_held + n_topics
     stored = checkpoint.read(
-        {"W": (n_genes, n_topics), "scale": (n_topics,), "H": (n_cells, n_topics), "loss": None}
-        | dict.fromkeys(("change", "n_iter", "a", "g"), ())
+        {"W": (n_genes, n_topics), "scale": (n_topics,), "H": (n_cells, n_topics), "loss": (None, 6)}
+        | dict.fromkeys(("change", "n_iter", "a", "g"), ()),
+        positive=("W", "scale", "H", "change", "n_iter"),
     )
     if stored is None:
         return None
@@ -264,7 +267,7 @@ def restore(checkpoint: Checkpoint, data: Scaled, n_held: int, n_topics: int) ->
 
 
 def short_fits(data: Scaled, n_topics: int, n_restarts: int, *, consensus: bool, random_state: int) -> np.ndarray:
-    """Find topics by short fits from random starts: the median over matched topics, or the best fit's."""
+    """Initialise topics by short fits from random starts: the median over matched topics, or those of the best fit."""
     n_cells, n_genes = data.source.shape
     found = []
     for child in np.random.SeedSequence(random_state).spawn(n_restarts):
@@ -281,9 +284,9 @@ def short_fits(data: Scaled, n_topics: int, n_restarts: int, *, consensus: bool,
 
 
 def one_by_one(data: Scaled, n_topics: int, held: np.ndarray, *, random_state: int) -> np.ndarray:
-    """Find topics one after the other, each on what those before leave of the data and then fitted with them.
+    """Initialise topics one after the other, each on the residual of those before, then fitted jointly with them.
 
-    A true program is less often split over several topics than from topics that start together.
+    This splits a true program over several topics less often than a joint start does.
     """
     n_cells, n_genes = data.source.shape
     found = np.zeros((n_genes, 0))
@@ -299,7 +302,7 @@ def one_by_one(data: Scaled, n_topics: int, held: np.ndarray, *, random_state: i
 
 
 def descend(data: Scaled, state: StageState, *, n_iter: int, residual: bool = False) -> float:
-    """Take some iterations; return half the squared error."""
+    """Run some iterations; return half the squared error."""
     for _ in range(n_iter):
         sums = usage_step(data, state, residual=residual)
         loadings_step(state, sums, residual=residual)
@@ -307,20 +310,20 @@ def descend(data: Scaled, state: StageState, *, n_iter: int, residual: bool = Fa
 
 
 def begin(data: Scaled, held: np.ndarray, free: np.ndarray, *, H: np.ndarray) -> StageState:
-    """Return the state before the first iteration, without penalties, from loadings of any scale."""
+    """Return the initial state, without penalties, from loadings of any scale."""
     W = np.hstack([held, unit(np.where((data.genes > 0)[:, None], free, 0.0))])
     return StageState(W, np.ones(W.shape[1]), data.rows(H), held.shape[1])
 
 
 def usage(data: Scaled, W: np.ndarray, *, tol: float = USAGE_TOL) -> tuple[np.ndarray, np.ndarray]:
-    """Find every cell's usage at given loadings, ``argmin_{h >= 0} |a - W h|^2``, and half its squared error."""
+    """Compute every cell's usage at given loadings, ``argmin_{h >= 0} |a - W h|^2``, and half its squared error."""
     rows = data.rows(np.zeros((data.source.shape[0], W.shape[1])), loss=True)
     data.sweep(rows, W, np.ones(W.shape[1]), steps=USAGE_STEPS, tol=tol, cold=True, sums=False)
     return data.source.gather(rows, "H"), data.source.gather(rows, "loss")
 
 
 def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> StageSums:
-    """Solve every cell's usage for some rounds, and gather the sums. The first step of an iteration."""
+    """Update every cell's usage for some rounds, and gather the sums. The first step of an iteration."""
     cold = state.n_iter == 0
     state.n_iter += 1
     return data.sweep(
@@ -335,7 +338,7 @@ def usage_step(data: Scaled, state: StageState, *, residual: bool = False) -> St
 
 
 def loadings_step(state: StageState, sums: StageSums, *, residual: bool = False) -> None:
-    """Take some rounds over the columns of W that are not held; none raises the objective. Ends an iteration."""
+    """Do some rounds over the free columns of W, never raising the objective. The second step of an iteration."""
     first = state.n_held if residual else 0
     W = state.W[:, first:].copy()
     P, C = sums.p.copy(), sums.n[first:, first:].copy()
@@ -344,7 +347,7 @@ def loadings_step(state: StageState, sums: StageSums, *, residual: bool = False)
     least = np.finfo(np.float32).eps * np.trace(C)
     for _ in range(ROUNDS):
         for j in range(n_held, W.shape[1]):
-            if C[j, j] <= least:  # a topic that no cell uses
+            if C[j, j] <= least:  # an unused topic
                 continue
             slope = W @ C[:, j] - P[:, j - n_held]
             new = column_step(W[:, j], (slope, C[j, j]), state.penalties)
@@ -361,10 +364,10 @@ def loadings_step(state: StageState, sums: StageSums, *, residual: bool = False)
 
 
 def column_step(w: np.ndarray, error: tuple[np.ndarray, float], penalties: Penalties) -> np.ndarray:
-    """Move a column of norm 1 where the objective is lower.
+    """Move a column of norm 1 to lower the objective.
 
-    Without penalties that is its minimum, else a step that is halved until it leads down. ``error`` is the gradient and
-    the curvature of half the squared error.
+    Without penalties, it moves to its minimum, else by a step that is halved until the objective decreases. ``error``
+    holds the gradient and the curvature of half the squared error.
     """
     slope, curvature = error
     if penalties.a == 0 and penalties.g == 0:
@@ -384,5 +387,5 @@ def column_step(w: np.ndarray, error: tuple[np.ndarray, float], penalties: Penal
 
 
 def unit(W: np.ndarray) -> np.ndarray:
-    """Return W with columns of norm 1."""
+    """Normalise the columns of W to norm 1."""
     return np.asarray(W / np.maximum(np.linalg.norm(W, axis=0), TINY))

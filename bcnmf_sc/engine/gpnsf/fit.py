@@ -1,10 +1,9 @@
-"""Fit the spatial model: start from joint NMF, climb the evidence lower bound, read the posterior off.
+"""Fit the spatial model: start from joint NMF, maximise the evidence lower bound, compute the posterior.
 
-Random starts fail, so the start is the best of a few joint Poisson NMFs of all modalities side by side. Three things
-make the climb short: the whitened inducing values are turned into the basis in which their posterior is about
-independent (`rebase`); kernels move only every few passes, and between their moves the projections on the inducing
-points are kept; and spots are put into an order of their own first, so that the order in which they come changes
-nothing.
+Random starts fail, so the start is the best of a few joint Poisson NMFs of all modalities. Two things speed up
+convergence: the whitened inducing values are rotated into a basis in which their posterior is about independent
+(`rebase`); and kernels are updated only every few passes, with the projections on the inducing points kept in between.
+Spots are first put into a canonical order, so that their input order does not change the result.
 """
 
 from __future__ import annotations
@@ -34,35 +33,35 @@ if TYPE_CHECKING:
     from .observations import Params, SpotValues
 
 SHORTEST, LONGEST = 1 / 20, 1.0
-"""Bounds of the lengthscale, over the largest distance (taken as twice the radius)."""
+"""Bounds of the lengthscale relative to the largest distance (taken as twice the radius)."""
 VARIANCE_BOUNDS = (1e-2, 30.0)
 PREDICT_ROWS = 4096
 KERNEL_EVERY = 5
-"""Passes from one move of the kernels to the next; in between, projections on the inducing points stay as they are."""
+"""Passes between updates of the kernels; in between, the projections on the inducing points are constant."""
 REBASE = (0, 10, 30, 80, 180, 400)
-"""Passes before which the basis of the posterior is renewed."""
+"""Passes before which the basis of the posterior is recomputed."""
 KEEP_VALUES = 2**26
-"""Size up to which projections of all spots are kept in memory."""
+"""Largest size at which the projections of all spots are kept in memory."""
 AT_ONCE, BATCH = 1000, 400
-"""A pass over many spots should be many steps: all at once, the bound climbs a step a pass."""
+"""Batch sizes: a pass over many spots should take many steps, as a full batch takes one step per pass."""
 WINDOW = 20
-"""Passes that the bound is averaged over, to see whether it still rises."""
+"""Passes over which the bound is averaged to judge convergence."""
 CHANCE = 2.0
-"""Standard errors by which the averages may fall by chance."""
+"""Standard errors by which the averages may decrease by chance."""
 ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam remembers of a parameter."""
+"""Adam's state for a parameter."""
 
 
 @dataclass(frozen=True)
 class Climb:
-    """How the fit is run."""
+    """Run options of the fit."""
 
     max_iter: int = 200
-    """Passes over the spots."""
+    """Maximum number of passes over the spots."""
     tol: float = 2e-5
-    """Stop when the smoothed bound rises by less than this share of its size."""
+    """Stop when the relative increase of the smoothed bound is smaller."""
     batch_size: int | None = None
-    """All spots at once up to `AT_ONCE`, else `BATCH`, where nothing else is asked for."""
+    """Batch size; by default all spots at once up to `AT_ONCE`, else `BATCH`."""
     learning_rate: float = 0.03
     n_samples: int = 1
     n_starts: int = 3
@@ -76,26 +75,26 @@ class Climb:
 
 @dataclass(frozen=True)
 class SpatialFactors:
-    """What a fit ends with. Topics: spatial ones first, then the others."""
+    """Result of a fit. Spatial topics come first, then the others."""
 
     usage: np.ndarray
     """Posterior mean of ``exp(h)``, spots x topics, divided by its mean over the spots."""
     usage_sd: np.ndarray
     """Its posterior standard deviation."""
     loadings: dict[str, np.ndarray]
-    """Features x topics: size factor times usage times loadings is the rate."""
+    """Loadings, features x topics: the rate is size factor times usage times loadings."""
     parameters: dict[str, np.ndarray]
-    """Dispersion or standard deviation per feature, of the modalities that have one."""
+    """Dispersion or standard deviation per feature, for the modalities that have one."""
     lengthscale: np.ndarray
-    """Per spatial topic, in the units of the coordinates."""
+    """Lengthscale per spatial topic, in the units of the coordinates."""
     variance: np.ndarray
     posterior: dict[str, Any]
-    """What `predict` needs."""
+    """State needed by `predict`."""
     elbo: np.ndarray
-    """Per pass: its number, the bound (mean over the batches), the learning rate."""
+    """Per pass: its index, the bound (mean over the batches), the learning rate."""
     n_iter: int
     gain: float
-    """Share of its size by which the smoothed bound still rose at the end; below zero where it fell."""
+    """Relative increase of the smoothed bound at the end; negative if it decreased."""
     converged: bool
 
 
@@ -108,22 +107,22 @@ def fit_spatial(
     random_state: int = 0,
     climb: Climb = Climb(),
 ) -> SpatialFactors:
-    """Find topics whose usage varies smoothly over space, and what else there is.
+    """Fit topics whose usage varies smoothly over space, and non-spatial topics.
 
     Parameters
     ----------
     coordinates
         Spots x dimensions.
     slice
-        Number of each spot's slice, from 0.
+        Index of each spot's slice, from 0.
     values
-        The modalities, over the same spots.
+        The modalities of the same spots.
     shape
-        What to model.
+        Structure of the model.
     random_state
-        Seed of the start, of the batches and of the draws.
+        Seed of the initialisation, the batches and the draws.
     climb
-        How to run.
+        Run options.
     """
     on_cpu = climb.device is None or climb.device == "cpu"
     device = torch.device("cpu" if on_cpu else cuda_device(str(climb.device)))  # before any work
@@ -139,7 +138,7 @@ def fit_spatial(
 
 @dataclass
 class _ClimbState:
-    """All that a pass hands to the next."""
+    """State between passes."""
 
     params: Params
     optimiser: torch.optim.Adam
@@ -153,7 +152,7 @@ class _ClimbState:
 
 
 def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> list[dict[str, Any]]:
-    """Parameters to learn: the kernels at half the rate, and what is held fixed not at all."""
+    """Return the parameters to optimise: kernels at half the learning rate, fixed parameters excluded."""
     fixed = {f"F_{each.name}" for each in values}
     fixed |= {name for name in params if name.startswith("basis")}
     fixed |= {f"aux_{each.name}" for each in values if not each.observation.parameter}
@@ -168,7 +167,7 @@ def _groups(params: Params, values: Sequence[Values], learning_rate: float) -> l
 def _climb(
     model: SpatialModel, params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
 ) -> _ClimbState:
-    """Adam on the bound, in passes over the spots."""
+    """Maximise the bound with Adam, in passes over the spots."""
     groups = _groups(params, values, climb.learning_rate)
     for group in groups:
         for p in group["params"]:
@@ -222,11 +221,11 @@ def _climb(
 
 @torch.no_grad()
 def rebase(model: SpatialModel, state: _ClimbState) -> None:
-    """Turn the whitened inducing values into the basis in which their posterior is about independent.
+    """Rotate the whitened inducing values into a basis in which their posterior is about independent.
 
-    With information ``D`` of the data on log usage, the posterior of ``v`` has about the covariance ``(I + A D
-    A')^-1``: its eigenvectors become the basis, so that a diagonal does for the covariance, and one rate of learning
-    for every direction.
+    With Fisher information ``D`` of the data on log usage, the posterior covariance of ``v`` is about ``(I + A D
+    A')^-1``. Its eigenvectors become the basis, so that a diagonal covariance and one learning rate for all directions
+    suffice.
     """
     params = state.params
     every = torch.arange(len(model.place), device=model.place.device)
@@ -257,7 +256,7 @@ def _pass(
     kl_weight: float,
     n_samples: int,
 ) -> float:
-    """Step over all spots, in batches unless ``whole`` has them all at once; returns the mean bound."""
+    """Do one pass over all spots, in batches unless ``whole`` holds them all; return the mean bound."""
     n_spots, device = len(model.place), model.place.device
     n_topics = sum(state.params[name].shape[0] for name in ("log_length", "free_mean") if name in state.params)
     order = torch.arange(n_spots) if whole else torch.randperm(n_spots, generator=state.generator)
@@ -281,12 +280,12 @@ def _pass(
 
 
 def learning_rate_share(done: int, max_iter: int) -> float:
-    """Share of the learning rate after some passes: half a cosine, down to a twentieth."""
+    """Return the factor on the learning rate after some passes: half a cosine, down to a twentieth."""
     return 0.05 + 0.95 * (1 + math.cos(math.pi * done / max_iter)) / 2
 
 
 def gain(elbo: Sequence[float]) -> float:
-    """Share of its size by which the smoothed bound rose over the last passes, or fell; infinite at the start."""
+    """Compute the relative increase of the smoothed bound over the last passes; infinite at the start."""
     if len(elbo) < 3 * WINDOW:
         return math.inf
     now, before = np.mean(elbo[-WINDOW:]), np.mean(elbo[-2 * WINDOW : -WINDOW])
@@ -294,9 +293,9 @@ def gain(elbo: Sequence[float]) -> float:
 
 
 def at_rest(elbo: Sequence[float], tol: float) -> bool:
-    """Whether the smoothed bound rises no more, by ``tol``, and does not fall by more than chance or ``tol`` explains.
+    """Whether the smoothed bound rises by less than ``tol`` and does not fall by more than chance or ``tol`` explains.
 
-    The bound is drawn, so that at rest it falls as often as it rises.
+    The bound is a random estimate: at convergence it falls as often as it rises.
     """
     rise = gain(elbo)
     if not tol or not math.isfinite(rise):
@@ -308,7 +307,7 @@ def at_rest(elbo: Sequence[float], tol: float) -> bool:
 
 @torch.no_grad()
 def _bound(params: Params) -> None:
-    """Bring parameters back into their bounds."""
+    """Clip parameters to their bounds."""
     params["log_length"].clamp_(math.log(2 * SHORTEST), math.log(2 * LONGEST))
     params["log_variance"].clamp_(math.log(VARIANCE_BOUNDS[0]), math.log(VARIANCE_BOUNDS[1]))
     for name, value in params.items():
@@ -319,7 +318,7 @@ def _bound(params: Params) -> None:
 
 
 def _save(state: _ClimbState) -> dict[str, Any]:
-    """Return arrays from which `_restore` takes the fit up."""
+    """Return arrays from which `_restore` resumes the fit."""
     moments = state.optimiser.state_dict()["state"]
     content = {name: p.detach() for name, p in state.params.items()} | {"generator": state.generator.get_state()}
     content |= {f"adam{i}_{name}": x for i, each in moments.items() for name, x in each.items()}
@@ -328,11 +327,11 @@ def _save(state: _ClimbState) -> dict[str, Any]:
 
 @torch.no_grad()
 def _restore(checkpoint: Checkpoint, state: _ClimbState) -> None:
-    """Take up what an earlier call left."""
+    """Resume from the state of an earlier call."""
     learnt = list(enumerate(p for group in state.optimiser.param_groups for p in group["params"]))
     shapes: dict[str, tuple[int, ...] | None] = {name: tuple(p.shape) for name, p in state.params.items()}
     shapes |= {f"adam{i}_{name}": tuple(p.shape) * (name != "step") for i, p in learnt for name in ADAM}
-    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": None})
+    stored = checkpoint.read(shapes | {"generator": tuple(state.generator.get_state().shape), "elbo": (None, 3)})
     if stored is not None:
         for name, p in state.params.items():
             p.copy_(torch.as_tensor(stored[name]))
@@ -345,7 +344,7 @@ def _restore(checkpoint: Checkpoint, state: _ClimbState) -> None:
 def _identity(
     params: Params, values: Sequence[Values], kl_weight: float, random_state: int, climb: Climb
 ) -> Iterator[Any]:
-    """Yield what tells one fit from another; the rest of its arguments shows in where it starts."""
+    """Yield the data that identify a fit; its other arguments are reflected in its start."""
     yield [random_state, climb.max_iter, climb.batch_size or 0, climb.n_samples]
     yield [kl_weight, climb.learning_rate]
     for each in values:
@@ -357,7 +356,7 @@ def _identity(
 
 @torch.no_grad()
 def _finish(model: SpatialModel, state: _ClimbState, places: Places, shape: Shape, tol: float) -> SpatialFactors:
-    """Posterior of all spots, in the order in which they came."""
+    """Compute the posterior of all spots, in their input order."""
     params = state.params
     spots = torch.arange(len(model.place), device=model.place.device).split(PREDICT_ROWS)
     mean, variance = (
@@ -397,7 +396,7 @@ def _finish(model: SpatialModel, state: _ClimbState, places: Places, shape: Shap
 
 @torch.no_grad()
 def predict(posterior: Mapping[str, Any], coordinates: np.ndarray, slice: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and standard deviation of usage at any places of a slice, places x topics.
+    """Compute the posterior mean and standard deviation of usage at any positions of a slice, positions x topics.
 
     Non-spatial topics have their prior there.
     """

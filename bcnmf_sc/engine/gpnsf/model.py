@@ -5,20 +5,20 @@ Spot ``i`` and feature ``j`` of modality ``r`` have the rate
     size_i^(r) * sum_k exp(h_ik) W_jk^(r)
     h_k(s) ~ GP(offset_k + slope_k's,  variance_k kappa(d / length_k) + nugget [i = j])
 
-so the topics' usage ``exp(h)`` is shared by all modalities, each of which has loadings ``W`` and an observation model
-of its own. Values of ``h`` at inducing points ``Z`` carry the posterior, in whitened form: with ``L L' = K_ZZ + (nugget
-+ jitter) I`` they are ``offset + slope'Z + L B v``, B orthogonal, ``q(v) = N(m, C C')``, C diagonal, and with ``A = (L
-B)^-1 K_ZS``
+so the topics' usage ``exp(h)`` is shared by all modalities, each with its own loadings ``W`` and observation model.
+The variational posterior is over the values of ``h`` at inducing points ``Z``, in whitened form: with ``L L' = K_ZZ +
+(nugget + jitter) I`` they are ``offset + slope'Z + L B v``, B orthogonal, ``q(v) = N(m, C C')``, C diagonal, and with
+``A = (L B)^-1 K_ZS``
 
     mean = offset + slope's + A'm,    variance = max(nugget + variance_k - sum A^2, 1e-6) + sum (C'A)^2,
     KL   = (|C|^2 + |m|^2 - M) / 2 - sum log C_ii.
 
-The prior of v is standard normal whatever B is. B is chosen such that a diagonal C does for the posterior
+The prior of v is standard normal for any B. B is chosen such that a diagonal C suffices for the posterior
 (`fit.rebase`).
 
-Slices have inducing points, offsets and slopes of their own and share everything else: no covariance reaches across
-slices. Sums over entries go over the non-zeros wherever the observation model lets them. Nothing here seeds, fits or
-knows a device.
+Slices have separate inducing points, offsets and slopes and share everything else; there is no covariance between
+slices. Sums over entries are restricted to non-zeros where the observation model allows it. Nothing here seeds, fits
+or depends on a device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SMALLEST_VARIANCE = 1e-6
 
 
 def exponential(d: Tensor) -> Tensor:
-    """Matérn-1/2, ``exp(-d / 2)``: rough, as the seed has it."""
+    """Matérn-1/2 with its distance halved, ``exp(-d / 2)``: rough."""
     return torch.exp(-d / 2)
 
 
@@ -60,18 +60,18 @@ KERNELS: Mapping[str, Callable[[Tensor], Tensor]] = {"matern32": matern32, "expo
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian processes of the spatial topics, and their posterior at any place."""
+    """Gaussian processes of the spatial topics, and their posterior at any position."""
 
     kernel: str
     inducing: tuple[Tensor, ...]
     """Inducing points of each slice, points x dimensions."""
     nugget: float = 1e-3
-    """Variance of what is special to a place."""
+    """Variance specific to a position."""
     jitter: float = 1e-5
-    """Added to the diagonal of ``K_ZZ``, times the kernel's variance, for the sake of the Cholesky factor."""
+    """Added to the diagonal of ``K_ZZ``, times the kernel's variance, to stabilise the Cholesky factor."""
 
     def covariance(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        """Covariance between places without the nugget, topics x places x places."""
+        """Covariance between positions without the nugget, topics x positions x positions."""
         d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
         length, variance = params["log_length"].exp(), params["log_variance"].exp()
         return variance[:, None, None] * KERNELS[self.kernel](d / length[:, None, None])
@@ -84,9 +84,9 @@ class Prior:
         return torch.linalg.cholesky(k + ridge[:, None, None] * torch.eye(len(z), dtype=z.dtype, device=z.device))
 
     def projection(self, params: Params, s: int, x: Tensor, point: Tensor | None = None) -> Tensor:
-        """Return ``A``, topics x inducing points x places of slice ``s``.
+        """Return ``A``, topics x inducing points x positions of slice ``s``.
 
-        ``point`` tells which inducing point a place is, -1 for none: the two then have their nugget in common.
+        ``point`` is the index of the inducing point at a position, or -1: the two then share their nugget.
         """
         k = self.covariance(params, self.inducing[s], x)
         if point is not None:
@@ -94,12 +94,12 @@ class Prior:
             common = torch.zeros(k.shape[1:], dtype=k.dtype, device=k.device)
             common[point[here], here] = self.nugget
             k = k + common
-        # (L B)^-1 first: it is small, and one product then does for many places
+        # (L B)^-1 is small, and one product with it then serves many positions
         inverse = torch.linalg.solve_triangular(self.cholesky(params, s).mT, params[f"basis{s}"], upper=True).mT
         return inverse @ k
 
     def marginals(self, params: Params, s: int, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of log usage at places of slice ``s`` with projection ``a``, topics x places."""
+        """Posterior mean and variance of log usage at positions of slice ``s`` with projection ``a``, by topic."""
         mean = (params["offset"][s] + x @ params["slope"][s].T).T + (params[f"m{s}"][:, None] @ a)[:, 0]
         prior = self.nugget + params["log_variance"].exp()[:, None]
         c2 = torch.exp(2 * params[f"log_d{s}"])
@@ -107,7 +107,7 @@ class Prior:
         return mean, (prior - explained).clamp_min(SMALLEST_VARIANCE) + posterior
 
     def kl(self, params: Params) -> Tensor:
-        """Divergence of the posterior at the inducing points from the prior, over all slices and topics."""
+        """KL divergence of the posterior at the inducing points from the prior, over all slices and topics."""
         total = params["offset"].new_zeros(())
         for s in range(len(self.inducing)):
             m, log_d = params[f"m{s}"], params[f"log_d{s}"]
@@ -116,13 +116,13 @@ class Prior:
 
 
 def kl_free(mean: Tensor, log_sd: Tensor) -> Tensor:
-    """Divergence of independent normals from standard ones."""
+    """KL divergence of independent normals from standard normals."""
     return (0.5 * (torch.exp(2 * log_sd) + mean * mean - 1) - log_sd).sum()
 
 
 @dataclass(frozen=True)
 class Modality:
-    """Values of one modality, in rows of spots (CSR), and what they are thought to be."""
+    """Values of one modality, spots x features (CSR), with their observation model."""
 
     name: str
     observation: Observation
@@ -131,9 +131,9 @@ class Modality:
     cols: Tensor
     x: Tensor
     size: Tensor
-    """Size factor per spot. A spot with 0 tells nothing."""
+    """Size factor per spot. A spot with 0 is not informative."""
     scale: Tensor
-    """Mean value per feature at size factor 1: the loadings' unit, zero for features without a value."""
+    """Mean value per feature at size factor 1: the unit of the loadings, zero for features without values."""
     weight: float
     hidden_indptr: Tensor
     hidden_cols: Tensor
@@ -159,7 +159,7 @@ class Modality:
 
 
 def _entries(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """For each entry of some rows of a CSR matrix: which of these rows, and its place among all entries."""
+    """Return for each entry of some rows of a CSR matrix its row's index among these, and its index in all entries."""
     start, count = indptr[rows], indptr[rows + 1] - indptr[rows]
     which = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
     first = torch.cumsum(count, 0) - count
@@ -168,19 +168,19 @@ def _entries(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SpatialModel:
-    """Where the spots are, and what was seen there."""
+    """Positions of the spots and their observations."""
 
     prior: Prior
     place: Tensor
     """Scaled coordinates, spots x dimensions."""
     slice: Tensor
-    """Number of each spot's slice."""
+    """Index of each spot's slice."""
     point: Tensor
-    """Which inducing point of its slice a spot is, -1 for none."""
+    """Index of the inducing point of its slice that a spot is, -1 for none."""
     modalities: Sequence[Modality]
 
     def projections(self, params: Params, spots: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-        """For each slice that has some of the spots: its number, where in ``spots`` they are, and their projection."""
+        """For each slice with some of the spots: its index, their indices in ``spots``, and their projection."""
         parts, slices = [], self.slice[spots]
         for s in range(len(self.prior.inducing)):
             here = (slices == s).nonzero()[:, 0]
@@ -191,7 +191,7 @@ class SpatialModel:
         return parts
 
     def select(self, kept: Sequence[tuple[int, Tensor, Tensor]], spots: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-        """Return `projections` of some spots out of those of all; the spots of a slice must stand together."""
+        """Select `projections` of some spots from those of all; the spots of a slice must be contiguous."""
         parts, slices = [], self.slice[spots]
         for s, all_of_slice, a in kept:
             here = (slices == s).nonzero()[:, 0]
@@ -240,7 +240,7 @@ class SpatialModel:
         """Estimate the evidence lower bound of all spots from some of them.
 
         Unbiased over uniform draws of ``spots`` and standard normal ``noise`` (draws x spots x topics). ``blocks`` are
-        those of the spots, where they are at hand.
+        those of the spots, if already available.
         """
         share = len(self.place) / len(spots)
         blocks = [modality.values_of(spots) for modality in self.modalities] if blocks is None else blocks

@@ -31,13 +31,13 @@ class SpotValues(NamedTuple):
     """The non-zeros."""
     hidden_rows: Tensor
     hidden_cols: Tensor
-    """Entries that are not observed; none of them is among the non-zeros."""
+    """Hidden entries; none of them is among the non-zeros."""
     constant: Tensor
     """Sum of ``log x!`` over the non-zeros."""
 
 
 class Observation(Protocol):
-    """What the model asks of an observation model."""
+    """Interface of an observation model."""
 
     name: ClassVar[str]
     counts: ClassVar[bool]
@@ -130,7 +130,7 @@ OBSERVATIONS: Mapping[str, Observation] = {
 
 
 class _Take(torch.autograd.Function):
-    """Entries of a matrix, none of them twice, by their place in it: the gradient needs no addition."""
+    """Gather distinct entries of a matrix by flat index: without duplicates, the gradient needs no addition."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor, place: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _take(matrix: Tensor, place: Tensor) -> Tensor:
 def _rates(block: SpotValues, e: Tensor, W: Tensor) -> Tensor:
     """Rates of the non-zeros."""
     n_features = len(W)
-    if len(block.x) * e.shape[1] > 2 * len(e) * n_features:  # so many that the whole product costs less
+    if len(block.x) * e.shape[1] > 2 * len(e) * n_features:  # dense enough that the whole product is cheaper
         rate = _take(e @ W.T, block.rows * n_features + block.cols)
     else:
         rate = (e.index_select(0, block.rows) * W.index_select(0, block.cols)).sum(1)

@@ -1,4 +1,4 @@
-"""Places: scaled coordinates, inducing points, neighbours, spatial autocorrelation."""
+"""Positions: scaled coordinates, inducing points, neighbours, spatial autocorrelation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 POINTS_FROM = 20_000
-"""Spots of a slice that inducing points are chosen from, at most."""
+"""Maximum number of spots per slice from which inducing points are chosen."""
 ALL_PLACES, FEWER_POINTS = 600, 300
-"""Places of a slice up to which each is an inducing point where nothing else is asked for, and their number above."""
+"""By default, every position is an inducing point up to the first number, and above it there are the second."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Coordinates on a scale of their own: each slice centred, all divided by the radius of the widest."""
+    """Standardised coordinates: each slice centred, all divided by the largest radius."""
 
     scaled: np.ndarray
     slice: np.ndarray
@@ -25,11 +25,11 @@ class Places:
     """Slices x dimensions."""
     radius: float
     order: np.ndarray
-    """The order in which the spots are worked on: it depends on where they are, not on how they come."""
+    """Order in which the spots are processed, determined by their positions and not by their input order."""
 
     @classmethod
     def of(cls, coordinates: np.ndarray, slice: np.ndarray) -> Places:
-        """Scale and order places."""
+        """Scale and order positions."""
         n_slices = int(slice.max()) + 1
         centre = np.stack([coordinates[slice == s].mean(0) for s in range(n_slices)])
         moved = coordinates - centre[slice]
@@ -40,10 +40,10 @@ class Places:
 
 
 def inducing_points(places: np.ndarray, n_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose inducing points, and tell which of them each place is (-1 for none).
+    """Choose inducing points, and return the index of the inducing point at each position (-1 for none).
 
-    Where there are no more places than points asked for, every place is one. Else they are k-means centres, started
-    from places that each lie as far as possible from those before.
+    If there are no more positions than requested points, every position is one. Otherwise they are k-means centres,
+    initialised by farthest-first traversal.
     """
     unique, which = np.unique(places, axis=0, return_inverse=True)
     if n_points >= len(unique):
@@ -59,13 +59,13 @@ def inducing_points(places: np.ndarray, n_points: int) -> tuple[np.ndarray, np.n
 
 
 def default_points(places: np.ndarray) -> int:
-    """Inducing points of a slice, where none are asked for; several spots at one place count once."""
+    """Default number of inducing points of a slice; several spots at one position count once."""
     n_places = len(np.unique(places, axis=0))
     return n_places if n_places <= ALL_PLACES else FEWER_POINTS
 
 
 def neighbours(places: np.ndarray, slice: np.ndarray, n_neighbours: int) -> sparse.csr_array:
-    """Nearest spots of each spot in its slice, itself left out: rows of equal weights, summing to 1."""
+    """Nearest neighbours of each spot in its slice, excluding itself: rows of equal weights that sum to 1."""
     rows, cols = [], []
     for s in range(int(slice.max()) + 1):
         here = np.flatnonzero(slice == s)
@@ -88,10 +88,10 @@ def morans_i(values: np.ndarray, weights: sparse.csr_array) -> np.ndarray:
 
 
 def similarity(usage: np.ndarray, usage_sd: np.ndarray, n_neighbours: int) -> sparse.csr_array:
-    """Spots alike in posterior usage, k for each spot and itself: spots x spots, rows sum to 1.
+    """Weights of the k spots most similar in posterior usage and of the spot itself: spots x spots, rows sum to 1.
 
-    Spots are compared on the square root of usage, which makes the error of all topics alike; what is uncertain about a
-    neighbour's usage counts as distance. The weights fall with the distance over that of half the neighbours.
+    Spots are compared on the square root of usage, which equalises the error over topics; the uncertainty of a
+    neighbour's usage adds to the distance. Weights decrease with the distance relative to that of half the neighbours.
     """
     root = np.sqrt(usage)
     doubt = (usage_sd**2 / np.maximum(4 * usage, 1e-12)).sum(1)

@@ -1,4 +1,4 @@
-"""Where a fit of the spatial model starts: from the best of a few joint NMFs of all modalities."""
+"""Initialise the spatial model by the best of a few joint NMFs of all modalities."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PARAMETER_BOUNDS = (1e-2, 1e4)
 FIRST_DISPERSIONS = (0.05, 100.0)
 START_ROWS = 4096
 LOADING_FLOOR = 1e-4
-"""Smallest loading of a feature that is present at all, over its mean: at zero it could never rise again."""
+"""Smallest loading of a feature with values, relative to its mean: it could never increase from zero."""
 SHRINK = 0.2
-"""By how much the start's usage is drawn towards equal usage of all topics."""
+"""Shrinkage of the initial usage towards equal usage of all topics."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is modelled."""
+    """Structure of the model."""
 
     n_topics: int
     n_nonspatial: int = 0
@@ -51,26 +51,26 @@ class Shape:
 
 @dataclass(frozen=True)
 class Values:
-    """One modality as it comes."""
+    """Input of one modality."""
 
     name: str
     matrix: sparse.csr_array
     """Spots x features, non-negative."""
     observation: Observation
     size: np.ndarray
-    """Size factor per spot; 0 for a spot that tells nothing."""
+    """Size factor per spot; 0 for a spot that is not informative."""
     weight: float = 1.0
     hidden: sparse.csr_array | None = None
-    """Spots x features: the entries that are to be left out (whatever is stored in it)."""
+    """Spots x features: the entries to hide (whatever values are stored)."""
     frozen: np.ndarray | None = None
-    """Loadings of the first topics, features x any number (the same in all modalities), held fixed."""
+    """Fixed loadings of the first topics, features x any number (the same in all modalities)."""
 
 
 def reordered(values: Values, order: np.ndarray) -> Values:
-    """Values in another order of the spots, hidden ones set to zero."""
+    """Reorder the spots, and set hidden values to zero."""
     hidden = None if values.hidden is None else values.hidden[order]
     matrix = sparse.csr_array(values.matrix)[order]
-    if hidden is not None:  # what is hidden is not looked at
+    if hidden is not None:  # hidden values are ignored
         matrix = sparse.csr_array(matrix - matrix.multiply(_pattern(sparse.csr_array(hidden))))
         matrix.eliminate_zeros()
     return replace(values, matrix=matrix, size=values.size[order], hidden=hidden)
@@ -79,10 +79,10 @@ def reordered(values: Values, order: np.ndarray) -> Values:
 def joint_nmf(
     values: Sequence[Values], n_topics: int, *, random_state: int = 0, n_starts: int = 3, max_iter: int = 200
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Best of a few Poisson NMFs of all modalities side by side: usage per unit of size, and loadings per modality.
+    """Return the best of a few joint Poisson NMFs of all modalities: usage per unit of size, loadings per modality.
 
-    Modality r is brought to a common size factor before. Entries that are hidden are filled in with what size and
-    feature mean let expect.
+    Modalities are first scaled to a common size factor. Hidden entries are imputed by their expectation from size and
+    feature mean.
     """
     common = np.mean([each.size for each in values], axis=0)
     parts = []
@@ -124,7 +124,7 @@ def joint_nmf(
     H = np.divide(H, common[:, None], out=np.zeros(H.shape), where=common[:, None] > 0)
     H[common == 0] = H[common > 0].mean(0)
     scale = np.maximum(H.mean(0), 1e-12)
-    scale[:n_frozen] = norm  # the frozen loadings are back in their own units
+    scale[:n_frozen] = norm  # restore the units of the frozen loadings
     pieces = np.split(W * scale, ends)
     loadings = {each.name: piece / each.weight for each, piece in zip(values, pieces, strict=True)}
     H = H / scale
@@ -132,7 +132,7 @@ def joint_nmf(
 
 
 def expected(values: Values) -> sparse.csr_array:
-    """Return what size and feature mean let expect of the hidden entries."""
+    """Return the expectation of the hidden entries from size and feature mean."""
     hidden = sparse.coo_array(values.hidden)
     mean = feature_means(values)
     filled = values.size[hidden.row] * mean[hidden.col]
@@ -140,7 +140,7 @@ def expected(values: Values) -> sparse.csr_array:
 
 
 def feature_means(values: Values) -> np.ndarray:
-    """Mean of each feature's observed values at size factor 1."""
+    """Compute the mean of each feature's observed values at size factor 1."""
     exposure = np.full(values.matrix.shape[1], values.size.sum())
     if values.hidden is not None:
         pattern = _pattern(values.hidden)
@@ -162,14 +162,14 @@ def begin(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[SpatialModel, Params]:
-    """Set the model up, and its parameters at the start."""
+    """Set up the model and its initial parameters."""
     H, W = start
     H = H / H.mean(0)
     log_usage = np.log((1 - SHRINK) * H + SHRINK * H.mean(1, keepdims=True) + 1e-2)
     n_frozen = 0 if values[0].frozen is None else values[0].frozen.shape[1]
-    if n_frozen:  # the usage of topics in given units keeps them
+    if n_frozen:  # the usage of topics with given loadings keeps its units
         log_usage[:, :n_frozen] += np.log(np.maximum(start[0].mean(0)[:n_frozen], 1e-6))
-    if shape.n_nonspatial:  # the smoothest topics are the spatial ones
+    if shape.n_nonspatial:  # the smoothest topics become the spatial ones
         smooth = morans_i(log_usage[:, n_frozen:], neighbours(scaled, slice, 8))
         by_smoothness = np.concatenate([np.arange(n_frozen), n_frozen + np.argsort(-smooth, kind="stable")])
         log_usage, W = log_usage[:, by_smoothness], {name: w[:, by_smoothness] for name, w in W.items()}
@@ -205,7 +205,7 @@ def begin(
         params[f"log_d{s}"] = tensor(np.full((n_topics, len(z)), np.log(0.1)))
     if shape.n_nonspatial:
         level = free.mean(0)
-        level[: max(0, n_frozen - n_topics)] = 0  # loadings that are given keep their units
+        level[: max(0, n_frozen - n_topics)] = 0  # given loadings keep their units
         params["free_mean"] = tensor((free - level).T)
         params["free_log_sd"] = tensor(np.full(free.T.shape, -1.0))
         log_usage[:, n_topics:] -= level
@@ -229,7 +229,7 @@ def begin(
 
 
 def modality_tensors(values: Values, tensor: Any) -> Modality:
-    """Move one modality to where ``tensor`` puts arrays."""
+    """Convert one modality's arrays with ``tensor``."""
     matrix = values.matrix
     matrix.sum_duplicates()
     hidden = sparse.csr_array(matrix.shape) if values.hidden is None else sparse.csr_array(values.hidden)
@@ -258,7 +258,7 @@ def modality_tensors(values: Values, tensor: Any) -> Modality:
 
 
 def first_parameter(values: Values, usage: np.ndarray, W: np.ndarray) -> np.ndarray:
-    """Return the observation model's parameter at the start, by moments about the rates there."""
+    """Return the initial parameter of the observation model, by moments about the initial rates."""
     n_features = values.matrix.shape[1]
     if not values.observation.parameter:
         return np.ones(n_features)

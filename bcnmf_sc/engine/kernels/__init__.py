@@ -1,1 +1,1 @@
-"""Passes over a block of cells: what they take and gather, on the CPU, in torch."""
+"""Passes over a block of cells: inputs and sums, on the CPU and in torch."""

@@ -1,6 +1,6 @@
-"""Compiled loops over the non-zeros of cells, a cell at a time while its row is in cache.
+"""Compiled loops over the non-zeros of cells, one cell at a time while its row is in cache.
 
-Arrays only: what the loops are for stands in `cpu`.
+Arrays only; `cpu` documents their use.
 """
 
 from __future__ import annotations
@@ -12,34 +12,46 @@ from typing import Any
 import numba
 import numpy as np
 
+from ..._utils.errors import UserError
 from ._vector import add_outer, add_pull
 
 USAGE_FLOOR = 1e-8
-"""Smallest usage as a share of the cell's mean usage: an entry at zero could never rise again."""
+"""Smallest usage as a share of the cell's mean usage: an entry could never increase from zero."""
 MAX_BETA = 0.9
 """Cap of the extrapolation."""
 TINY = 1e-30
 """Smallest divisor."""
 MOST = 1e30
-"""Largest ``1 / q`` of a zero-inflated count that is told from infinity."""
+"""Largest ``1 / q`` of a zero-inflated count; larger values are treated as infinite."""
 
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    msg = "The environment variable `NUMBA_DISABLE_JIT` must be 0 or unset, got 1: fits run compiled code only."
+    raise UserError(msg)
 _compiled: Any = partial(
     numba.njit, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True, boundscheck=False, error_model="numpy"
 )
 inlined = _compiled(forceinline=True)
-"""Compile a part of a loop into what calls it.
+"""Compile a part of a loop inline into its caller.
 
-A call would be bound to the part compiled by itself in the process that compiles both, and to a copy optimised for the
-loop in one that loads the loop from disk: their last bits differ.
+A call would use the separately compiled part in the process that compiles both, but a copy optimised for the loop in a
+process that loads the loop from disk: their last bits differ.
 """
 
 
 def jit(function):
-    """Compile a loop when it is first called, and keep it on disk where there is a place for that."""
+    """Compile a loop on its first call, and cache it on disk if possible."""
     compiled = _compiled(function)
-    with suppress(RuntimeError):  # neither the package's folder nor the user's can be written to
+    with suppress(RuntimeError):  # neither the package's folder nor the user's is writable
         compiled.enable_caching()
+        save = compiled._cache.save_overload
+        compiled._cache.save_overload = partial(_save_if_possible, save)
     return compiled
+
+
+def _save_if_possible(save, *args):
+    """Keep compiled code on disk; on a full one, the next process compiles again."""
+    with suppress(OSError):
+        save(*args)
 
 
 @inlined
@@ -61,7 +73,7 @@ def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
 
 @inlined
 def _finish_step(h, up, down, last, n_topics):
-    """``h <- h * up / down``, floored; by what share the usage moved, and whether back where it came from."""
+    """Update ``h <- h * up / down``, floored; return its relative change, and whether the step reversed."""
     zero = h.dtype.type(0)
     moved, total, along = zero, zero, zero
     for k in range(n_topics):
@@ -90,7 +102,7 @@ def _go_ahead(h, last, momentum, n_topics):
 
 @inlined
 def _tail(indices, values, begin, end, tail_indices, tail_values):
-    """Return where whole fours end; the row's last few become a four that is filled up with zeros."""
+    """Return the end of complete groups of four; the remainder is padded with zeros to a group of four."""
     by_four = begin + (end - begin) // 4 * 4
     for k in range(4):
         inside = by_four + k < end

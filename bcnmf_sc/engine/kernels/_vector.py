@@ -1,9 +1,9 @@
 """Four non-zeros of a row at a time in explicit vector instructions.
 
 Loops over topics are too short (8 to 40) for LLVM's loop vectoriser: run-time checks for overlap, remainder loops and
-one horizontal sum for each non-zero cost more than the arithmetic. Here the vectors are written out, eight numbers wide
-on any machine (LLVM splits them where registers are smaller), and the four sums become one vector that is divided at
-once. Arrays must be C-contiguous, their number of topics a multiple of eight.
+one horizontal sum for each non-zero cost more than the arithmetic. Here the vectors are written explicitly, eight
+numbers wide on any machine (LLVM splits them for smaller registers), and the four sums form one vector that is divided
+at once. Arrays must be C-contiguous, with a multiple of eight topics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _at(b: Any, pointer: Any, at: Any, n: int) -> Any:
 
 
 def _aligned(b: Any, pointer: Any, value: Any = None) -> Any:
-    """Load, or store, at the alignment of one number."""
+    """Load or store at the alignment of a single number."""
     one = pointer.type.pointee.element
     move = b.load(pointer) if value is None else b.store(value, pointer)
     move.align = 4 if isinstance(one, ir.FloatType) else 8
@@ -57,7 +57,7 @@ def _add_product(b: Any, x: Any, y: Any, z: Any) -> Any:
 def _ratios(
     b: Any, W: Any, h: Any, indices: Any, values: Any, at: Any, width: Any, tiny: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Offsets of the four rows of W, and value / (W h) of each, spread over a vector."""
+    """Offsets of the four rows of W, and value / (W h) of each, broadcast over a vector."""
     offsets = [b.mul(b.zext(b.load(b.gep(indices, [b.add(at, _INT(q))])), _INT), width) for q in range(STEP)]
     zero = ir.Constant(ir.VectorType(W.type.pointee, LANES), [0.0] * LANES)
     sums = [cgutils.alloca_once(b, zero.type) for _ in range(STEP)]

@@ -1,4 +1,4 @@
-"""What a pass over a block of cells works on: rows of data, the cells' usage, the sums that are gathered."""
+"""Data of a pass over a block of cells: rows of the data, the cells' usage, the gathered sums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = np.ndarray
 
 
 class CSR(NamedTuple):
-    """Rows of a sparse matrix; ``indptr`` are positions in ``indices`` and ``values``, which may hold further rows."""
+    """Rows of a sparse matrix; ``indptr`` indexes ``indices`` and ``values``, which may contain further rows."""
 
     indptr: np.ndarray
     indices: np.ndarray
@@ -20,7 +20,7 @@ class CSR(NamedTuple):
     n_genes: int
 
     def matrix(self, part: slice = slice(None), dtype: Any = None) -> sparse.csr_array:
-        """Return (some of) the rows as SciPy's."""
+        """Return (some of) the rows as a SciPy matrix."""
         first, stop, _ = part.indices(len(self.indptr) - 1)
         indptr = self.indptr[first : stop + 1]
         here = slice(indptr[0], indptr[-1])
@@ -32,47 +32,47 @@ class CSR(NamedTuple):
 Block: TypeAlias = CSR | np.ndarray
 """Rows of the data, sparse or dense."""
 Matrix: TypeAlias = sparse.csr_array | np.ndarray
-"""The same as arrays that multiply."""
+"""The same, as arrays that support matrix products."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What is sent to every block of cells."""
+    """Task sent to every block of cells."""
 
     W: Floats
     """Loadings, genes x topics."""
     scale: Floats
-    """Factors per topic by which the usage is still to be multiplied since W was last normalised."""
+    """Factor per topic still to be applied to the usage since W was last normalised."""
     beta: float = 0.0
-    """Extrapolation of the usage along its last move."""
+    """Extrapolation of the usage along its last step."""
     steps: int = 1
-    """Usage steps per cell, at most."""
+    """Maximum number of usage steps per cell."""
     tol: float = 0.0
-    """A cell's steps end when its usage moves by less than this share of it."""
+    """Stop a cell's steps when the relative change of its usage is smaller."""
     cold: bool = False
-    """Start from the cell's total spread evenly over the topics instead of from its present usage."""
+    """Whether to start from the cell's total spread evenly over the topics instead of its present usage."""
     sums: bool = True
-    """Gather the sums for the loadings' step."""
+    """Whether to gather the sums for the loadings' step."""
     loss: bool = False
-    """Gather the loss, at W and the new usage."""
+    """Whether to gather the loss at W and the new usage."""
     evidence: bool = False
-    """Gather what the likelihood's own parameters are refined from, over the target's cells."""
+    """Whether to gather the evidence for the likelihood's own parameters, over the target's cells."""
 
 
 @dataclass
 class Rows:
-    """What belongs to a block's cells."""
+    """Per-cell data of a block."""
 
     target: Floats
     """Target weight a: 1 or 0."""
     background: Floats
-    """Background weight b: alpha or 0. Cells with neither weight are left alone."""
+    """Background weight b: alpha or 0. Cells with neither weight are not changed."""
     H: Floats
     """Usage, cells x topics; a sweep changes it."""
     H_prev: Floats
-    """Usage one pass ago, where usage is extrapolated; else without rows."""
+    """Usage of the previous pass if usage is extrapolated; else empty."""
     loss: np.ndarray
-    """Loss of each cell (float64), where it is asked for; else without rows."""
+    """Loss of each cell (float64) if requested; else empty."""
 
     @classmethod
     def of(
@@ -91,7 +91,7 @@ class Rows:
 
 @dataclass
 class Sums:
-    """What a sweep gathers under the target's (x) and the background's (y) weights (float64). Adds up over blocks."""
+    """Sums of a sweep under the target's (x) and the background's (y) weights (float64), additive over blocks."""
 
     p_x: np.ndarray
     p_y: np.ndarray
@@ -104,7 +104,7 @@ class Sums:
 
     @classmethod
     def zeros(cls) -> Sums:
-        """Nothing gathered yet: zeros of no shape, which cost nothing to add."""
+        """Start with 0-d zeros, which cost nothing to add."""
         p_x, p_y, n_x, n_y, evidence = (np.zeros(()) for _ in range(5))
         return cls(p_x, p_y, n_x, n_y, np.zeros(3), evidence)
 
@@ -112,12 +112,12 @@ class Sums:
         """Add to one of the sums, in double precision."""
         total = getattr(self, name)
         if not total.shape:
-            setattr(self, name, np.array(values, np.float64))  # a copy: buffers are used again
+            setattr(self, name, np.array(values, np.float64))  # a copy: buffers are reused
         elif np.shape(values):
             total += values
 
     def __iadd__(self, other: Sums) -> Sums:
-        """Add another block's."""
+        """Add those of another block."""
         for name in self.__dataclass_fields__:
             self.add(name, getattr(other, name))
         return self

@@ -1,9 +1,9 @@
-"""The hot pass over a block of cells: usage steps, then the sums that the loadings' step needs.
+"""The main pass over a block of cells: usage steps, then the sums for the loadings' step.
 
-`sweep` is the only entry. Sparse counts under Poisson and sparse values under Gaussian go through a fused pass: ratio,
-usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else goes through
-sub-blocks of cells with matrix products; the only cells x genes arrays ever made are of `SUB_BLOCK` cells. For sparse
-counts under NB and ZINB the ratio's part comes from the same loops over non-zeros.
+`sweep` is the only entry point. Sparse counts under Poisson and sparse values under Gaussian use a fused pass: ratio,
+usage step and loadings' sums of a cell while its row is in cache, O(non-zeros x topics). Everything else uses matrix
+products on sub-blocks of cells; the only cells x genes arrays are of `SUB_BLOCK` cells. For sparse counts under NB and
+ZINB, the term p uses the same loops over non-zeros.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FLUSH = 4096
 
 
 def sweep(block: Block | TorchBlock, rows: Any, todo: Pass, likelihood: Likelihood) -> Any:
-    """Take usage steps for a block's cells, in place, and gather the sums for the loadings' step.
+    """Do usage steps for a block's cells, in place, and gather the sums for the loadings' step.
 
     ``H <- H * (p W) / (n W)``; then, at the new usage, ``P = p' diag(a) H`` and ``N = n' diag(a) H`` for the target's
-    weights a and the background's b, and the loss. Returns `Sums`; those of a block on a device stay there.
+    weights a and the background's b, and the loss. Returns `Sums`, which for a block on a device stay on the device.
     """
-    if not isinstance(block, CSR | np.ndarray):  # it lies on a device
+    if not isinstance(block, CSR | np.ndarray):  # on a device
         from . import torch as torch_kernels
 
         return torch_kernels.sweep(block, rows, todo, likelihood)
@@ -93,13 +93,13 @@ def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms) -> 
 
 
 class _Terms:
-    """What the updates need of p and n in a sub-block of cells after the other."""
+    """Products with p and n for the updates, one sub-block of cells at a time."""
 
     def __init__(self, block: Block, W: Floats, likelihood: Any, total: Sums) -> None:
         self.block, self.W, self.likelihood, self.total = block, W, likelihood, total
 
     def look_at(self, cells: np.ndarray) -> None:
-        """Go on to these cells of the block, in rising order."""
+        """Move on to these cells of the block, in ascending order."""
         self.cells = cells
 
     def matrix(self) -> Matrix:
@@ -119,11 +119,11 @@ class _Terms:
         """Gather ``p' diag(weight) h`` and ``n' diag(weight) h``."""
 
     def flush(self) -> None:
-        """Add to the total what was gathered in single precision."""
+        """Add the sums gathered in single precision to the total."""
 
 
 class _Products(_Terms):
-    """By matrix products alone, whatever the likelihood."""
+    """Matrix products only, for any likelihood."""
 
     def __init__(self, block: Block, W: Floats, likelihood: Likelihood, total: Sums) -> None:
         super().__init__(block, W, likelihood, total)
@@ -149,20 +149,20 @@ class _Products(_Terms):
                 self.total.add("n_" + part, _n_sum(weight, h, n, self.likelihood))
 
     def _p_n(self, x: Matrix, h: Floats) -> tuple[Matrix, Floats | None]:
-        """P and n (`None` where it is one); for sparse x, p is sparse and n is mended at the non-zeros."""
+        """Compute p and n (`None` if it is one); for sparse x, p is sparse and n is corrected at the non-zeros."""
         mu, likelihood = _expected(h, self.W), self.likelihood
         if isinstance(x, np.ndarray):
             return likelihood.p(x, mu), None if likelihood.n_kind == "one" else likelihood.n(x, mu)
         cells, mu_x, here = _at_values(x, mu, likelihood)
         n = likelihood.n(mu.dtype.type(0), mu)
         n[cells, x.indices] = here.n(x.data, mu_x)
-        p = copy(x)  # with its structure
+        p = copy(x)  # with the sparsity structure of x
         p.data = here.p(x.data, mu_x)
         return p, n
 
 
 class _Overdispersed(_Terms):
-    """Of sparse counts under NB and ZINB: p by the loops over non-zeros, n in a buffer that is used again."""
+    """Sparse counts under NB and ZINB: p by the loops over non-zeros, n in a reused buffer."""
 
     def __init__(self, block: Any, W: Floats, likelihood: Any, total: Sums) -> None:
         super().__init__(block, W, likelihood, total)
@@ -207,7 +207,7 @@ class _Overdispersed(_Terms):
     def _n_at(self, cells: np.ndarray, h: Floats) -> Floats:
         n, over_q = self.n[: len(h)], self.over_q[: len(h)]
         np.matmul(h, self.over_theta, out=n)
-        if len(over_q):  # (1 + mu / theta)^theta, right for any dispersion
+        if len(over_q):  # (1 + mu / theta)^theta, accurate for any dispersion
             np.log1p(n, out=over_q)
             over_q *= self.theta
             with np.errstate(over="ignore"):
@@ -217,26 +217,26 @@ class _Overdispersed(_Terms):
 
 
 def _expected(h: Floats, W: Floats) -> Floats:
-    """``mu = h W'``, which is divided by."""
+    """Compute ``mu = h W'``, bounded away from zero."""
     mu: Floats = h @ W.T
     return np.maximum(mu, TINY, out=mu)
 
 
 def _n_sum(weight: Floats, h: Floats, n: Floats | None, likelihood: Likelihood) -> Floats:
-    """``n' diag(weight) H`` in the form that `Likelihood.n_kind` allows."""
+    """Compute ``n' diag(weight) H`` in the form allowed by `Likelihood.n_kind`."""
     if likelihood.n_kind == "one":
         return weight @ h
     return (h if n is None else n).T @ (weight[:, None] * h)
 
 
 def _extrapolation(momentum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nesterov's rule, as the solver has it for whole passes, for the steps of each cell."""
+    """Apply Nesterov's rule, as the solver does between passes, to the steps of each cell."""
     ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
     return np.minimum((momentum - 1) / ahead, MAX_BETA), ahead
 
 
 def _start(terms: _Terms, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
-    """Usage from which the steps begin; moves `Rows.H_prev` on."""
+    """Return the usage from which the steps start; updates `Rows.H_prev`."""
     if todo.cold:
         n_topics = todo.W.shape[1]
         h = np.repeat(np.asarray(terms.matrix().sum(1)).reshape(-1, 1) / n_topics, n_topics, axis=1)
@@ -249,7 +249,7 @@ def _start(terms: _Terms, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
 
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
-    """Loss of every cell (float64)."""
+    """Compute the loss of every cell (float64)."""
     if isinstance(x, np.ndarray):
         return likelihood.loss(x, mu).sum(1, dtype=np.float64)
     cells, mu_x, here = _at_values(x, mu, likelihood)
@@ -259,7 +259,7 @@ def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
 
 
 def _evidence(x: Matrix, mu: Floats, weight: Floats, likelihood: Likelihood) -> np.ndarray:
-    """`Likelihood.evidence` summed over cells."""
+    """Sum `Likelihood.evidence` over cells."""
     if isinstance(x, np.ndarray):
         return np.stack([weight @ part for part in likelihood.evidence(x, mu)])
     cells, mu_x, here = _at_values(x, mu, likelihood)
@@ -287,7 +287,7 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
     W = padded(todo.W)
     run = FUSED[likelihood.kernel]
     down = W.sum(0) if likelihood.n_kind == "one" else W.T @ W
-    # A part without cells in this block, as is usual in sorted data, needs no sums.
+    # A condition without cells in this block, as is common in sorted data, needs no sums.
     present = [part for part, weight in PARTS.items() if todo.sums and getattr(rows, weight).any()]
     p = {part: np.empty(W.shape if part in present else (0, 0), W.dtype) for part in PARTS}
     for start in range(0, len(rows.target), FLUSH):
@@ -305,7 +305,7 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
 
 
 def padded(W: Floats) -> Floats:
-    """Return loadings with zeros for topics up to whole vector registers."""
+    """Pad loadings with zero topics to whole vector registers."""
     wide = np.zeros((W.shape[0], -(-W.shape[1] // 8) * 8), W.dtype)
     wide[:, : W.shape[1]] = W
     return wide
@@ -314,4 +314,4 @@ def padded(W: Floats) -> Floats:
 PARTS = {"x": "target", "y": "background"}
 """The conditions' letters and weights."""
 FUSED = {"ratio": poisson_rows, "linear": gaussian_rows}
-"""Kernels (`Likelihood.kernel`) for which sparse rows need one fused pass."""
+"""Kernels (`Likelihood.kernel`) with a fused pass for sparse rows."""

@@ -1,7 +1,7 @@
-"""`cpu.sweep` in torch: the same pass over a block of cells, on whatever device the block lies.
+"""`cpu.sweep` in torch: the same pass over a block of cells, on the device of the block.
 
-Sparse values under Poisson and Gaussian go through sparse products alone, a block at once. Everything else goes through
-pieces of a block with matrix products, mended at the non-zeros; no cells x genes tensor is larger than a piece.
+Sparse values under Poisson and Gaussian use sparse products only, for a block at once. Everything else uses matrix
+products on pieces of a block, corrected at the non-zeros; no cells x genes tensor is larger than a piece.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .block import Pass, Sums
 if TYPE_CHECKING:
     from ..likelihoods import Likelihood
 
-with warnings.catch_warnings():  # torch says once per process that sparse CSR tensors are young
+with warnings.catch_warnings():  # torch warns once per process that sparse CSR tensors are in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 GATHERED = 2**16
-"""Values at a time for which loadings and usage are gathered, where there is no sampled product."""
+"""Values at a time for which loadings and usage are gathered if there is no sampled product."""
 STILL_GOING = 0.75
-"""Share of the cells at hand that must still move, or the others are dropped."""
+"""Drop converged cells when the share of cells still moving falls below this."""
 WHOLE = {"ratio", "linear"}
 """Kernels (`Likelihood.kernel`) that need sparse products only of sparse cells."""
 
 
-# -- what lies on the device -------------------------------------------------------------------------------------------
+# -- data on the device ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -52,7 +52,7 @@ class SparseCells:
         return len(self.indptr) - 1
 
     def __getitem__(self, part: slice | Tensor) -> SparseCells:
-        """Return a range of the cells as views, or those of the given numbers as copies."""
+        """Return a range of the cells as views, or the cells of the given indices as copies."""
         if isinstance(part, slice):
             indptr = self.indptr[part.start : part.stop + 1]
             begin, end = indptr[[0, -1]].tolist()
@@ -71,12 +71,12 @@ class SparseCells:
 
     @cached_property
     def positions(self) -> Tensor:
-        """Where each value lies in a dense, flat array (int64); for pieces only."""
+        """Index of each value in a dense, flat array (int64); for pieces only."""
         return self.cells.to(torch.int64) * self.n_genes + self.indices
 
     @cached_property
     def _by_gene(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The transposed matrix: ``indptr``, the cell of each value, and the order to bring the values into."""
+        """The transposed matrix: ``indptr``, the cell of each value, and the permutation of the values."""
         genes, order = torch.sort(self.indices, stable=True)
         edges = torch.arange(self.n_genes + 1, device=genes.device, dtype=genes.dtype)
         indptr = torch.searchsorted(genes, edges, out_int32=True)
@@ -87,7 +87,7 @@ class SparseCells:
         return indptr, cells.index_select(0, order), order
 
     def times(self, values: Tensor, M: Tensor) -> Tensor:
-        """Return ``A M`` for A with these values in the places of the non-zeros, or dense."""
+        """Return ``A M`` for A with these values at the non-zeros, or for a dense A."""
         if values.ndim > 1:
             return values @ M
         return _csr(self.indptr, self.indices, values, (len(self), self.n_genes)) @ M
@@ -160,7 +160,7 @@ class TorchBlock:
 
     cells: Cells
     piece: int
-    """Cells x genes values that a dense temporary may hold."""
+    """Largest number of cells x genes values of a dense temporary."""
 
 
 @dataclass
@@ -180,7 +180,7 @@ class TorchRows:
 
 @dataclass
 class TorchSums:
-    """`block.Sums` on a device (float64). Adds up over blocks without waiting for the device."""
+    """`block.Sums` on a device (float64), additive over blocks without waiting for the device."""
 
     p_x: Tensor | None = None
     p_y: Tensor | None = None
@@ -204,7 +204,7 @@ class TorchSums:
         return self
 
     def to_numpy(self) -> Sums:
-        """Bring the sums to the host."""
+        """Copy the sums to the host."""
         sums = Sums.zeros()
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -218,15 +218,15 @@ class TorchSums:
 
 @torch.no_grad()
 def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood) -> TorchSums:
-    """Do what `cpu.sweep` does.
+    """Equivalent of `cpu.sweep`.
 
-    ``rows`` are changed at the very end: running out of memory leaves them as they were.
+    ``rows`` are changed at the very end: running out of memory leaves them unchanged.
     """
     W = torch.as_tensor(todo.W).to(rows.H)
     scale = torch.as_tensor(todo.scale).to(rows.H)
     likelihood = _on_device(likelihood, W)
     cells, total, changes = block.cells, TorchSums(), []
-    present = torch.stack([rows.target.any(), rows.background.any()]).tolist()  # sorted data: often one of them
+    present = torch.stack([rows.target.any(), rows.background.any()]).tolist()  # often only one in sorted data
     parts = [part for part, here in zip("xy", present, strict=True) if here]
     whole = isinstance(cells, SparseCells) and likelihood.kernel in WHOLE
     step = len(cells) if whole else max(1, block.piece // cells.n_genes)
@@ -248,7 +248,7 @@ def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood
 def _sweep_piece(
     x: Cells, rows: TorchRows, how: tuple[Tensor, Tensor, Pass, list[str]], likelihood: Likelihood, total: TorchSums
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the usage before (extrapolation apart) and after, and the cells' loss; add to the sums."""
+    """Return the usage before (without extrapolation) and after, and the cells' loss; add to the sums."""
     W, scale, todo, parts = how
     n_topics = W.shape[1]
     before = (x.totals() / n_topics).expand(-1, n_topics) if todo.cold else rows.H * scale
@@ -262,10 +262,10 @@ def _sweep_piece(
     if todo.sums and parts:
         p, n, mu = _terms(x, h, W, likelihood)
         weights = torch.stack([rows.target if part == "x" else rows.background for part in parts], 1)
-        weighted = (weights[:, :, None] * h[:, None, :]).flatten(1)  # usage of the parts side by side
+        weighted = (weights[:, :, None] * h[:, None, :]).flatten(1)  # usage under both weights, concatenated
         if n is not None:
             n_sums = x.transposed_times(n, weighted)
-        elif likelihood.n_kind == "one":  # double, as a float32 sum over a block's cells is too coarse
+        elif likelihood.n_kind == "one":  # in double precision, as a float32 sum over a block's cells is too coarse
             n_sums = weighted.sum(0, dtype=torch.float64)
         else:
             n_sums = h.double().T @ weighted.double()
@@ -289,17 +289,17 @@ def _used(rows: TorchRows) -> Tensor:
 
 
 def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, used: Tensor) -> Tensor:
-    """Usage after many steps, extrapolated cell by cell; a cell's end when they hardly move it."""
+    """Return the usage after many steps, extrapolated per cell; a cell stops when it has converged."""
     data: Any = x.times(x.values, W) if likelihood.n_kind == "mu" else x
     down = _down(W, likelihood)
     done = h.clone(memory_format=torch.contiguous_format)
-    active, going = torch.arange(len(h), device=h.device), used  # cells at hand, and those of them that still move
+    active, going = torch.arange(len(h), device=h.device), used  # cells in memory, and those of them still moving
     last, momentum = h, torch.ones(len(h), dtype=torch.float64, device=h.device)
     for step in range(todo.steps):
         n_going = int(going.sum())
         if not n_going:
             break
-        if n_going < STILL_GOING * len(going):  # go on without those that are done
+        if n_going < STILL_GOING * len(going):  # drop converged cells
             done[active] = h
             keep = going.nonzero()[:, 0]
             active, going, h, last = active[keep], going[keep], h[keep], last[keep]
@@ -321,13 +321,13 @@ def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, u
 
 
 def _step_from(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> Tensor:
-    """One step of every cell."""
+    """Do one step of every cell."""
     data = x.times(x.values, W) if likelihood.n_kind == "mu" else x
     return _step(data, h, W, _down(W, likelihood), likelihood)
 
 
 def _down(W: Tensor, likelihood: Likelihood) -> Tensor:
-    """Return what of ``n W`` is the same for all cells."""
+    """Return the part of ``n W`` common to all cells."""
     return W.T @ W if likelihood.n_kind == "mu" else W.sum(0)
 
 
@@ -343,7 +343,7 @@ def _step(data: Any, h: Tensor, W: Tensor, down: Tensor, likelihood: Likelihood)
 
 
 def _terms(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return p (at the non-zeros, or dense), n (`None` where it is one, or linear) and mu, where it was made."""
+    """Return p (at the non-zeros, or dense), n (`None` if it is one, or linear) and mu, if computed."""
     if likelihood.n_kind == "mu":
         return x.values, None, None
     if isinstance(x, SparseCells) and likelihood.kernel in WHOLE:
@@ -362,7 +362,7 @@ def _terms(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> tuple[Tens
 
 
 def _loss(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> Tensor:
-    """Loss of every cell (float64)."""
+    """Compute the loss of every cell (float64)."""
     if isinstance(x, SparseCells) and likelihood.kernel == "linear":
         # |x|^2 - 2 x W h + h W'W h in double precision: the terms nearly cancel
         fit = h.double() @ (W.T @ W).double() - 2 * x.times(x.values, W).double()
@@ -380,7 +380,7 @@ def _loss(x: Cells, h: Tensor, W: Tensor, likelihood: Likelihood) -> Tensor:
 
 
 def _evidence(x: Cells, mu: Tensor, weight: Tensor, likelihood: Likelihood) -> Tensor:
-    """`Likelihood.evidence` summed over cells."""
+    """Sum `Likelihood.evidence` over cells."""
     weight = weight.double()
     if isinstance(x, DenseCells):
         return torch.stack([weight @ part.double() for part in likelihood.evidence(x.values, mu)])
@@ -393,11 +393,11 @@ def _evidence(x: Cells, mu: Tensor, weight: Tensor, likelihood: Likelihood) -> T
     return torch.stack(totals)
 
 
-# -- small things ------------------------------------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------------------------------
 
 
 def _on_device(likelihood: Likelihood, like: Tensor) -> Likelihood:
-    """Move the likelihood's parameters, where there is one per gene, to a tensor's device and type."""
+    """Move the likelihood's per-gene parameters to a tensor's device and type."""
     arrays = {
         each.name: torch.tensor(value).to(like)
         for each in dataclasses.fields(likelihood)
@@ -412,7 +412,7 @@ def _csr(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]
 
 @cache
 def has_sampled_product(device: str, dtype: torch.dtype) -> bool:
-    """Whether torch has ``h W'`` at the non-zeros of a CSR tensor here (on a CPU it takes MKL)."""
+    """Whether torch supports ``h W'`` at the non-zeros of a CSR tensor here (on a CPU this needs MKL)."""
     index = torch.tensor([0, 1], dtype=torch.int32, device=device)
     one = torch.ones(1, 1, device=device, dtype=dtype)
     try:

@@ -1,1 +1,1 @@
-"""Row sources, which hand out blocks of cells wherever these lie, and sums over cells that no fit is needed for."""
+"""Row sources, which provide blocks of cells from any storage, and sums over cells that need no fit."""

@@ -1,14 +1,13 @@
-"""Cells on many machines: a row source over the workers of a dask cluster.
+"""Distributed cells: a row source over the workers of a dask cluster.
 
-The chunks of a dask array are loaded once, turned into blocks, and stay on the workers with what belongs to their
-cells, in as many parts as the workers have threads. A pass sends out one message (the function, which holds the
-loadings) in a graph of few tasks, and the sums come back through a tree.
+The chunks of a dask array are loaded once, split into blocks, and stay on the workers with their per-cell data, in as
+many parts as the workers have threads. A pass broadcasts one message (the function, which holds the loadings) in a
+graph of few tasks, and the sums are reduced in a tree.
 
-Every step of a part is a pure task: it copies the part's rows and returns the new ones (into the memory of the rows
-before those, which nobody holds any more: new pages cost more than the copy). So dask can repeat what a
-worker that dies takes with it, from the chunks, the messages and the first rows, and the result is the same to the bit.
-What it has to remember for that is bounded: every `SNAPSHOT_EVERY` passes the rows are fetched and sent out again, as
-new first rows.
+Every step of a part is a pure task: it copies the part's rows and returns the new ones (reusing the memory of the rows
+before those, which nothing refers to: new pages cost more than the copy). If a worker dies, dask can therefore
+recompute its parts from the chunks, the messages and the first rows, with a bitwise identical result. The history
+needed for that is bounded: every `SNAPSHOT_EVERY` passes the rows are fetched and sent out again as new first rows.
 """
 
 from __future__ import annotations
@@ -32,42 +31,42 @@ if TYPE_CHECKING:
     from .sources import PerCell, T
 
 SNAPSHOT_EVERY = 50
-"""Passes after which what is kept for the death of a worker begins anew."""
+"""Passes after which the history kept for recovery from a dead worker restarts."""
 BLOCK_VALUES = 2**24
-"""Values in a block: many, since one thread sweeps a part, and each block costs new pages for its sums."""
+"""Values per block: many, since one thread sweeps a part, and each block allocates new pages for its sums."""
 FAN_IN = 8
-"""Sums that are added in one task, and parts whose rows pass through this process at a time."""
+"""Number of sums added in one task, and of parts whose rows pass through this process at a time."""
 
 Blocks = list[tuple[slice, "Block"]]
-"""A part, cut."""
+"""The blocks of a part."""
 
 
 @dataclass
 class WorkerPart:
-    """What a worker holds of a part between two passes."""
+    """State of a part on a worker between passes."""
 
     rows: Any
     sums: Any = None
-    """Of the last pass."""
+    """Sums of the last pass."""
     spare: Any = None
-    """The rows before, to be written over."""
+    """The previous rows, to be overwritten."""
 
     def __reduce__(self) -> tuple[type[WorkerPart], tuple[Any]]:
-        """No more than the rows travels."""
+        """Only the rows are transferred."""
         return WorkerPart, (self.rows,)
 
 
 @dataclass
 class WorkerRows:
-    """Where the cells' rows are."""
+    """Location of the cells' rows."""
 
     futures: list[Any]
-    """What is `WorkerPart`, of each part."""
+    """`WorkerPart` of each part."""
     n_passes: int = 0
 
 
 class DaskSource(RowSource):
-    """A dask array whose chunks lie on the workers of a cluster."""
+    """A dask array whose chunks are held by the workers of a cluster."""
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class DaskSource(RowSource):
             self._blocks.append(client.compute(_JOIN(blocks[chunks]), workers=[worker], allow_other_workers=True))
 
     def _shares(self, cuts: Sequence[int]) -> Iterable[tuple[str, slice]]:
-        """Neighbouring chunks for each thread, with as many cells."""
+        """Assign neighbouring chunks to each thread, with about equal numbers of cells."""
         self._client.wait_for_workers(1)
         workers = [worker for worker, n_threads in self._client.nthreads().items() for _ in range(n_threads)]
         even = np.linspace(0, cuts[-1], len(workers) + 1)
@@ -105,14 +104,14 @@ class DaskSource(RowSource):
         )
 
     def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> WorkerRows:  # noqa: D102
-        # The blocks are passed for the sake of where they are.
+        # The blocks are passed only for their location.
         parts = [tuple(array[part] for array in arrays) for part in self._parts]
         return WorkerRows(self._map(_make, self._blocks, parts, make=make))
 
     def reduce(self, fn: Callable[[Block, Any], T], rows: WorkerRows) -> T:  # noqa: D102
         message = delayed(fn, pure=False, traverse=False)
         stepped = [_STEP(blocks, old, message) for blocks, old in zip(self._blocks, rows.futures, strict=True)]
-        sums = [_SUMS(held) for held in stepped]  # apart, since rows stay where they are
+        sums = [_SUMS(held) for held in stepped]  # separate tasks, since rows stay on their worker
         while len(sums) > FAN_IN:
             sums = [_ADD(sums[at : at + FAN_IN]) for at in range(0, len(sums), FAN_IN)]
         with _large_messages():
@@ -130,12 +129,12 @@ class DaskSource(RowSource):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Leave the cores to the workers, which may be on this machine."""
+        """Leave the cores to the workers, which may run on this machine."""
         with ONE_THREAD_EACH:
             yield
 
     def _snapshot(self, rows: WorkerRows) -> None:
-        """Put the rows in place anew, without a past."""
+        """Place the rows again, without their history."""
         for at in range(0, len(rows.futures), FAN_IN):
             here = slice(at, at + FAN_IN)
             values = self._client.gather(rows.futures[here])
@@ -147,7 +146,7 @@ class DaskSource(RowSource):
 
 
 def _large_messages() -> Any:
-    """Let arrays lie in the graph, from which they can be had again whichever worker dies."""
+    """Keep arrays in the graph, from which they can be recovered if a worker dies."""
     return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
 
 
@@ -170,11 +169,11 @@ def _join(parts: Sequence[Blocks]) -> Blocks:
 
 
 def _make(blocks: Blocks, arrays: tuple[np.ndarray, ...], make: Callable[..., PerCell]) -> WorkerPart:
-    return WorkerPart(deepcopy(make(*arrays)))  # which may keep the message's own arrays
+    return WorkerPart(deepcopy(make(*arrays)))  # `make` may keep the message's own arrays
 
 
 def _placed(blocks: Blocks, held: WorkerPart) -> WorkerPart:
-    return WorkerPart(deepcopy(held.rows))  # the message stays as it came
+    return WorkerPart(deepcopy(held.rows))  # do not modify the message
 
 
 def _field(held: WorkerPart, name: str) -> Any:

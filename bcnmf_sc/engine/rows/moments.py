@@ -1,4 +1,4 @@
-"""Sums over cells that a test or a covariance is made from: one pass over the blocks, no dense copy of the matrix."""
+"""Sums over cells for tests and covariances: one pass over the blocks, no dense copy of the matrix."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from .sources import RowSource
 
 PER_CELL = 1e4
-"""Counts to which a cell is scaled before the logarithm."""
+"""Total counts to which a cell is scaled before the logarithm."""
 
 
 @dataclass
 class Membership:
-    """To which unit (a donor, a group) each cell belongs."""
+    """Unit (donor, group) of each cell."""
 
     code: np.ndarray
-    """Number of the unit; -1 for none."""
+    """Index of the unit; -1 for none."""
 
     def __getitem__(self, part: slice) -> Membership:
         """Return views of some of the cells."""
@@ -34,17 +34,17 @@ class Membership:
 
 @dataclass
 class Moments:
-    """Sums over the cells of each unit, units x genes. Adds up over blocks."""
+    """Sums over the cells of each unit, units x genes, additive over blocks."""
 
     linear: np.ndarray
-    """Of the values, scaled to the same total per cell where they are log-normalised."""
+    """Sums of the values, scaled to the same total per cell if they are log-normalised."""
     value: np.ndarray
-    """Of the values that are compared (the logarithms, or the values as they are)."""
+    """Sums of the compared values (log-normalised or raw)."""
     square: np.ndarray
-    """Of their squares."""
+    """Sums of their squares."""
 
     def __iadd__(self, other: Moments) -> Self:
-        """Add another block's."""
+        """Add those of another block."""
         self.linear += other.linear
         self.value += other.value
         self.square += other.square
@@ -57,13 +57,13 @@ def moments(source: RowSource, code: np.ndarray, n_units: int, *, log_normalize:
     Parameters
     ----------
     source
-        Cells x genes; a cell's total is taken over all of its genes.
+        Cells x genes; a cell's total is over all of its genes.
     code
-        Number of each cell's unit; -1 leaves it out.
+        Index of each cell's unit; -1 excludes the cell.
     n_units
         Number of units.
     log_normalize
-        Compare ``log(1 + value / total * 1e4)`` instead of the values.
+        Whether to compare ``log(1 + value / total * 1e4)`` instead of the values.
     """
     return source.reduce(partial(_moments, n_units=n_units, log=log_normalize), source.place(Membership, code))
 
@@ -78,12 +78,12 @@ def log_normalized(x: Any) -> Any:
 
 
 def as_matrix(block: Block) -> Any:
-    """Return a block as what SciPy or NumPy multiplies, in float64."""
+    """Return a block as a SciPy matrix or NumPy array, in float64."""
     return block.matrix(dtype=np.float64) if isinstance(block, CSR) else np.asarray(block, np.float64)
 
 
 def member_matrix(code: np.ndarray, n_units: int) -> sparse.csr_array:
-    """Units x cells: one where the cell is of the unit."""
+    """Return a units x cells matrix: one if the cell belongs to the unit."""
     of_any = np.flatnonzero(code >= 0)
     return sparse.csr_array((np.ones(len(of_any)), (code[of_any], of_any)), shape=(n_units, len(code)))
 

@@ -13,7 +13,7 @@ from ..._utils.errors import UserError, UserTypeError
 from .sources import LocalSource, MemorySource, ReadSource, RowSource, to_block
 
 READ_VALUES = 2**22
-"""Values that are read from disk at once."""
+"""Number of values read from disk at once."""
 
 
 def row_source(
@@ -32,27 +32,27 @@ def row_source(
     Parameters
     ----------
     matrix
-        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used as
-        they are, anything else is converted once); or, read in row chunks with every pass, a backed sparse dataset
+        NumPy array or SciPy sparse matrix (float32 CSR with int32 columns and float32 arrays in C order are used
+        without a copy, anything else is converted once); or, read in row chunks on every pass, a backed sparse dataset
         (CSR), an HDF5 or zarr array, or a dask array with chunks of either kind; or a torch tensor (dense, sparse COO
-        or CSR) on any device, of which the CPU gets a copy.
+        or CSR) on any device, which is copied to the CPU.
     genes
-        Numbers of the columns to use; all by default.
+        Indices of the columns to use; all by default.
     dtype
         float32, or float64 for checks.
     block_rows
-        Cells per block; by default as many as hold about `BLOCK_VALUES` values.
+        Cells per block; by default so many that a block has about `BLOCK_VALUES` values.
     n_threads
-        Threads that work on blocks; as many as the machine lends by default.
+        Number of threads that process blocks; by default the number of available cores.
     client
-        Client of a dask cluster, whose workers then load the chunks of a dask array once, hold them and work on them;
-        the active client by default, if there is one.
+        Client of a dask cluster, whose workers load the chunks of a dask array once, hold and process them; the active
+        client by default, if there is one.
     device
-        A CUDA device, as torch names it, that the work is done on; by default the CPU, by other kernels and without
-        importing torch, whether or not there is a CUDA device.
+        CUDA device to compute on, as named by torch; by default the CPU, with other kernels and without importing
+        torch, even if there is a CUDA device.
     device_memory
-        Bytes of the device that the data may take; by default what is free, less what the work needs. Data beyond are
-        sent there with every pass.
+        Device memory for the data in bytes; by default the free memory minus what the computation needs. Data beyond
+        that are transferred on every pass.
     """
     if device is not None and device != "cpu":
         from .torch_source import TorchSource, cuda_device
@@ -60,7 +60,7 @@ def row_source(
         cuda_device(device)  # before any work
         host = row_source(matrix, genes=genes, dtype=dtype, block_rows=block_rows, n_threads=n_threads, client=client)
         if not isinstance(host, LocalSource):
-            msg = f"`device` must be 'cpu' for data that lie on other workers, got {device!r}."
+            msg = f"`device` must be 'cpu' for data on dask workers, got {device!r}."
             raise UserError(msg)
         return TorchSource(host, device, memory=device_memory, block_rows=block_rows)
     if "torch" in sys.modules and isinstance(matrix, sys.modules["torch"].Tensor):
@@ -100,7 +100,7 @@ def row_source(
 
 
 def _active_client() -> Any:
-    """Return the dask client in use, or None; neither imports nor starts anything."""
+    """Return the active dask client, or None, without importing or starting anything."""
     if "distributed" not in sys.modules:
         return None
     from distributed import Client
@@ -112,16 +112,16 @@ def _active_client() -> Any:
 
 
 def _chunk_cuts(matrix: Any) -> list[int]:
-    """Row numbers at which the chunks of a dask array begin and end."""
+    """Return the row indices at which the chunks of a dask array start and end."""
     rows = np.array(matrix.chunks[0], float)
     if not np.isfinite([*rows, matrix.shape[1]]).all():
-        msg = "A dask array must know the sizes of its chunks. Call its `compute_chunk_sizes()` first."
+        msg = "A dask array must have known chunk sizes. Call its `compute_chunk_sizes()` first."
         raise UserError(msg)
     return np.unique([0, *np.cumsum(rows).astype(int)]).tolist()
 
 
 def _disk_cuts(matrix: Any) -> list[int]:
-    """Row numbers at which to cut a matrix on disk so that about `READ_VALUES` values are read at once."""
+    """Return row indices at which to split a matrix on disk so that about `READ_VALUES` values are read at once."""
     if not hasattr(matrix, "shape") or len(matrix.shape) != 2:  # noqa: PLR2004
         msg = (
             f"The matrix must be an array of cells x genes in memory, on disk or in dask, got {type(matrix).__name__}."

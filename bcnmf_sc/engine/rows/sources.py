@@ -1,8 +1,8 @@
-"""Where the cells come from: row sources hand out blocks of cells and add up what a function makes of them.
+"""Row sources: provide blocks of cells and sum a function's results over them.
 
-`RowSource.reduce` is all that the solver knows of the data. A source decides how large a block is, where it lies and
-who works on it. Blocks are added in the order of the rows, so the number of threads does not change a bit of the
-result.
+The solver accesses the data only by `RowSource.reduce`. A source decides on the size and location of a block and on
+who processes it. Blocks are summed in the order of the rows, so the result is bitwise independent of the number of
+threads.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 
 BLOCK_VALUES = 2**20
-"""Values (non-zeros, if sparse) per block: much against the sums that a block returns, little against the data."""
+"""Values (non-zeros, if sparse) per block: many compared with the sums of a block, few compared with the data."""
 SEEN_PARTS = 16
-"""Parts of a chunk whose sums tell, in a hundredth of a pass's time, whether it is what it was."""
+"""Number of partial sums of a chunk that reveal changes, in a hundredth of a pass's time."""
 
 
 class Additive(Protocol):
-    """What a block returns."""
+    """Result of a block."""
 
     def __iadd__(self, other: Self) -> Self:
-        """Add another block's."""
+        """Add that of another block."""
         ...
 
 
 class PerCell(Protocol):
-    """What belongs to the cells of a source."""
+    """Per-cell data of a source."""
 
     def __getitem__(self, part: slice) -> Self:
         """Return views of some of the cells."""
@@ -55,14 +55,14 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class RowSource(ABC):
-    """Cells x genes, whatever holds them."""
+    """Cells x genes data in any storage."""
 
     shape: tuple[int, int]
     dtype: np.dtype
 
     @abstractmethod
     def place(self, make: Callable[..., PerCell], *arrays: np.ndarray) -> Any:
-        """Make what belongs to the cells, ``make(*arrays)`` of arrays over all cells, and leave it where they are."""
+        """Create per-cell data, ``make(*arrays)`` of arrays over all cells, and place it with the cells."""
 
     @abstractmethod
     def reduce(self, fn: Callable[[Block, Any], T], rows: Any) -> T:
@@ -74,16 +74,16 @@ class RowSource(ABC):
 
     @contextmanager
     def working(self) -> Iterator[Any]:
-        """Hold for several passes what one pass needs."""
+        """Hold the resources of a pass for several passes."""
         yield None
 
     def shares(self) -> list[RowSource]:
-        """Return sources of the same data that can be worked on side by side."""
+        """Return sources of the same data that can be used in parallel."""
         return [self]
 
 
 class LocalSource(RowSource):
-    """Blocks handed out in this process, one after the other, and worked on by threads."""
+    """Blocks provided in this process, one after the other, and processed by threads."""
 
     n_threads: int
 
@@ -108,7 +108,7 @@ class LocalSource(RowSource):
 
         with self.working() as pool:
             waiting: deque[Future[T]] = deque()
-            for part, block in self.blocks():  # meanwhile the pool works: for data on disk this is the read-ahead
+            for part, block in self.blocks():  # the pool works meanwhile: for data on disk this is the read-ahead
                 waiting.append(pool.submit(fn, block, rows[part]))
                 if len(waiting) > self.n_threads:
                     add(waiting.popleft())
@@ -122,7 +122,7 @@ class LocalSource(RowSource):
         if self._pool is not None:
             yield self._pool
             return
-        # what OpenMP may use is set for each thread by itself
+        # OpenMP's limit is set per thread
         each = partial(threadpool_limits, 1, "openmp")
         with ONE_THREAD_EACH, ThreadPoolExecutor(self.n_threads, initializer=each) as self._pool:
             try:
@@ -134,7 +134,7 @@ class LocalSource(RowSource):
 
 
 class _OneThreadEach:
-    """Matrix products need no threads of their own where blocks have them. Nests, and lets fits run side by side."""
+    """Limits BLAS to one thread while blocks are processed by threads. Can be nested and shared by parallel fits."""
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
@@ -154,7 +154,7 @@ class _OneThreadEach:
 
 
 ONE_THREAD_EACH = _OneThreadEach()
-"""The process's only one."""
+"""The only instance in the process."""
 
 
 class MemorySource(LocalSource):
@@ -170,7 +170,7 @@ class MemorySource(LocalSource):
             yield slice(start, stop), part_of(self.matrix, slice(start, stop))
 
     def shares(self) -> list[RowSource]:
-        """Return sources with one thread each: many small fits use them better than one fit uses many threads."""
+        """Return sources with one thread each, which many small fits use better than one fit uses many threads."""
         shares: list[RowSource] = []
         for _ in range(self.n_threads):
             share = copy(self)
@@ -180,9 +180,9 @@ class MemorySource(LocalSource):
 
 
 class ReadSource(LocalSource):
-    """A matrix too large for memory, read in row chunks that are cut into blocks; a thread reads one chunk ahead.
+    """A matrix too large for memory, read in row chunks that are split into blocks; a thread reads one chunk ahead.
 
-    A chunk that is not what it was in the first pass ends the fit: of a file cut short, HDF5 and zarr give zeros.
+    A chunk that differs from the first pass ends the fit, as HDF5 and zarr return zeros for a truncated file.
     """
 
     def __init__(
@@ -215,13 +215,13 @@ class ReadSource(LocalSource):
         try:
             block = to_block(self._read(start, stop), self._genes, self.dtype)
         except OSError as error:
-            msg = f"Cells {start} to {stop} cannot be read: {error}. Was the file cut short, or its disk taken away?"
+            msg = f"Cells {start} to {stop} cannot be read: {error}. Was the file truncated, or its disk removed?"
             raise OSError(msg) from error
         seen = [float(part.sum()) for part in np.array_split(_values(block), SEEN_PARTS)]
         if not np.allclose(self._seen.setdefault(start, seen), seen, rtol=1e-6, atol=0, equal_nan=True):
             msg = (
-                f"Cells {start} to {stop} are not what they were when the fit began: the data changed while they were "
-                "read. Nothing is written. Repeat the call with data that stay as they are."
+                f"Cells {start} to {stop} have changed since the fit began: the data were modified while being read. "
+                "Nothing is written. Repeat the call with data that do not change."
             )
             raise OSError(msg)
         return block
@@ -241,7 +241,7 @@ def part_of(block: Block, part: slice) -> Block:
 
 
 def cut(block: Block, block_rows: int | None, block_values: int | None = None) -> list[int]:
-    """Row numbers at which blocks begin and end."""
+    """Return the row indices at which blocks start and end."""
     n_rows, n_genes = _shape(block)
     if block_rows is not None:
         inner = np.arange(block_rows, n_rows, block_rows)
@@ -253,7 +253,7 @@ def cut(block: Block, block_rows: int | None, block_values: int | None = None) -
 
 
 def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> Block:
-    """Turn rows of any matrix into what the kernels read: CSR with int32 columns or an array in C order."""
+    """Convert rows of any matrix for the kernels: CSR with int32 columns or an array in C order."""
     check_compressed(matrix, "The matrix")
     if genes is not None and not np.array_equal(genes, np.arange(matrix.shape[1])):
         matrix = matrix[:, genes]
@@ -272,22 +272,22 @@ def to_block(matrix: Any, genes: np.ndarray | None, dtype: type | np.dtype) -> B
 
 
 def check_compressed(matrix: Any, what: str) -> None:
-    """Refuse a CSR or CSC matrix whose numbers lead out of its arrays, as those of a damaged file do: SciPy follows."""
+    """Raise if indices of a CSR or CSC matrix are out of bounds, as in a damaged file: SciPy does not check them."""
     if getattr(matrix, "format", None) not in ("csr", "csc") or not sparse.issparse(matrix):
         return
     ends, numbers = matrix.indptr, matrix.indices[: matrix.indptr[-1]]
     most = matrix.shape[1 if matrix.format == "csr" else 0]
     if ends[0] != 0 or ends[-1] > min(len(numbers), len(matrix.data)) or (ends[1:] < ends[:-1]).any():
-        msg = f"{what} must have `indptr` that rises from 0 to the number of its values: it is broken. Read it again."
+        msg = f"{what} must have `indptr` that increases from 0 to the number of values: it is corrupt. Read it again."
         raise UserError(msg)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < most:
         bad = numbers.min() if numbers.min() < 0 else numbers.max()
-        msg = f"{what} must have `indices` from 0 to {most - 1}, got {bad}: it is broken. Read it again."
+        msg = f"{what} must have `indices` from 0 to {most - 1}, got {bad}: it is corrupt. Read it again."
         raise UserError(msg)
 
 
 def piecewise(function: F) -> F:
-    """Let a pass that makes copies of its block see a large one in pieces."""
+    """Split a large block into pieces, for a pass that copies its block."""
 
     @wraps(function)
     def walk(block: Block, rows: Any, *args: Any, **kwargs: Any) -> Any:

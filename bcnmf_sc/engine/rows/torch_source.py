@@ -1,7 +1,7 @@
-"""Cells on a device: a row source whose blocks are torch tensors, kept there where they fit and sent there where not.
+"""Cells on a device: a row source whose blocks are torch tensors, kept on the device if they fit and sent otherwise.
 
-It wraps a source of this process. What the solver's passes need goes through the device; everything else (the checks of
-the values before a fit) is left to that source.
+It wraps a source of this process. The solver's passes run on the device; everything else (the checks of the values
+before a fit) is left to that source.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**24}
-"""Values per block, at most: many against the start of a kernel, while a block's usage stays in the card's cache."""
+"""Maximum values per block: many, to amortise kernel launches, while a block's usage fits in the device's cache."""
 PIECE_VALUES = {"cpu": 2**17, "cuda": 2**25}
-"""Cells x genes values of a dense temporary, at most."""
+"""Maximum number of cells x genes values of a dense temporary."""
 BLOCK_BYTES, PIECE_BYTES = 64, 64
-"""What a pass takes at its peak for each value of a block and of a piece, beyond the data."""
+"""Peak memory of a pass per value of a block and of a piece, beyond the data."""
 SMALLEST = 2**10
-"""Values of a block that must fit."""
+"""Smallest block, in values, that must fit."""
 
 Loaded: TypeAlias = tuple[slice, TorchBlock, Any]
-"""Rows, their block, and the event after which it is there."""
+"""Rows, their block, and the event after which it is on the device."""
 
 
 class TorchSource(RowSource):
-    """The cells of another source, worked on by torch.
+    """The cells of another source, processed by torch.
 
-    Blocks stay on the device, from the first row on, as long as enough memory is left for the work; the others are sent
-    with every pass, from pinned memory and while the block before is worked on. Out of memory, a block is taken again
-    in smaller parts.
+    Blocks are kept on the device, from the first row on, as long as enough memory is left for the computation; the
+    others are sent on every pass, from pinned memory and while the previous block is processed. On running out of
+    memory, a block is repeated in smaller parts.
 
     Parameters
     ----------
     host
         The cells.
     device
-        Device of torch: a CUDA device, or the CPU (for checks; `kernels.cpu` is faster there).
+        Torch device: a CUDA device, or the CPU (for checks; `kernels.cpu` is faster there).
     memory
-        Bytes of the device that the data may take; by default what is free, less what the work needs. At 0 all blocks
-        are sent with every pass.
+        Device memory for the data in bytes; by default the free memory minus what the computation needs. With 0, all
+        blocks are sent on every pass.
     block_rows
-        Cells per block; by default as many as the memory allows.
+        Cells per block; by default limited by memory.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class TorchSource(RowSource):
         self._copies: Any = torch.cuda.Stream(self.device) if self._is_cuda else None
         self._at_work = False
         kind = "cuda" if self._is_cuda else "cpu"
-        share = self._free() / 8  # of the memory, for the work on a block and on a piece
+        share = self._free() / 8  # share of the memory for computing on a block and on a piece
         self._block_values = int(min(BLOCK_VALUES[kind], max(share / BLOCK_BYTES, SMALLEST)))
         self._piece_values = int(min(PIECE_VALUES[kind], max(share / PIECE_BYTES, SMALLEST)))
-        # What must be left: a block's temporaries, two blocks on their way, a piece's temporaries.
+        # Memory to keep free: a block's temporaries, two blocks in transfer, a piece's temporaries.
         per_value = BLOCK_BYTES + 2 * self._bytes_per_value()
         self._reserve = self._block_values * per_value + self._piece_values * PIECE_BYTES
 
@@ -106,7 +106,7 @@ class TorchSource(RowSource):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """On the CPU, let torch use the source's threads, and no more."""
+        """On the CPU, limit torch to the source's threads."""
         if self._at_work or self._is_cuda:
             yield
             return
@@ -134,7 +134,7 @@ class TorchSource(RowSource):
                     self._keep(part, block)
                     row, tried = part.stop, None
             except torch.cuda.OutOfMemoryError as error:
-                failed = error.with_traceback(None)  # its frames would hold on to what filled the memory
+                failed = error.with_traceback(None)  # its frames would keep the memory in use
             finally:
                 blocks.close()
                 block = None
@@ -143,7 +143,7 @@ class TorchSource(RowSource):
         return total
 
     def _blocks(self, start: int) -> Generator[tuple[slice, Any], None, None]:
-        """Yield the blocks from a row on, which is the first of a block."""
+        """Yield the blocks from a row on, which must be the first of a block."""
         for part, block in list(self._kept):
             if part.start >= start:
                 yield part, block
@@ -166,7 +166,7 @@ class TorchSource(RowSource):
                 del loaded, block
 
     def _loads(self, start: int) -> Iterator[tuple[slice, list[Block]]]:
-        """Yield the host's rows in parts that make a block each."""
+        """Yield the host's rows in parts of one block each."""
         chunks: Iterable[tuple[slice, Block]] = self.host.blocks()
         if isinstance(self.host, MemorySource):
             chunks = [(slice(0, self.shape[0]), self.host.matrix)]
@@ -188,7 +188,7 @@ class TorchSource(RowSource):
         yield slice(begin, end), parts
 
     def _load_next(self, loads: Iterator[tuple[slice, list[Block]]]) -> Loaded | None:
-        """Send the next block on its way."""
+        """Start the transfer of the next block."""
         load = next(loads, None)
         if load is None:
             return None
@@ -211,7 +211,7 @@ class TorchSource(RowSource):
         return rows, TorchBlock(cells, self._piece_values), arrived
 
     def _sent(self, *arrays: Any) -> torch.Tensor:
-        """Arrays, joined along the rows, on the device; the copy may still be under way."""
+        """Return arrays, concatenated along the rows, on the device; the copy may still be in progress."""
         if not self._is_cuda:
             array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -223,20 +223,20 @@ class TorchSource(RowSource):
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _bytes_per_value(self) -> int:
-        """Bytes of the device that a value of a kept block takes: with its gene, and its place by gene."""
+        """Return the device memory per value of a kept block: value, gene, and index in gene order."""
         size = self.dtype.itemsize
         is_dense = isinstance(self.host, MemorySource) and not isinstance(self.host.matrix, CSR)
         return size if is_dense else size + 12
 
     def _free(self) -> float:
-        """Bytes that may be taken."""
+        """Return the available memory in bytes."""
         if not self._is_cuda:
             return np.inf
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return float(torch.cuda.mem_get_info(self.device)[0] + unused)
 
     def _keep(self, part: slice, block: TorchBlock) -> None:
-        """Keep a block that follows on those kept, if there is room."""
+        """Keep a block that follows those kept, if it fits."""
         if part.start != (self._kept[-1][0].stop if self._kept else 0):
             return
         if self._memory is not None:
@@ -248,20 +248,20 @@ class TorchSource(RowSource):
             self._kept.append((part, block))
 
     def _forget(self, row: int) -> None:
-        """Give back the blocks from a row on."""
+        """Release the blocks from a row on."""
         self._kept = [(part, block) for part, block in self._kept if part.stop <= row]
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
     def _shrink(self, row: int, tried: tuple[int, int] | None, error: torch.cuda.OutOfMemoryError) -> None:
-        """After running out of memory at a row, take smaller parts from there on, and leave more memory for work.
+        """After running out of memory at a row, use smaller parts from there on, and keep more memory free.
 
-        ``tried`` are the cells and values of the block at fault, unless it was on its way.
+        ``tried`` are the cells and values of the failing block, unless it was in transfer.
         """
         n_cells, n_values = tried or (self.shape[0], self._block_values)
         if n_cells == 1 or (tried is None and n_values <= SMALLEST):
-            error.add_note(f"Too little memory is left on {self.device} even for one cell. Free some, or use the CPU.")
+            error.add_note(f"{self.device} does not have enough memory even for one cell. Free some, or use the CPU.")
             raise error
         self._block_values = max(1, min(self._block_values, n_values) // 2)
         self._piece_values = min(self._piece_values, n_cells * self.shape[1]) // 2
@@ -271,7 +271,7 @@ class TorchSource(RowSource):
         self._forget(row)
         self._kept = [(part, TorchBlock(block.cells, self._piece_values)) for part, block in self._kept]
         logger.warning(
-            "Out of memory on %s at cell %d: going on with blocks of at most %d values.",
+            "Out of memory on %s at cell %d: continuing with blocks of at most %d values.",
             self.device, row, self._block_values,
         )  # fmt: skip
 
@@ -283,7 +283,7 @@ def _n_values(rows: Block | SparseCells | DenseCells) -> int:
 
 
 def from_torch(matrix: torch.Tensor) -> Any:
-    """Return a tensor, cells x genes, as a NumPy array or a SciPy CSR matrix, without a copy if it lies on the CPU."""
+    """Return a tensor, cells x genes, as a NumPy array or a SciPy CSR matrix, without a copy if it is on the CPU."""
     from scipy import sparse
 
     if matrix.layout == torch.strided:
@@ -300,7 +300,7 @@ def from_torch(matrix: torch.Tensor) -> Any:
 
 
 def cuda_device(device: str) -> str:
-    """Check the name of a CUDA device."""
+    """Raise unless the name is that of an available CUDA device."""
     try:
         parsed = torch.device(device)
     except RuntimeError:

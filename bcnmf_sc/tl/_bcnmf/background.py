@@ -68,6 +68,8 @@ def background_check(
 
     ``.uns[key_added + "_background_check"]`` : DataFrame
         A row per check: ``check``, ``value``, ``verdict`` (``good``, ``caution``, ``bad``) and what it means, in words.
+    ``.uns[key_added + "_background_check_design"]`` : dict
+        ``background_key``, ``background``, ``target`` and ``layer``: what was checked.
 
     Examples
     --------
@@ -102,10 +104,13 @@ def background_check(
     rows = [*_check_size(data), _check_suppressed(problem, alpha)]
     rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
-    return data.note("_background_check", pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"]))
+    table = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
+    return data.note({"_background_check": table, "_background_check_design": data.question})
 
 
 Row = tuple[str, float, str, str]
+FEW_TARGET = FEW_BACKGROUND
+"""Target cells up to which little is known of what is learned on them."""
 
 
 def _verdict(value: float, good: float, bad: float) -> str:
@@ -128,6 +133,12 @@ def _check_size(data: Data) -> list[Row]:
             _verdict(n_background, 10 * FEW_BACKGROUND // 2, FEW_BACKGROUND),
             f"{n_background} cells ({n_background / n_target:.2g} for each target cell): background topics and the "
             "threshold for calling cells are learned on them.",
+        ),
+        (
+            "target cells",
+            float(n_target),
+            _verdict(n_target, 10 * FEW_TARGET // 2, FEW_TARGET),
+            f"{n_target} cells: target topics are learned on them, and tested out of fold on parts of them.",
         ),
         (
             "depth",

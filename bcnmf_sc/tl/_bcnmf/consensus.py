@@ -95,6 +95,7 @@ def consensus(
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
+        writes=("role",),
         n_background_topics=n_background_topics,
         random_state=random_state,
         run=run,

@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from ..._anndata import MaskVar, Reading
+from ..._stored import CELL_FIELDS
 from ..._utils.checks import number, one_of, start_loadings, whole_number
 from ..._utils.errors import UserError
 from ...engine import fit
@@ -38,6 +39,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     cross_fit: int | None = 5,
     sample_key: str | None = None,
     design: str | None = None,
+    strata_key: str | None = None,
+    cell_fpr: float = 0.05,
     fdr_level: float = 0.05,
     alpha: float | Literal["auto"] | None = None,
     alpha_scale: Literal["effective", "sum"] = "effective",
@@ -98,8 +101,14 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         Formula of the tests of topics by donor, such as ``"~ condition + age + sex"`` where ``background_key`` is
         ``"condition"``: columns of ``adata.obs`` that describe donors and are adjusted for. ``(1 | patient)`` names
         units that belong together; by default these are the samples of a donor.
+    strata_key
+        Column of ``adata.obs`` with labels such as cell types, within which cells are compared. By default cells are
+        compared in strata of similar background-topic usage, so that a difference in composition is not taken for a
+        program. Cells without a label, or with one that the background lacks, join the stratum whose usage is nearest.
+    cell_fpr
+        Share of background cells that would be called as well: the false-positive rate of called cells.
     fdr_level
-        Share of background cells above the threshold for calling a cell, and the false discovery rate of called topics.
+        False discovery rate of called topics.
     alpha
         Strength of the contrast, at least 0 (none). By default 0.3, with background topics 0 (``"split"``) or 0.5
         (``"shared"``). ``"auto"`` takes what `select_alpha` would choose; not for ``"split"``. Where the fit warns, it
@@ -145,8 +154,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ``target``, ``background``, ``both`` or ``projected``.
     ``.obs[key_added + "_target_share"]``, ``.obs[key_added + "_enriched"]``, ``.obs[key_added + "_pvalue"]``
         With background topics and ``cross_fit``: a cell's share of usage on target topics under a model that has not
-        seen the cell; whether it exceeds the ``1 - fdr_level`` quantile of the background's cells; its empirical p
-        against them.
+        seen the cell; whether its p is at most ``cell_fpr``; its empirical p against background cells of its stratum
+        and depth, NaN for cells without counts.
+    ``.obs[key_added + "_padj"]`` : float32
+        The p-values of target cells adjusted by Benjamini and Hochberg; NaN for all other cells.
     ``.var[key_added + "_suppressed"]`` : bool
         Genes that the background outweighs at this alpha; their loadings vanish.
     ``.var[key_added + "_dispersion"]``, ``.var[key_added + "_dropout"]`` : float32
@@ -156,8 +167,9 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ratio; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
         mean difference ``log2_fold_change`` of the donors' shares with its 95 % interval ``ci_low`` to ``ci_high``,
         its two-sided ``p_value`` and ``p_adjusted``, whether the topic is ``called`` at ``fdr_level``, its
-        ``direction`` (target topics are called where they are gained, background topics also where they are lost), and
-        ``stability``, the mean cosine with the matched topics of the folds);
+        ``direction`` (target topics are called where they are gained, background topics also where they are lost),
+        ``unmatched``, the share of a target topic's usage in cells that no background cell is like, and ``stability``,
+        the mean cosine with the matched topics of the folds);
         ``donors``, with ``sample_key``: what was compared, a row per donor and condition (see
         `bcnmf_sc.get.donors`);
         ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
@@ -182,7 +194,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
-    _check_ways(basis, cross_fit, fdr_level, alpha_scale)
+    _check_ways(basis, cross_fit, alpha_scale, {"cell_fpr": cell_fpr, "fdr_level": fdr_level})
     _check_alphas(alpha, background, alpha_scale, split=n_background_topics != 0 and basis == "split")
     asked = Reading(
         key_added,
@@ -194,9 +206,11 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         columns=design_columns(design),
         likelihood=likelihood,
         weights=weights,
+        strata_key=strata_key,
         layer=layer,
         mask_var=mask_var,
         sizes={"n_topics": n_topics},
+        writes=("role",) if n_background_topics == 0 or cross_fit is None else CELL_FIELDS,
         n_background_topics=0 if n_background_topics == "auto" else n_background_topics,
         random_state=random_state,
         run=run,
@@ -208,7 +222,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     notes: dict[str, Any] = {}
     if alpha == "auto":
         choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
-        notes, alpha = {"_alpha": choice}, choice["alpha"]
+        notes, alpha = {"_alpha": choice | {"design": data.question}}, choice["alpha"]
     given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
     alphas = {str(name): float(value) for name, value in given.items()}
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping))
@@ -224,6 +238,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "cross_fit": cross_fit,
         "sample_key": sample_key,
         "design": design,
+        "strata_key": strata_key,
+        "cell_fpr": cell_fpr,
         "fdr_level": fdr_level,
         "init": "random" if init is None else "given",
         "tol": settings.tol,
@@ -245,9 +261,17 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
     cells: dict[str, np.ndarray] = {}
     if fold is not None and cross_fit is not None:
-        topics = record["topics"]
+        levels = (cell_fpr, fdr_level)
         cells, found = score(
-            data, model, factors, fold, topics, comparison, fdr_level=fdr_level, random_state=score_seed, run=settings
+            data,
+            model,
+            factors,
+            fold,
+            record["topics"],
+            comparison,
+            levels=levels,
+            random_state=score_seed,
+            run=settings,
         )
         record |= found
     return problem.write(factors, contrast, record, cells, notes)
@@ -280,7 +304,8 @@ def nmf(
     n_topics
         Number of topics.
     cells
-        Bool array: the cells to learn from; the others are projected. All by default.
+        The cells to learn from, a bool for each: an array in their order, or a Series by their names; the others are
+        projected. All by default.
     likelihood, layer, mask_var, init, random_state, key_added, copy, **run
         As in `bcnmf`.
 
@@ -337,13 +362,14 @@ def nmf(
     return problem.write(factors, contrast, problem.record(factors, contrast, params, n_topics, run=settings))
 
 
-def _check_ways(basis: str, cross_fit: Any, fdr_level: float, alpha_scale: str) -> None:
+def _check_ways(basis: str, cross_fit: Any, alpha_scale: str, levels: Mapping[str, Any]) -> None:
     """Refuse what is no way to fit or to score."""
     one_of("alpha_scale", alpha_scale, ("effective", "sum"))
     one_of("basis", basis, ("split", "shared"))
     if cross_fit is not None:
         whole_number("cross_fit", cross_fit, 2)
-    number("fdr_level", fdr_level, 0, 1, "neither")
+    for name, level in levels.items():
+        number(name, level, 0, 1, "neither")
 
 
 def _check_alphas(alpha: Any, background: Any, alpha_scale: str, *, split: bool) -> None:

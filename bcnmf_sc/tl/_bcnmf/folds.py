@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,15 @@ from ..._utils.checks import stack_level
 from ..._utils.errors import UserError
 from ...engine.bcnmf.ensemble import OutOfFold, cross_fit, shares_of
 from .._design import OFFSET, Design, adjust, unit_means
+from .strata import (
+    adjusted_pvalues,
+    comparable_blocks,
+    empirical_pvalues,
+    standardised_means,
+    standardised_shares,
+    stratified_rank_test,
+    usage_strata,
+)
 
 if TYPE_CHECKING:
     from ..._anndata import Data
@@ -24,6 +34,8 @@ FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
 
 
+MANY_EMPTY = 0.01
+"""Share of background cells without counts from which on a fit warns."""
 HOMELESS = 0.5
 """Threshold of the target share from which on the background itself needs target topics."""
 SIDES = ("target", "background")
@@ -86,15 +98,20 @@ def score(
     topics: pd.DataFrame,
     comparison: Design | None,
     *,
-    fdr_level: float,
+    levels: tuple[float, float],
     random_state: int,
     run: Run,
 ) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
-    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics and donors compared."""
+    """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics and donors compared.
+
+    ``levels`` are the false-positive rate of cells and the false discovery rate of topics.
+    """
+    cell_fpr, fdr_level = levels
     scores = cross_fit(data.source, model, factors, fold, random_state=random_state, run=run)
-    cells = score_cells(scores, data.design, factors.H, model.n_topics, fdr_level)
-    found = call_topics(topics, scores, data.design, comparison, fdr_level)
-    warn_of_homeless(found["topics"], scores, data.design, fdr_level)
+    likeness = Likeness.of(scores, data.design, factors.H, model.n_topics, data.labels, random_state)
+    cells = score_cells(scores, data.design, factors.H, model.n_topics, cell_fpr, likeness)
+    found = call_topics(topics, scores, data.design, comparison, fdr_level, likeness)
+    warn_of_homeless(found["topics"], scores.share[data.design.background & (likeness.stratum >= 0)], cell_fpr)
     return cells, found
 
 
@@ -117,26 +134,65 @@ def warn_of_background(roles: Roles, samples: pd.Categorical | None) -> None:
             warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Which cells are compared with which."""
+
+    stratum: np.ndarray
+    """Number of the stratum of each cell; -1 for cells without counts."""
+    unmatched: np.ndarray
+    """Bool per cell: no background cell is like it."""
+    depth: np.ndarray
+    """Logarithm of the usage of all topics, which sums to the cell's counts."""
+
+    @classmethod
+    def of(
+        cls,
+        scores: OutOfFold,
+        roles: Roles,
+        H: np.ndarray,
+        n_topics: int,
+        labels: pd.Categorical | None,
+        random_state: int,
+    ) -> Likeness:
+        """Put cells into strata of background-topic usage out of fold, or of the ``labels``; warn of empty ones."""
+        usage = np.where((scores.fold >= 0)[:, None], scores.usage, shares_of(H))[:, n_topics:]
+        total = H.sum(1, dtype=np.float64)
+        codes = None if labels is None else labels.codes
+        stratum, unmatched = usage_strata(usage, roles.background, labels=codes, random_state=random_state)
+        n = int((roles.background & (total == 0)).sum())
+        if n > MANY_EMPTY * roles.background.sum():
+            msg = (
+                f"{n} of {roles.background.sum()} background cells hold nothing but zeros in the genes used. They are "
+                "left out of all thresholds and tests. Remove them before the fit."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
+        depth = np.log(np.maximum(total, np.finfo(float).tiny))
+        return cls(np.where(total > 0, stratum, -1), unmatched, depth)
+
+
 def score_cells(
-    scores: OutOfFold, roles: Roles, H: np.ndarray, n_topics: int, fdr_level: float
+    scores: OutOfFold, roles: Roles, H: np.ndarray, n_topics: int, cell_fpr: float, likeness: Likeness
 ) -> dict[str, np.ndarray]:
-    """Target share, call and empirical p of every cell, against background cells that the model has not seen."""
+    """Target share, call and p of every cell, against similar background cells that the model has not seen."""
     share = np.where(scores.fold >= 0, scores.share, shares_of(H)[:, :n_topics].sum(1))
-    null = np.sort(share[roles.background & (scores.fold >= 0)])
-    above = len(null) - np.searchsorted(null, share, side="left")
+    null = roles.background & (scores.fold >= 0)
+    excess = standardised_shares(share, null, likeness.stratum, likeness.depth)
+    p = empirical_pvalues(excess, excess[null])
     return {
         "target_share": share.astype(np.float32),
-        "enriched": share > np.quantile(null, 1 - fdr_level),
-        "pvalue": ((1 + above) / (1 + len(null))).astype(np.float32),
+        "enriched": p <= cell_fpr,
+        "pvalue": p.astype(np.float32),
+        "padj": adjusted_pvalues(p, roles.target).astype(np.float32),
     }
 
 
-def warn_of_homeless(topics: pd.DataFrame, scores: OutOfFold, roles: Roles, fdr_level: float) -> None:
+def warn_of_homeless(topics: pd.DataFrame, null: np.ndarray, cell_fpr: float) -> None:
     """Say when topics tell target from background, but cells cannot, since the background needs target topics too."""
-    threshold = float(np.quantile(scores.share[roles.background & (scores.fold >= 0)], 1 - fdr_level))
+    threshold = float(np.quantile(null, 1 - cell_fpr))
     if threshold > HOMELESS and topics.loc[topics["kind"] == "target", "called"].any():
         msg = (
-            f"{fdr_level:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
+            f"{cell_fpr:.0%} of the background's cells have more than {threshold:.0%} of their usage on target "
             "topics, so hardly a cell can be called: something that target and background share has no background "
             "topic. Raise `n_background_topics` ('auto' chooses), or lower `n_topics`."
         )
@@ -170,31 +226,35 @@ def call_topics(
     roles: Roles,
     design: Design | None,
     fdr_level: float,
-    *,
-    weights: np.ndarray | None = None,
+    likeness: Likeness,
 ) -> dict[str, pd.DataFrame]:
     """Return ``topics`` with how their usage differs between target and background out of fold, and which are called.
 
-    The unit is the donor, with variances moderated over all topics, or without a ``design`` the cell (Mann-Whitney on
-    ranks within folds). With the donors' means that were compared as ``donors``; ``weights`` are those of the cells in
-    them.
+    The unit is the donor, with variances moderated over all topics, or without a ``design`` the cell (van Elteren's
+    test within folds, strata and depths). Target topics are compared within strata: like with like. Background topics
+    make the strata, so they are compared as they are, and by donor only. The donors' means that were compared are
+    returned as ``donors``.
     """
     topics = topics.copy()
     found = {"topics": topics}
+    target = (topics["kind"] == "target").to_numpy()
+    in_target = roles.target & ~roles.background
+    scored = (scores.fold >= 0) & (in_target | roles.background)
     if design is None:
-        tested, p = _tests_of_cells(scores, roles)
+        tested, p = _tests_of_cells(scores.usage, in_target, np.where(scored, scores.fold, -1), target, likeness)
     else:
-        unit = np.where(scores.fold >= 0, design.unit, -1)
-        means = unit_means(scores.usage, unit, len(design.units), weights)
+        means = _means_of_donors(scores.usage, np.where(scored, design.unit, -1), design, in_target, target, likeness)
         tested, p = _tests_of_donors(means, design)
         found["donors"] = pd.concat([design.units, pd.DataFrame(means, columns=list(topics.index))], axis=1)
         found["donors"].index = found["donors"].index.astype(str)
     topics[EFFECT] = tested.to_numpy()
     topics["p_value"] = p
     gained = (topics["log2_fold_change"] > 0).to_numpy()
-    target = (topics["kind"] == "target").to_numpy()
     topics["p_adjusted"], topics["called"] = decide(p, gained, target, fdr_level)
     topics["direction"] = np.where(topics["log2_fold_change"].isna(), "", np.where(gained, "gained", "lost"))
+    total = scores.usage[scored & in_target].sum(0, dtype=np.float64)
+    alone = scores.usage[scored & in_target & likeness.unmatched].sum(0, dtype=np.float64)
+    topics["unmatched"] = np.divide(alone, total, out=np.full(len(total), np.nan), where=target & (total > 0))
     topics["stability"] = scores.stability
     return found
 
@@ -209,6 +269,16 @@ def decide(p: np.ndarray, gained: np.ndarray, target: np.ndarray, level: float) 
     return adjusted, (adjusted <= level) & (gained | ~target)
 
 
+def _means_of_donors(
+    usage: np.ndarray, unit: np.ndarray, design: Design, in_target: np.ndarray, target: np.ndarray, likeness: Likeness
+) -> np.ndarray:
+    """Mean share of each topic in the cells of each unit; of target topics, as if all units had one composition."""
+    means = unit_means(usage, unit, len(design.units))
+    alike, _ = standardised_means(usage[:, target], likeness.stratum, unit, len(design.units), in_target)
+    means[:, target] = np.where(np.isfinite(alike), alike, means[:, target])
+    return means
+
+
 def _tests_of_donors(means: np.ndarray, design: Design) -> tuple[pd.DataFrame, np.ndarray]:
     """Effect of each topic with its interval, and its p-value; NaN for those that no donor uses."""
     if min(design.n) < 1:
@@ -219,23 +289,22 @@ def _tests_of_donors(means: np.ndarray, design: Design) -> tuple[pd.DataFrame, n
     return pd.DataFrame(dict(zip(EFFECT, (effects.estimate, low, high), strict=True))), p
 
 
-def _tests_of_cells(scores: OutOfFold, roles: Roles) -> tuple[pd.DataFrame, np.ndarray]:
-    """Effect of each topic, without an interval, and its p-value over cells."""
-    scored = scores.fold >= 0
-    sides = [roles.target & scored & ~roles.background, roles.background & scored]
-    p = np.array([_separation_of_cells(usage, scores.fold, *sides) for usage in scores.usage.T])
-    effects = pd.DataFrame(np.nan, range(len(p)), EFFECT)
-    if all(side.any() for side in sides):
-        high, low = (np.log2(scores.usage[side].mean(0, dtype=np.float64) + OFFSET) for side in sides)
-        effects["log2_fold_change"] = high - low
+def _tests_of_cells(
+    usage: np.ndarray, in_target: np.ndarray, fold: np.ndarray, target: np.ndarray, likeness: Likeness
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Effect of each target topic, without an interval, and its p-value over cells; NaN for background topics.
+
+    The effect compares means over the strata's cells on both sides, the strata weighted alike.
+    """
+    effects, p = pd.DataFrame(np.nan, range(len(target)), EFFECT), np.full(len(target), np.nan)
+    unit = np.where(fold >= 0, in_target.astype(int), -1)
+    means, n = standardised_means(usage[:, target], likeness.stratum, unit, len(SIDES), in_target)
+    if n.all():
+        block = comparable_blocks(likeness.stratum, fold, likeness.depth, in_target)
+        score = stratified_rank_test(usage[:, target], in_target, block)
+        p[target] = 2 * stats.norm.sf(np.abs(score))
+        low, high = np.log2(means + OFFSET)
+        effects.loc[target, "log2_fold_change"] = high - low
+        # the test compares at similar depth: where it points the other way, depth makes the effect, or hides it
+        p[target] = np.where(np.sign(score) == np.sign(high - low), p[target], 1.0)
     return effects, p
-
-
-def _separation_of_cells(usage: np.ndarray, fold: np.ndarray, target: np.ndarray, background: np.ndarray) -> float:
-    if not (target.any() and background.any()):
-        return np.nan
-    rank = np.full(len(usage), np.nan)
-    for one in np.unique(fold[fold >= 0]):
-        cells = fold == one
-        rank[cells] = stats.rankdata(usage[cells]) / cells.sum()
-    return float(stats.mannwhitneyu(rank[target], rank[background], alternative="two-sided").pvalue)

@@ -134,7 +134,7 @@ def select_alpha(
         ``alpha``; ``reason`` in words; ``table`` with a row per alpha: ``alpha``, ``gain_ratio``, ``explained_target``
         and ``explained_background`` (held out), ``fitted_target`` and ``fitted_background`` (the same in the cells
         learned from), ``n_suppressed``, ``n_collapsed``, ``stability`` (mean cosine of matched topics over restarts),
-        ``degenerate``.
+        ``degenerate``; ``design``: ``background_key``, ``background``, ``target`` and ``layer``.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def select_alpha(
     ...     adata, background_key="condition", background="ctrl", n_topics=3, alphas=(0, 0.3), n_restarts=1, tol=1e-2
     ... )
     >>> sorted(adata.uns["bcnmf_alpha"])
-    ['alpha', 'reason', 'table']
+    ['alpha', 'design', 'reason', 'table']
     """
     if not len(alphas):
         msg = f"`alphas` must name at least one number to try, got {alphas!r}."
@@ -171,7 +171,7 @@ def select_alpha(
     )
     problem = Problem.read(adata, asked)
     choice = alpha_path(problem, alphas, n_topics=n_topics, n_restarts=n_restarts, n_folds=n_folds)
-    return problem.data.note("_alpha", choice)
+    return problem.data.note({"_alpha": choice | {"design": problem.data.question}})
 
 
 def alpha_path(
@@ -302,7 +302,8 @@ def select_n_topics(
     ``.uns[key_added + "_n_topics"]`` : dict
         ``n_topics``, ``n_background_topics``; ``reason`` in words; ``table`` with a row per pair: ``n_topics``,
         ``n_background_topics``, ``gain_ratio``, ``gain_target``, ``gain_background``, ``gain_target_se``,
-        ``explained_target``, ``explained_background``.
+        ``explained_target``, ``explained_background``; ``design``: ``background_key``, ``background``, ``target`` and
+        ``layer``.
 
     Examples
     --------
@@ -374,4 +375,4 @@ def select_n_topics(
         f"({beside['gain_target'][top]:.3g})."
     )
     choice = {"n_topics": n_target, "n_background_topics": n_shared, "reason": reason, "table": table}
-    return data.note("_n_topics", choice)
+    return data.note({"_n_topics": choice | {"design": data.question}})

@@ -173,6 +173,7 @@ def deltanmf(
         WORDS,
         apart=True,
         needs_target=n_topics_case > 0,
+        writes=("role",),
         sample_key=sample_key,
         likelihood="gaussian",
         layer=layer,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..._anndata import in_order
 from ..._utils.checks import listed, one_of, stack_level
 from ..._utils.errors import UserError
 from .design import Design
@@ -347,7 +348,7 @@ def _cells(adata: AnnData, key: str, cells: str | np.ndarray | None) -> np.ndarr
     if isinstance(cells, str) and cells not in adata.obs:
         msg = f"`cells` must be a bool column of `adata.obs`, 'target' or a bool array, got {cells!r}."
         raise UserError(msg)
-    mask = np.asarray(adata.obs[cells] if isinstance(cells, str) else cells)
+    mask = np.asarray(adata.obs[cells] if isinstance(cells, str) else in_order("cells", cells, adata.obs_names))
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
         msg = f"`cells` must be a bool for each of the {adata.n_obs} cells, got {mask.dtype} {mask.shape}."
         raise UserError(msg)

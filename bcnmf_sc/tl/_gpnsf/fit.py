@@ -256,6 +256,7 @@ def _write(
     forget_joint(mdata, key, [each.name for each in modalities])
     mdata.obsm["X_" + key] = factors.usage.astype(np.float32)
     mdata.obsm[f"X_{key}_sd"] = factors.usage_sd.astype(np.float32)
+    written = [f"obsm.X_{key}_sd"]
     for each in modalities:
         adata = modality_of(mdata, each.name)
         loadings = np.zeros((adata.n_vars, topics.shape[0]), np.float32)
@@ -264,13 +265,17 @@ def _write(
         size = np.full(adata.n_obs, np.nan, np.float32)
         size[each.order] = each.size
         adata.obs[f"{key}_size_factor"] = size
+        own = [f"obs.{key}_size_factor"]
         if each.observation.parameter:
             column = np.full(adata.n_vars, np.nan, np.float32)
             column[each.features] = factors.parameters[each.name]
             adata.var[f"{key}_{each.observation.parameter}"] = column
-        adata.uns[key] = {"params": params, "topics": topics.copy()}  # for what reads loadings out of an AnnData
+            own.append(f"var.{key}_{each.observation.parameter}")
+        written += own if adata is mdata else []
+        # for what reads loadings out of an AnnData
+        adata.uns[key] = {"params": params | {"written": own}, "topics": topics.copy()}
     mdata.uns[key] = {
-        "params": params,
+        "params": params | {"written": written},
         "topics": topics,
         "elbo": pd.DataFrame(factors.elbo, columns=["iteration", "elbo", "learning_rate"]),
         "n_iter": factors.n_iter,

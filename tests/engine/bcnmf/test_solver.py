@@ -305,7 +305,7 @@ def test_shapes_are_checked_before_the_kernels_run(problem):
     broken = sparse.csr_matrix(x)
     broken.indices[0] = 50
     broken.has_canonical_format = True
-    with pytest.raises(ValueError, match="must have `indices` from 0 to 49, got 50: it is broken"):
+    with pytest.raises(ValueError, match="must have `indices` from 0 to 49, got 50: it is corrupt"):
         row_source(broken)
 
 

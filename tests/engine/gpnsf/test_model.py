@@ -462,7 +462,7 @@ def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, batch):
         with pytest.raises(ValueError, match="another fit"):
             fit_spatial(places, slices, changed, shape, random_state=seed, climb=Climb(**how, checkpoint=path))
     path.write_text("no checkpoint")
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         fit_spatial(places, slices, values, shape, climb=Climb(**how, checkpoint=path))
 
 

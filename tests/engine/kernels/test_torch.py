@@ -248,7 +248,7 @@ def test_out_of_memory_in_any_operation(problem, name, kind, monkeypatch, caplog
     assert len(small.failed) > 1
     assert_same(ours, theirs, 1e-5)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * len(small.failed)
-    assert "Out of memory on cpu at cell 0: going on with blocks of at most" in caplog.text
+    assert "Out of memory on cpu at cell 0: continuing with blocks of at most" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["at once", "blocks", "sent"])
@@ -283,7 +283,7 @@ def test_out_of_memory_for_good(problem, monkeypatch, device):
     monkeypatch.setattr(torch_kernels, "_terms", terms)
     with pytest.raises(torch.cuda.OutOfMemoryError) as end:
         both_fits(sparse.csr_matrix(x), (target, background), "poisson", device, run=Run(max_iter=2))
-    assert "Too little memory is left" in end.value.__notes__[0]
+    assert "does not have enough memory" in end.value.__notes__[0]
 
 
 def test_checkpoint(problem, tmp_path, device):

@@ -12,10 +12,16 @@ from sklearn.metrics import roc_auc_score
 import bcnmf_sc as bc
 from bcnmf_sc._anndata import Design as Roles
 from bcnmf_sc.engine.bcnmf.ensemble import OutOfFold
-from bcnmf_sc.tl._bcnmf.folds import call_topics, make_folds
+from bcnmf_sc.tl._bcnmf.folds import Likeness, call_topics, make_folds
+from bcnmf_sc.tl._bcnmf.strata import comparable_blocks, stratified_rank_test
 from bcnmf_sc.tl._design import Design, moderated
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+
+
+def alike(n):
+    """Cells that may all be compared."""
+    return Likeness(np.zeros(n, int), np.zeros(n, bool), np.zeros(n))
 
 
 def spiked(adata):
@@ -75,12 +81,12 @@ def test_nothing_is_invented_where_target_is_background():
 
 def test_pvalues_are_ranks_among_unseen_background_cells(adata):
     bc.tl.bcnmf(adata, **SPLIT)
-    share, p = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs["bcnmf_pvalue"].to_numpy()
-    null = share[(adata.obs["condition"] == "ctrl").to_numpy()]
-    expected = (1 + (null[None] >= share[:, None]).sum(1)) / (1 + len(null))
-    np.testing.assert_allclose(p, expected, rtol=1e-5)
-    assert stats.kstest(p[(adata.obs["condition"] == "ctrl").to_numpy()], "uniform").pvalue > 0.05
-    assert (adata.obs["bcnmf_enriched"] == (share > np.quantile(null, 0.95))).all()
+    p, adjusted = adata.obs["bcnmf_pvalue"].to_numpy(), adata.obs["bcnmf_padj"].to_numpy()
+    case = (adata.obs["condition"] == "case").to_numpy()
+    np.testing.assert_allclose(np.sort(p[~case]) * 401, 1 + np.arange(1, 401), rtol=1e-5)
+    assert (adata.obs["bcnmf_enriched"] == (p <= np.float32(0.05))).all()
+    np.testing.assert_allclose(adjusted[case], stats.false_discovery_control(p[case]), rtol=1e-5)
+    assert np.isnan(adjusted[~case]).all()
 
 
 def test_score_of_a_cell_does_not_depend_on_itself(adata):
@@ -150,10 +156,20 @@ def test_cells_without_a_donor_are_scored_out_of_fold(adata):
     assert 0.5 < share[0] / share[1] < 2
 
 
+@pytest.mark.parametrize("name", ["fdr_level", "cell_fpr"])
 @pytest.mark.parametrize("level", [0, 1, 5, -0.1])
-def test_fdr_level(adata, level):
-    with pytest.raises(ValueError, match=f"`fdr_level` must be a number above 0 and below 1, got {level}"):
-        bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, fdr_level=level)
+def test_levels(adata, name, level):
+    options = {"background_key": "condition", "background": "ctrl", "n_background_topics": 2, name: level}
+    with pytest.raises(ValueError, match=f"`{name}` must be a number above 0 and below 1, got {level}"):
+        bc.tl.bcnmf(adata, **options)
+
+
+def test_cell_fpr_sets_how_many_controls_would_be_called(adata):
+    called = {}
+    for level in (0.01, 0.2):
+        bc.tl.bcnmf(adata, **SPLIT, cell_fpr=level)
+        called[level] = adata.obs["bcnmf_enriched"][adata.obs["condition"] == "ctrl"].mean()
+        assert level - 0.01 <= called[level] <= level
 
 
 def test_by_donor(adata):
@@ -277,7 +293,9 @@ def test_topics_are_called_where_target_topics_are_gained_and_background_topics_
     target = donor < 4
     scores.usage[target] *= [20, 0.05, 20, 0.05, 1, 1]
     roles = Roles(target, {"ctrl": ~target})
-    found = call_topics(topics, scores, roles, Design.two_groups(target.astype(int), pd.Categorical(donor)), 0.05)
+    found = call_topics(
+        topics, scores, roles, Design.two_groups(target.astype(int), pd.Categorical(donor)), 0.05, alike(80)
+    )
     table = found["topics"]
     assert table["direction"].tolist()[:4] == ["gained", "lost"] * 2
     assert table["called"].tolist() == [True, False, True, True, False, False]
@@ -301,7 +319,7 @@ def test_donors_of_both_sides_are_blocks_and_single_ones_stay():
     target[donor >= 4] = np.arange(40) % 2 == 0  # of eight donors four are on both sides
     roles = Roles(target, {"ctrl": ~target})
     design = Design.two_groups(target.astype(int), pd.Categorical(donor))
-    donors = call_topics(topics, scores, roles, design, 0.05)["donors"]
+    donors = call_topics(topics, scores, roles, design, 0.05, alike(80))["donors"]
     assert len(donors) == 12
     assert donors["n_cells"].tolist() == [10] * 4 + [5] * 8
     assert len(set(design.block)) == 8
@@ -312,7 +330,7 @@ def test_few_donors_have_an_effect_with_its_interval(n_target, tested):
     scores, donor, topics = scored(n_target + 2)
     target = donor < n_target
     design = Design.two_groups(target.astype(int), pd.Categorical(donor))
-    table = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), design, 0.05)["topics"]
+    table = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), design, 0.05, alike(len(donor)))["topics"]
     assert np.isfinite(table[["log2_fold_change", "ci_low", "ci_high"]]).all(axis=None)
     assert np.isfinite(table["p_value"]).all() == tested
     assert not table["called"].any()
@@ -321,22 +339,19 @@ def test_few_donors_have_an_effect_with_its_interval(n_target, tested):
 def test_cells_are_the_units_where_no_donors_are_given():
     scores, donor, topics = scored()
     target = donor < 4
-    found = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), None, 0.05)
+    scores.usage[target] *= [20, 0.05, 1, 1, 1, 1]
+    found = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), None, 0.05, alike(80))
+    table = found["topics"]
     assert "donors" not in found
-    expected = [stats.mannwhitneyu(usage[target], usage[~target]).pvalue for usage in scores.usage.T]
-    np.testing.assert_allclose(found["topics"]["p_value"], expected)
+    block = comparable_blocks(np.zeros(80, int), scores.fold, np.zeros(80), target)
+    expected = 2 * stats.norm.sf(np.abs(stratified_rank_test(scores.usage[:, :2], target, block)))
+    np.testing.assert_allclose(table["p_value"][:2], expected)
     ratio = (scores.usage[target].mean(0) + 1e-3) / (scores.usage[~target].mean(0) + 1e-3)
-    np.testing.assert_allclose(found["topics"]["log2_fold_change"], np.log2(ratio))
-    assert found["topics"]["ci_low"].isna().all()
-
-
-def test_cells_can_be_weighed_in_the_donors_means():
-    scores, donor, topics = scored()
-    target, weights = donor < 4, np.linspace(0.1, 2, 80)
-    design = Design.two_groups(target.astype(int), pd.Categorical(donor))
-    found = call_topics(topics, scores, Roles(target, {"ctrl": ~target}), design, 0.05, weights=weights)
-    expected = np.average(scores.usage[donor == 3], axis=0, weights=weights[donor == 3])
-    np.testing.assert_allclose(found["donors"].loc["3", list(topics.index)].astype(float), expected)
+    np.testing.assert_allclose(table["log2_fold_change"][:2], np.log2(ratio)[:2])
+    assert table["called"].tolist() == [True] + [False] * 5
+    assert table["direction"].tolist()[:2] == ["gained", "lost"]
+    assert table["ci_low"].isna().all()
+    assert table[["p_value", "log2_fold_change"]][2:].isna().all(axis=None)  # background topics make the strata
 
 
 @pytest.mark.filterwarnings("ignore:Target and background share no donor")
@@ -393,7 +408,7 @@ def test_topics_are_not_tested_where_all_cells_are_on_both_sides(by_donor):
     scores, donor, topics = scored()
     everyone = np.ones(80, bool)
     design = Design.two_groups(np.zeros(80, int), pd.Categorical(donor)) if by_donor else None
-    table = call_topics(topics, scores, Roles(everyone, {"ctrl": everyone}), design, 0.05)["topics"]
+    table = call_topics(topics, scores, Roles(everyone, {"ctrl": everyone}), design, 0.05, alike(len(donor)))["topics"]
     assert table[["p_value", "log2_fold_change"]].isna().all(axis=None)
     assert not table["called"].any()
     assert table["direction"].eq("").all()

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from anndata.tests.helpers import assert_equal
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
-from bcnmf_sc.tl._bcnmf import problem as _problem
+from bcnmf_sc import _anndata
 
 QUICK = {"background_key": "condition", "background": "ctrl", "n_topics": 3, "tol": 1e-2}
 
@@ -297,7 +298,7 @@ def test_bad_input_is_refused_and_nothing_is_touched(adata, case):
 
 
 def test_a_bad_checkpoint_is_refused_before_the_values_are_read(adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(_problem, "row_source", lambda *_, **__: pytest.fail("the values were read"))
+    monkeypatch.setattr(_anndata, "row_source", lambda *_, **__: pytest.fail("the values were read"))
     for path in (tmp_path / "none" / "state", tmp_path):
         with pytest.raises(ValueError, match=r"`checkpoint` must (lie in an existing folder|name a file)"):
             bc.tl.nmf(adata, n_topics=2, checkpoint=path)
@@ -388,6 +389,107 @@ def test_a_second_fit_under_the_same_key_leaves_nothing_of_the_first(adata):
     assert {"bcnmf_suppressed", "bcnmf_dispersion"} <= set(adata.var)
     bc.tl.nmf(adata, n_topics=3, tol=1e-2, key_added="bcnmf")
     assert not [name for name in adata.var if name.startswith("bcnmf")]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # few iterations
+def test_series_go_by_name(adata):
+    cells = pd.Series(adata.obs["condition"] == "case")
+    genes = pd.Series(np.arange(adata.n_vars) % 3 > 0, adata.var_names)
+    whole = bc.tl.nmf(
+        adata, cells=cells.to_numpy(), mask_var=genes.to_numpy(), n_topics=2, max_iter=3, tol=0, copy=True
+    )
+    turned = {"cells": cells[::-1], "mask_var": genes[::-1]}
+    bc.tl.nmf(adata, **turned, n_topics=2, max_iter=3, tol=0)
+    np.testing.assert_array_equal(adata.obsm["X_nmf"], whole.obsm["X_nmf"])
+    assert (adata.obs["nmf_role"] == "target").equals(cells)
+    for argument, series in turned.items():
+        for bad, got in (
+            (series.reset_index(drop=True), "got none for '"),
+            (series[1:], "got none for '"),
+            (pd.concat([series, series[:1]]), "got several for one name"),
+        ):
+            with pytest.raises(ValueError, match=f"`{argument}` as a Series must have one value by name, {got}"):
+                bc.tl.nmf(adata, **{argument: bad}, n_topics=2)
+    bc.tl.associate(whole, groupby="cell_type", key="nmf", cells=cells[::-1])
+    bc.tl.associate(adata, groupby="cell_type", key="nmf", cells=cells.to_numpy())
+    pd.testing.assert_frame_equal(bc.get.associations(whole, key="nmf"), bc.get.associations(adata, key="nmf"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_categories_that_are_written_alike_are_refused(adata):
+    """By the names that are kept, a 1 and a '1' are the same: one of them became target."""
+    dose = np.array([0, 1, "1"], object)[np.arange(adata.n_obs) % 3]
+    adata.obs["dose"] = pd.Categorical(dose, categories=[0, 1, "1"])
+    for how in ({"background": [1, "1"]}, {"background": 1}, {"background": 0, "target": ["1"]}):
+        with pytest.raises(ValueError, match="that can be told apart, got 1 and '1'"):
+            bc.tl.bcnmf(adata, background_key="dose", **how)
+    adata.obs["number"] = np.arange(adata.n_obs) % 3
+    with pytest.raises(ValueError, match=r"that can be told apart, got 1\.0 and 1"):
+        bc.tl.bcnmf(adata, background_key="number", background=[1, 1.0])
+    bc.tl.bcnmf(adata, background_key="number", background=[1, "1"], **FEW)  # one and the same
+    assert adata.uns["bcnmf"]["params"]["background"] == ["1"]
+
+
+@pytest.mark.parametrize("fit", ["bcnmf", "nmf"])
+def test_more_topics_than_cells_to_learn_from_are_refused(adata, fit):
+    few = np.arange(adata.n_obs) < 3
+    adata.obs["few"] = np.where(few, "few", "rest")
+    how = {"cells": few} if fit == "nmf" else {"background_key": "few", "background": "rest"}
+    with pytest.raises(ValueError, match=r"`n_topics` must be .* from 1 to 3 \(the smaller of target cells and genes"):
+        getattr(bc.tl, fit)(adata, n_topics=50, **how)
+
+
+FEW = {"n_topics": 2, "max_iter": 2, "tol": 0}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # two iterations
+def test_columns_of_the_user_stay(adata):
+    """A fit removes what its own record says it wrote, and nothing else that is named alike."""
+    adata.obs["bcnmf_enriched"] = adata.obs["condition"]
+    adata.obs["x_pvalue"] = 0.5
+    adata.var["gene_sd"] = adata.var["gene_deviation"] = 1.0
+    adata.obsm["X_gene_sd"] = np.ones((adata.n_obs, 2))
+    before = adata.copy()
+    for _ in range(2):
+        bc.tl.bcnmf(adata, background_key="bcnmf_enriched", background="ctrl", **FEW)
+        bc.tl.nmf(adata, key_added="gene", **FEW)
+        bc.tl.nmf(adata, key_added="x", **FEW)
+    for name in before.obs:
+        pd.testing.assert_series_equal(adata.obs[name], before.obs[name])
+    for name in before.var:
+        pd.testing.assert_series_equal(adata.var[name], before.var[name])
+    np.testing.assert_array_equal(adata.obsm["X_gene_sd"], before.obsm["X_gene_sd"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_column_that_is_read_is_not_written_over(adata):
+    adata.obs["bcnmf_role"] = adata.obs["bcnmf_enriched"] = adata.obs["condition"]
+    scored = {"n_background_topics": 2, "cross_fit": 2}
+    for column, how in (("bcnmf_role", {}), ("bcnmf_enriched", scored)):
+        before = adata.copy()
+        with pytest.raises(ValueError, match=f"`key_added` must be .* `background_key` '{column}' is not replaced"):
+            bc.tl.bcnmf(adata, background_key=column, background="ctrl", **how, **FEW)
+        assert_equal(adata, before)
+        bc.tl.bcnmf(adata, background_key=column, background="ctrl", key_added=f"by_{column}", **how, **FEW)
+    with pytest.raises(ValueError, match="`condition_key` 'bcnmf_role' is not replaced"):
+        bc.tl.deltanmf(adata, condition_key="bcnmf_role", control="ctrl", key_added="bcnmf")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kept", [True, False], ids=["this version", "before there was a list"])
+def test_a_second_fit_removes_what_the_first_wrote_also_from_a_file(adata, tmp_path, kept):
+    bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_background_topics=2, cross_fit=2, **FEW)
+    bc.tl.umap(adata)
+    written = {"bcnmf_role", "bcnmf_target_share", "bcnmf_enriched", "bcnmf_pvalue"}
+    assert written <= set(adata.obs)
+    if not kept:
+        del adata.uns["bcnmf"]["params"]["written"]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    bc.tl.nmf(back, key_added="bcnmf", **FEW)
+    assert written & set(back.obs) == {"bcnmf_role"}
+    assert "bcnmf_suppressed" not in back.var
+    assert "X_bcnmf_umap" not in back.obsm, "the map of other topics"
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])

@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
+from bcnmf_sc._mudata import no_pull
 from bcnmf_sc.engine import Gaussian, Joint, Poisson, Run, fit, row_source
 from bcnmf_sc.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
 
@@ -20,7 +21,7 @@ QUICK = ASK | {"tol": 1e-2, "cross_fit": 2}
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         yield
 
 

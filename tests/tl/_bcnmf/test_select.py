@@ -87,6 +87,9 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
     assert good.loc["confounded with batch", "verdict"] == "bad"
     assert good.loc["confounded with random", "verdict"] == "good"
     assert good.loc["shared donors", "verdict"] == "caution"
+    assert good.loc["target cells", ["value", "verdict"]].tolist() == [600, "good"]
+    design = {"background_key": ["condition"], "background": ["ctrl"], "target": ["case"]}
+    assert adata.uns["bcnmf_background_check_design"] == design
     adata.write_h5ad(tmp_path / "a.h5ad")
     # The same cells on both sides: nothing in the target that the background does not have.
     ctrl = adata[adata.obs["condition"] == "ctrl"].copy()
@@ -94,6 +97,7 @@ def test_background_check_tells_good_from_bad(adata, tmp_path):
     null = ASK | {"background_key": "half", "background": "b"}
     bc.tl.background_check(ctrl, **null, n_background_topics=6, n_topics=2)
     nothing = ctrl.uns["bcnmf_background_check"].set_index("check")
+    assert nothing.loc["target cells", ["value", "verdict"]].tolist() == [200, "caution"]
     assert nothing.loc["held-out gain ratio", "value"] < good.loc["held-out gain ratio", "value"] / 5
 
 
@@ -119,8 +123,8 @@ def test_with_alpha_auto_the_checkpoint_is_of_the_fit(adata, tmp_path):
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        ("select_alpha", {"alphas": ()}, "`alphas` must be finite"),
-        ("select_alpha", {"alphas": (-1,)}, "`alphas` must be finite"),
+        ("select_alpha", {"alphas": ()}, "`alphas` must name at least one number"),
+        ("select_alpha", {"alphas": (-1,)}, "`alphas` must be a finite number of at least 0, got -1"),
         ("select_alpha", {"n_folds": 1}, "`n_folds` must be a whole number of at least 2"),
         ("select_n_topics", {"n_topics": ()}, "`n_topics` must name"),
         (

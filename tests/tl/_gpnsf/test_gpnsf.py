@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc._mudata import no_pull
 from bcnmf_sc.engine.gpnsf import fit as gpnsf_fit
 
 mudata = pytest.importorskip("mudata")
@@ -22,7 +23,7 @@ QUICK = {"max_iter": 25, "n_inducing": 30, "progress": False, "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def new_rules_of_mudata():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         yield
 
 
@@ -32,7 +33,7 @@ def simulated(**more):
 
 @pytest.fixture(scope="module")
 def fitted():
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         mdata = simulated(n_slices=2)
         bc.tl.gpnsf(mdata, n_topics=3, n_nonspatial=1, sample_key="slice", **QUICK)
     return mdata
@@ -259,11 +260,12 @@ def test_spots_without_a_slice_are_refused():
 
 def test_stated_rules_come_with_warnings():
     quick = QUICK | {"max_iter": 2, "n_topics": 2}
+    peaks, counts = spoiled("atac", put(3)), spoiled("rna", put(0.5))
     with pytest.warns(UserWarning, match="other than 0 and 1; values above 0 are set to 1") as caught:
-        bc.tl.gpnsf(spoiled("atac", put(3)), **quick)
+        bc.tl.gpnsf(peaks, **quick)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="1 values that are not whole"):
-        bc.tl.gpnsf(spoiled("rna", put(0.5)), likelihood={"rna": "nb"}, **quick)
+        bc.tl.gpnsf(counts, likelihood={"rna": "nb"}, **quick)
     twice = GRID.copy()
     twice[1] = twice[0]
     mdata = replaced(spatial=twice)
