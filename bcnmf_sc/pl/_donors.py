@@ -57,6 +57,7 @@ def donors(
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated(donor_effect=0.1)
+    >>> adata.obs["donor"] = adata.obs["donor"].str[-1]  # as if the same three had given cases and controls
     >>> roles = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
     >>> bc.tl.bcnmf(adata, **roles, n_topics=2, n_background_topics=5, tol=1e-2)
     >>> ax = bc.pl.donors(adata)
