@@ -74,7 +74,7 @@ linked = {
 }
 intersphinx_mapping = {name: (url, None) for name, url in linked.items()} if link_out else {}
 # Types of others, by the public or private path they report. References inside bcnmf_sc stay checked.
-nitpick_ignore_regex = [("py:.*", r"(?!bcnmf_sc)[\w.]+"), ("py:.*", r"bcnmf_sc\._.*")]
+nitpick_ignore_regex = [("py:.*", r"(?!bcnmf_sc)[\w.]+"), ("py:.*", r"bcnmf_sc(\.\w+)*\._.*")]
 
 html_theme = "sphinx_book_theme"
 html_title = "bcnmf_sc"

@@ -138,7 +138,7 @@ class Likelihood(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """Squared error, for images, proteins or log-normalised values (paper, section 4.1).
+    """Squared error, for images, proteins and other values that are not counts (paper, section 4.1).
 
     ``loss = (x - mu)^2 / 2``, ``p = x``, ``n = mu``.
 

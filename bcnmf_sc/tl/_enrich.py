@@ -45,7 +45,7 @@ def enrich(
     Over-representation (``"ora"``) counts the members of a set among the ``n_genes`` leading genes of a topic. Of
     :math:`N` genes that the factorisation used, :math:`M` of them in the set, the probability of at least :math:`k`
     members among :math:`n` is hypergeometric. The universe is what could have led a topic, the genes used and not the
-    genome: highly variable genes are rich in every immune or cell-cycle set before any topic is looked at. The test
+    genome: highly variable genes are rich in every immune or cell-cycle set whatever the topic. The test
     takes genes for independent, which co-expressed ones are not, so read p-values as a ranking.
 
     Ranked (``"gsea"``) takes all genes used in the order of ``by`` and needs decoupler (``pip
@@ -115,7 +115,7 @@ def enrich(
     random_seed(random_state)
     ranked = get.top_genes(adata, None, key=key, by=by, topics=topics, gene_symbols=gene_symbols)
     ranked["gene"] = ranked["gene"].astype(str)
-    ranked = ranked.drop_duplicates(["topic", "gene"])  # symbols may stand twice: the leading one counts
+    ranked = ranked.drop_duplicates(["topic", "gene"])  # of duplicate symbols, keep the leading one
     universe = sorted(ranked["gene"].unique())
     sets = {name: set(genes) & set(universe) for name, genes in _read_sets(gene_sets).items()}
     kept = {

@@ -28,7 +28,7 @@ class SpatialRunOptions(TypedDict, total=False):
         Passes over the spots at most (200).
     tol
         Stop when the bound, averaged over 20 passes, rises by less than this share of its size over the next 20 (2e-5),
-        and does not fall by more than chance. With 0 all passes are gone through.
+        and does not fall by more than chance. With 0 all passes are made.
     max_time
         Seconds after which to stop (none).
     batch_size

@@ -90,7 +90,7 @@ WARNING = {
     "all above 0 are made 1": lambda a: bc.tl.gpnsf(
         spots(a), n_topics=2, likelihood="bernoulli", device="cpu", **QUICK
     ),
-    "The fit had not come to rest": lambda a: bc.tl.gpnsf(spots(a), n_topics=2, **QUICK),
+    "The fit did not converge": lambda a: bc.tl.gpnsf(spots(a), n_topics=2, **QUICK),
 }
 
 

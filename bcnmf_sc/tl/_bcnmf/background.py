@@ -52,7 +52,7 @@ def background_check(
     adata, background_key, background, target, likelihood, layer, mask_var, random_state, copy, **run
         As in `bcnmf`, without ``checkpoint``.
     n_topics, n_background_topics
-        Numbers of target and background topics of the fit that is looked at.
+        Numbers of target and background topics of the fit to check.
     alpha
         Effective alpha at which suppressed genes are counted.
     sample_key

@@ -118,9 +118,9 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         of a background cell against a target cell, as the paper has it.
     likelihood
         ``"poisson"``, ``"nb"`` (negative binomial) or ``"zinb"`` (with dropout) for counts; ``"gaussian"`` (squared
-        error) for images, proteins or log-normalised values. Under ``"nb"`` and ``"zinb"`` a dispersion, and a dropout,
-        is estimated for each gene on the target's cells; an object of `bcnmf_sc.likelihoods` sets them instead, as
-        ``NegativeBinomial(dispersion=2.0)``. Of a MuData one for all, or a mapping of the modalities to use, as
+        error) for images, proteins and other values that are not counts. Under ``"nb"`` and ``"zinb"`` a dispersion,
+        and a dropout, is estimated for each gene on the target's cells; an object of `bcnmf_sc.likelihoods` sets them
+        instead, as ``NegativeBinomial(dispersion=2.0)``. For a MuData, one for all modalities or a mapping, as
         ``{"rna": "poisson", "protein": "gaussian"}``.
     weights
         Of the modalities of a MuData, above 0; 1 where none is given.

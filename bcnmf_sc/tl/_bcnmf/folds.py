@@ -121,7 +121,7 @@ def warn_of_background(roles: Roles, samples: pd.Categorical | None) -> None:
     if n < FEW_BACKGROUND:
         msg = (
             f"Only {n} background cells: the threshold for calling a cell is a quantile of so few scores, and their "
-            "own variation is hardly known. Read calls and p-values with care."
+            "own variation is poorly estimated. Interpret calls and p-values with care."
         )
         warnings.warn(msg, UserWarning, stacklevel=stack_level())
     if samples is not None:

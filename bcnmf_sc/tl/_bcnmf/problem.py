@@ -228,7 +228,7 @@ def _warn_of_fit(factors: Factors, explained: dict[str, float], run: Run) -> Non
     if not factors.converged and not all_gone_through(run, factors.n_iter):
         msg = (
             f"The loadings still moved by {factors.change:.1e} an iteration after {factors.n_iter} iterations. Raise "
-            "`max_iter`, or `tol` if that is close enough. With a strong contrast there may be no point of rest: "
+            "`max_iter`, or `tol` if that is close enough. With a strong contrast the fit may not converge at all: "
             "lower `alpha`."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=stack_level())

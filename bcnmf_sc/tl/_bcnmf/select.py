@@ -101,9 +101,8 @@ def select_alpha(
 ) -> AnnData | None:
     r"""Choose how hard to press against the background, from the data alone :cite:p:`li2026disentangling`.
 
-    The objective itself falls with every increase of alpha, so it cannot choose. For each alpha of a path (each fit
-    starting from the one before), and then halfway to the neighbours of the best, it is looked at what held-out cells
-    gain:
+    The objective itself falls with every increase of alpha, so it cannot choose. Each alpha of a path (each fit
+    starting from the one before), and then those halfway to the neighbours of the best, is scored by its held-out gain:
 
     .. math:: \frac{1 - D(X) / D_0(X)}{\max(1 - D(Y) / D_0(Y),\; 0.01)}
 

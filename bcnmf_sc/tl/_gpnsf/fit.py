@@ -183,7 +183,7 @@ def gpnsf(
     if not factors.converged and (climb.tol or factors.n_iter < climb.max_iter):  # with 0, no rest was asked for
         moved = "fell" if factors.gain < 0 else "rose"
         msg = (
-            f"The fit had not come to rest after {factors.n_iter} passes (share by which the bound still {moved}: "
+            f"The fit did not converge in {factors.n_iter} passes (share by which the bound still {moved}: "
             f"{abs(factors.gain):.1e}). Raise `max_iter`, over which the step falls, or `tol` if that is close enough."
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=stack_level())

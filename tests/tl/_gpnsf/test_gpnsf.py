@@ -444,7 +444,7 @@ def test_no_warning_on_good_data():
 
 def test_a_fit_that_is_cut_short_says_so():
     mdata = simulated()
-    with pytest.warns(ConvergenceWarning, match="had not come to rest after 9 passes") as caught:
+    with pytest.warns(ConvergenceWarning, match="did not converge in 9 passes") as caught:
         bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 9}))
     assert caught[0].filename == __file__
     assert mdata.uns["gpnsf"]["converged"] is False
