@@ -133,7 +133,8 @@ class Data:
     def note(self, notes: Mapping[str, Any]) -> AnnData | None:
         """Write entries of `uns`, named by the key and a suffix; return the copy if one was requested."""
         adata = self.adata.copy() if self.asked.copy else self.adata
-        adata.uns.update({self.asked.key + name: value for name, value in notes.items()})
+        for name, value in notes.items():  # one by one: `update` would be lost on a view
+            adata.uns[self.asked.key + name] = value
         return adata if self.asked.copy else None
 
     @property
@@ -149,7 +150,7 @@ def read(adata: AnnData, asked: Reading) -> Data:
     random_seed(asked.random_state)
     check_backed(adata, copy=asked.copy)
     check_names(adata)
-    check_columns(asked)
+    check_columns(adata.uns, asked)
     design = _design_of(adata, asked)
     samples = None if asked.sample_key is None else read_samples(adata, asked.sample_key)
     labels = None if asked.strata_key is None else read_samples(adata, asked.strata_key, "strata_key")
@@ -213,11 +214,14 @@ def alone(value: T | Mapping[str, T]) -> T:
     return value
 
 
-def check_columns(asked: Reading) -> None:
+def check_columns(uns: Mapping[str, Any], asked: Reading) -> None:
     """Raise where the fit would replace or remove a column of cells that it reads."""
-    lost = {f"{asked.key}_{name}" for name in (*CELL_FIELDS, *asked.writes)}  # of any fit under this key
+    record = uns.get(asked.key)
+    params = record.get("params", {}) if record is not None and hasattr(record, "keys") else {}
+    known = [f"obs.{asked.key}_{name}" for name in CELL_FIELDS] if params else []  # earlier versions kept no list
+    lost = {*params.get("written", known), *(f"obs.{asked.key}_{name}" for name in asked.writes)}
     for argument, column in ((asked.words[0], asked.background_key), ("sample_key", asked.sample_key)):
-        if asked.writes and column in lost:
+        if asked.writes and f"obs.{column}" in lost:
             msg = f"`key_added` must be a name under which `{argument}` {column!r} is not replaced, got {asked.key!r}."
             raise UserError(msg)
 

@@ -96,7 +96,7 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         check_modalities(argument, getattr(asked, argument), mdata.mod)
     weight = read_weights(asked.weights, names)
     kinds = [as_likelihood(of(asked.likelihood, name)) for name in names]
-    _anndata.check_columns(asked)
+    _anndata.check_columns(mdata.uns, asked)
     parts: dict[str, Data] = {}
     for name, kind in zip(names, kinds, strict=True):
         part = mdata[name]

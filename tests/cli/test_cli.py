@@ -349,7 +349,6 @@ class TestUsage:
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:size=2"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=two"],
             ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--likelihood", "nb:dispersion=-2"],
-            ["fit", "in.h5ad", *FIT, "-o", "out.h5ad", "--background", "other=1"],
             ["demo", "--seeds", "0"],
         ],
     )

@@ -85,9 +85,8 @@ WARNING = {
         several(a), background_key="condition", background="ctrl", n_topics=2, **QUICK
     ),
     "The cells are the units": lambda a: bc.tl.associate(donors(a), groupby="condition"),
-    "pairs have no cells": lambda a: bc.tl.associate(donors(a), groupby="condition", sample_key="donor"),
     "are not in `adata`": lambda a: bc.tl.project(a[:, :30].copy(), donors(a)),
-    "all above 0 are made 1": lambda a: bc.tl.gpnsf(
+    "values above 0 are set to 1": lambda a: bc.tl.gpnsf(
         spots(a), n_topics=2, likelihood="bernoulli", device="cpu", **QUICK
     ),
     "The fit did not converge": lambda a: bc.tl.gpnsf(spots(a), n_topics=2, **QUICK),

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from ... import _stored
-from ..._anndata import Reading, check_names
+from ..._anndata import Reading, check_backed, check_names
 from ..._utils.checks import listed
 from ..._utils.errors import UserError
 from ...engine import fit, transform
@@ -68,6 +68,7 @@ def project(
     >>> bool(abs(new.obsm["X_bcnmf"] - adata.obsm["X_bcnmf"]).max() < 1e-3)
     True
     """
+    check_backed(adata, copy=copy)
     check_names(adata)
     check_names(reference, "reference")
     stored = _stored.stored(reference, key)
@@ -137,6 +138,7 @@ def update(
     >>> late.obsm["X_bcnmf"].shape
     (500, 4)
     """
+    check_backed(adata, copy=copy)
     check_names(adata)
     check_names(reference, "reference")
     stored = _stored.stored(reference, key)

@@ -271,7 +271,12 @@ BAD = {
         ValueError,
         "`likelihood` must be one of.*or an object of",
     ),
-    "checkpoint": ({"checkpoint": "no/such/folder/state"}, None, ValueError, "`checkpoint` must lie in a folder"),
+    "checkpoint": (
+        {"checkpoint": "no/such/folder/state"},
+        None,
+        ValueError,
+        "`checkpoint` must lie in an existing folder",
+    ),
     "likelihood": ({"likelihood": "normal"}, None, ValueError, "`likelihood` must be one of.*'poisson'.*got 'normal'"),
     "layer": ({"layer": "counts"}, None, ValueError, "`layer` 'counts' is not in `adata.layers`"),
     "mask": ({"mask_var": "hvg"}, None, ValueError, "`mask_var` 'hvg' is not in `adata.var`"),
@@ -513,7 +518,7 @@ def test_overdispersed_counts(adata, likelihood, tmp_path):
     bc.tl.project(new, anndata.read_h5ad(tmp_path / "a.h5ad"))
     np.testing.assert_allclose(new.obsm["X_bcnmf"], adata.obsm["X_bcnmf"][:50], rtol=1e-2, atol=0.5)
     del adata.var["bcnmf_dispersion"]
-    with pytest.raises(ValueError, match=r"parameters in `reference\.var`, got 'bcnmf' under"):
+    with pytest.raises(ValueError, match=r"parameters in `reference\.var`, got 'bcnmf' with"):
         bc.tl.project(new, adata)
 
 

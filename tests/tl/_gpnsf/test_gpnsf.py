@@ -254,7 +254,7 @@ def test_modalities_with_different_spots_are_refused():
 def test_spots_without_a_slice_are_refused():
     mdata = simulated()
     mdata.obs["part"] = pd.Categorical(["a"] * 63 + [None])
-    with pytest.raises(ValueError, match="got 1 without"):
+    with pytest.raises(ValueError, match="got 1 missing"):
         bc.tl.gpnsf(mdata, sample_key="part", **QUICK)
 
 
