@@ -457,14 +457,14 @@ def test_all_passes_are_gone_through_without_a_warning_where_that_was_asked():
         bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 4, "tol": 0}))
     assert mdata.uns["gpnsf"]["n_iter"] == 4
     assert mdata.uns["gpnsf"]["converged"] is False
-    with pytest.warns(ConvergenceWarning, match="after 0 passes"):
+    with pytest.warns(ConvergenceWarning, match="in 0 passes"):
         bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"tol": 0, "max_time": 0}))
 
 
 def test_a_falling_bound_is_no_rest(monkeypatch):
     monkeypatch.setattr(gpnsf_fit, "_pass", lambda _, state, *__, **___: -1e4 - 3.0 * len(state.elbo))
     mdata = simulated()
-    with pytest.warns(ConvergenceWarning, match=r"after 70 passes \(share by which the bound still fell: 5\.9e-03\)"):
+    with pytest.warns(ConvergenceWarning, match=r"in 70 passes \(share by which the bound still fell: 5\.9e-03\)"):
         bc.tl.gpnsf(mdata, n_topics=2, **(QUICK | {"max_iter": 70}))
     assert mdata.uns["gpnsf"]["converged"] is False
 
