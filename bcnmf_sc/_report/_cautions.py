@@ -60,7 +60,13 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
     if "called" in topics:
         found = topics[topics["kind"] == "target"]
         few = _few_donors(record)
-        if not found["called"].astype(bool).any():
+        unnamed = record.get("params", {}).get("unnamed_donors")
+        if unnamed:
+            yield (
+                f"obs['{unnamed}'] looks like the donors, and the fit was not told (sample_key). No topic was tested: "
+                "what sets donors apart would be called, and called cells may be those of some donors."
+            )
+        elif not found["called"].astype(bool).any():
             yield (
                 f"No target topic is called, but {few} in a condition cannot decide this: see the effects with their "
                 "intervals, and tl.power for how many donors would."
@@ -68,6 +74,8 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
                 else "No target topic is called: out of fold, none is used significantly more in the target than in "
                 "the background."
             )
+        if unnamed:
+            return
         if found["p_value"].isna().all():
             yield "Topics could not be tested by donor: a condition has fewer than two donors."
         elif not record.get("params", {}).get("sample_key"):

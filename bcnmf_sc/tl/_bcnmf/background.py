@@ -13,6 +13,7 @@ from ..._anndata import Reading
 from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
+from .donors import BY_CELL, unnamed_donors
 from .folds import FEW_BACKGROUND, make_folds
 from .problem import MAX_SUPPRESSED, Problem, one_alpha
 from .select import summary
@@ -56,7 +57,7 @@ def background_check(
     alpha
         Effective alpha at which suppressed genes are counted.
     sample_key
-        Column with the donor of each cell.
+        Column with the donor of each cell, or ``"cells"``, as in `bcnmf`.
     confounders
         Further columns of ``adata.obs`` (batch, laboratory, sex, ...) that should not tell target from background.
     key_added
@@ -83,13 +84,14 @@ def background_check(
     one_alpha(background)
     no_checkpoint(run)
     number("alpha", alpha)
+    by_cell = sample_key == BY_CELL
     asked = Reading(
         key_added,
         copy,
         background_key,
         background,
         target,
-        sample_key=sample_key,
+        sample_key=None if by_cell else sample_key,
         confounders=confounders,
         likelihood=likelihood,
         layer=layer,
@@ -101,7 +103,7 @@ def background_check(
     )
     problem = Problem.read(adata, asked)
     data = problem.data
-    rows = [*_check_size(data), _check_suppressed(problem, alpha)]
+    rows = [*_check_size(data), *_check_donors(data, by_cell=by_cell), _check_suppressed(problem, alpha)]
     rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
     table = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
@@ -122,11 +124,11 @@ def _verdict(value: float, good: float, bad: float) -> str:
 
 
 def _check_size(data: Data) -> list[Row]:
-    design, samples = data.design, data.samples
+    design = data.design
     n_target, n_background = int(design.target.sum()), int(design.background.sum())
     depth = (data.sums[0].sum() / n_target) / (data.sums[1:].sum() / n_background)
     fold = max(depth, 1 / depth)
-    rows = [
+    return [
         (
             "background cells",
             float(n_background),
@@ -148,28 +150,35 @@ def _check_size(data: Data) -> list[Row]:
             "proportions are not touched by depth, unless so few counts are left that topics cannot be told apart.",
         ),
     ]
-    if samples is not None:
-        in_target, in_background = (set(samples[cells].dropna()) for cells in (design.target, design.background))
-        shared = len(in_target & in_background)
-        rows.append(
-            (
-                "background donors",
-                float(len(in_background)),
-                _verdict(len(in_background), 5, 2),
-                f"{len(in_background)} donors in the background, {len(in_target)} in the target: tests by donor "
-                "need several in each.",
-            )
-        )
-        rows.append(
-            (
-                "shared donors",
-                float(shared),
-                "good" if shared else "caution",
-                f"{shared} donors are in both. Without shared donors, what sets donors apart looks like what sets "
-                "conditions apart.",
-            )
-        )
-    return rows
+
+
+def _check_donors(data: Data, *, by_cell: bool) -> list[Row]:
+    design, samples = data.design, data.samples
+    unnamed = unnamed_donors(data.adata.obs, design) if samples is None and not by_cell else None
+    if unnamed is not None:
+        n = float(data.adata.obs[unnamed][design.target | design.background].nunique())
+        what = f"obs[{unnamed!r}] looks like the donors. Name it in `sample_key`, or no topic will be called."
+        return [("donors not named", n, "bad", what)]
+    if samples is None:
+        return []
+    in_target, in_background = (set(samples[cells].dropna()) for cells in (design.target, design.background))
+    shared = len(in_target & in_background)
+    return [
+        (
+            "background donors",
+            float(len(in_background)),
+            _verdict(len(in_background), 5, 2),
+            f"{len(in_background)} donors in the background, {len(in_target)} in the target: tests by donor need "
+            "several in each.",
+        ),
+        (
+            "shared donors",
+            float(shared),
+            "good" if shared else "caution",
+            f"{shared} donors are in both. Without shared donors, what sets donors apart looks like what sets "
+            "conditions apart.",
+        ),
+    ]
 
 
 def _check_suppressed(problem: Problem, alpha: float) -> Row:

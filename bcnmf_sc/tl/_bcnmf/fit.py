@@ -16,6 +16,7 @@ from ...engine import fit
 from ...engine.bcnmf.ensemble import fit_model, spawn
 from .._design import design_columns
 from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
+from .donors import BY_CELL, unnamed_donors, warn_of_unnamed
 from .folds import deal, design_of, score
 from .problem import SAFE_ALPHA, Problem, default_alpha
 from .select import ALPHAS, alpha_path, choose_background_topics
@@ -96,7 +97,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         not seen it. `None` scores nothing.
     sample_key
         Column of ``adata.obs`` with the donor of each cell: folds and tests of topics are then by donor. Without it
-        cells may be called for what sets their donors apart.
+        cells may be called for what sets their donors apart; where a column looks like the donors, no topic is called,
+        and a warning names it. ``"cells"`` takes cells as the units, as for cell lines or a single donor.
     design
         Formula of the tests of topics by donor, such as ``"~ condition + age + sex"`` where ``background_key`` is
         ``"condition"``: columns of ``adata.obs`` that describe donors and are adjusted for. ``(1 | patient)`` names
@@ -194,6 +196,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     ((1000, 4), (500, 4))
     """
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
+    by_cell = sample_key == BY_CELL
+    sample_key = None if by_cell else sample_key
     _check_ways(basis, cross_fit, alpha_scale, {"cell_fpr": cell_fpr, "fdr_level": fdr_level})
     _check_alphas(alpha, background, alpha_scale, split=n_background_topics != 0 and basis == "split")
     asked = Reading(
@@ -218,6 +222,10 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     problem = Problem.read(adata, asked, several=True)
     data = problem.data
     comparison = design_of(data, design)
+    scored = n_background_topics != 0 and cross_fit is not None
+    unnamed = unnamed_donors(data.adata.obs, data.design) if scored and sample_key is None and not by_cell else None
+    if unnamed is not None:
+        warn_of_unnamed(unnamed)
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
@@ -237,6 +245,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "basis": basis,
         "cross_fit": cross_fit,
         "sample_key": sample_key,
+        "unnamed_donors": unnamed,
         "design": design,
         "strata_key": strata_key,
         "cell_fpr": cell_fpr,
@@ -269,6 +278,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
             fold,
             record["topics"],
             comparison,
+            tested=unnamed is None,
             levels=levels,
             random_state=score_seed,
             run=settings,

@@ -72,7 +72,8 @@ def make_folds(roles: Roles, samples: pd.Categorical | None, n_folds: int, rando
     if n_folds < 2:  # noqa: PLR2004
         msg = (
             "`sample_key` must name at least 2 donors with target cells and 2 with background cells, to learn from "
-            f"some and score others; got {with_target} and {with_background}. Leave it out to deal cells one by one."
+            f"some and score others; got {with_target} and {with_background}. Pass `sample_key='cells'` to take cells "
+            "as the units."
         )
         raise UserError(msg)
     # In this order donors with target cells are neighbours, and so are donors with background cells: dealt out in
@@ -98,19 +99,21 @@ def score(
     topics: pd.DataFrame,
     comparison: Design | None,
     *,
+    tested: bool,
     levels: tuple[float, float],
     random_state: int,
     run: Run,
 ) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
     """Score cells and topics out of fold: cells' shares, calls and p; for the record, topics and donors compared.
 
-    ``levels`` are the false-positive rate of cells and the false discovery rate of topics.
+    ``levels`` are the false-positive rate of cells and the false discovery rate of topics, which are only called if
+    ``tested``.
     """
     cell_fpr, fdr_level = levels
     scores = cross_fit(data.source, model, factors, fold, random_state=random_state, run=run)
     likeness = Likeness.of(scores, data.design, factors.H, model.n_topics, data.labels, random_state)
     cells = score_cells(scores, data.design, factors.H, model.n_topics, cell_fpr, likeness)
-    found = call_topics(topics, scores, data.design, comparison, fdr_level, likeness)
+    found = call_topics(topics, scores, data.design, comparison, fdr_level if tested else None, likeness)
     warn_of_homeless(found["topics"], scores.share[data.design.background & (likeness.stratum >= 0)], cell_fpr)
     return cells, found
 
@@ -225,7 +228,7 @@ def call_topics(
     scores: OutOfFold,
     roles: Roles,
     design: Design | None,
-    fdr_level: float,
+    fdr_level: float | None,
     likeness: Likeness,
 ) -> dict[str, pd.DataFrame]:
     """Return ``topics`` with how their usage differs between target and background out of fold, and which are called.
@@ -233,7 +236,7 @@ def call_topics(
     The unit is the donor, with variances moderated over all topics, or without a ``design`` the cell (van Elteren's
     test within folds, strata and depths). Target topics are compared within strata: like with like. Background topics
     make the strata, so they are compared as they are, and by donor only. The donors' means that were compared are
-    returned as ``donors``.
+    returned as ``donors``. Without a level there are effects, but no p-values and no calls.
     """
     topics = topics.copy()
     found = {"topics": topics}
@@ -248,6 +251,7 @@ def call_topics(
         found["donors"] = pd.concat([design.units, pd.DataFrame(means, columns=list(topics.index))], axis=1)
         found["donors"].index = found["donors"].index.astype(str)
     topics[EFFECT] = tested.to_numpy()
+    p, fdr_level = (np.full(len(p), np.nan), 0.0) if fdr_level is None else (p, fdr_level)
     topics["p_value"] = p
     gained = (topics["log2_fold_change"] > 0).to_numpy()
     topics["p_adjusted"], topics["called"] = decide(p, gained, target, fdr_level)
