@@ -237,5 +237,7 @@ def test_lymphoma(data_folder):
     bc.tl.bcnmf(mdata, **ask)
     lymphoma = (adata.obs["condition"] == "CTCL").to_numpy()
     assert roc_auc_score(lymphoma, mdata.obs["bcnmf_target_share"]) > 0.95
-    assert mdata.obs["bcnmf_enriched"][lymphoma].mean() > 0.8
+    called = mdata.obs["bcnmf_enriched"]  # 80 to 91 % over seeds, against similar ones of only 128 control cells
+    assert called[lymphoma].mean() > 0.75
+    assert called[~lymphoma].mean() < 0.07
     assert mdata["protein"].varm["bcnmf"].shape == (49, 8)
