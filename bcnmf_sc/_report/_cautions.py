@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._stored import question
-from ..tl._bcnmf.folds import FEW_BACKGROUND
+from ..tl._bcnmf.folds import FEW_BACKGROUND, FEW_DONORS
 from ..tl._bcnmf.problem import MAX_SUPPRESSED
 from ..tl._bcnmf.select import COLLAPSED
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-ENOUGH = 3
-"""Donors in each condition from which on a topic that is not called says something."""
 SIDES = ["target", "background"]
 
 
@@ -90,7 +88,7 @@ def _few_donors(record: Mapping[str, Any]) -> str:
     if "donors" not in record:
         return ""
     fewest = int(record["donors"]["condition"].astype(str).value_counts().reindex(SIDES, fill_value=0).min())
-    return "" if fewest >= ENOUGH else "1 donor" if fewest == 1 else f"{fewest} donors"
+    return "" if fewest >= FEW_DONORS else "1 donor" if fewest == 1 else f"{fewest} donors"
 
 
 def _of_background(adata: AnnData, key: str, record: Mapping[str, Any]) -> Iterator[str]:

@@ -15,8 +15,7 @@ ROLES = {"background_key": "condition", "background": "ctrl"}
 @pytest.fixture(scope="module")
 def fitted():
     adata = bc.datasets.simulated(200, 200, 150, n_donors=4, donor_effect=0.1)
-    with pytest.warns(UserWarning, match="share no donor"):
-        bc.tl.bcnmf(adata, **ROLES, sample_key="donor", n_topics=2, n_background_topics=4, tol=1e-2, progress=False)
+    bc.tl.bcnmf(adata, **ROLES, sample_key="donor", n_topics=2, n_background_topics=4, tol=1e-2, progress=False)
     return adata
 
 

@@ -66,6 +66,12 @@ def donors(adata):
     return adata
 
 
+def two_donors(adata):
+    """Two in each condition."""
+    adata.obs["donor"] = [f"{side} {i % 2}" for i, side in enumerate(adata.obs["condition"])]
+    return adata
+
+
 def spots(adata):
     adata.obsm["spatial"] = np.stack(np.divmod(np.arange(adata.n_obs), 7), 1).astype(float)
     return adata
@@ -74,7 +80,10 @@ def spots(adata):
 # each ends in a warning of its own, from another depth of the package
 WARNING = {
     "Only 30 background cells": lambda a: bc.tl.bcnmf(a, **SIDES, n_topics=2, n_background_topics=2, **QUICK),
-    "share no donor": lambda a: bc.tl.bcnmf(a, **SIDES, n_topics=2, n_background_topics=2, sample_key="donor", **QUICK),
+    "share no donor": lambda a: bc.tl.bcnmf(
+        two_donors(a), **SIDES, n_topics=2, n_background_topics=2, sample_key="donor", **QUICK
+    ),
+    "looks like the donors": lambda a: bc.tl.bcnmf(a, **SIDES, n_topics=2, n_background_topics=2, **QUICK),
     "The loadings still moved": lambda a: bc.tl.nmf(a, n_topics=2, **QUICK),
     "The case topics still moved": lambda a: bc.tl.deltanmf(
         a, condition_key="condition", control="ctrl", n_topics_control=2, n_topics_case=1, **QUICK

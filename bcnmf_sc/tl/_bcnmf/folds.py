@@ -34,6 +34,8 @@ FEW_BACKGROUND = 100
 """Background cells below which a threshold set on them says little."""
 
 
+FEW_DONORS = 3
+"""Donors of a condition below which they can hardly be told from it."""
 MANY_EMPTY = 0.01
 """Share of background cells without counts from which on a fit warns."""
 HOMELESS = 0.5
@@ -119,7 +121,7 @@ def score(
 
 
 def warn_of_background(roles: Roles, samples: pd.Categorical | None) -> None:
-    """Say when scores of the background's cells are too few, or not comparable."""
+    """Say when scores of the background's cells are too few, or those of few donors."""
     n = int(roles.background.sum())
     if n < FEW_BACKGROUND:
         msg = (
@@ -128,11 +130,12 @@ def warn_of_background(roles: Roles, samples: pd.Categorical | None) -> None:
         )
         warnings.warn(msg, UserWarning, stacklevel=stack_level())
     if samples is not None:
-        shared = set(samples[roles.target].dropna()) & set(samples[roles.background].dropna())
-        if not shared:
+        of_target, of_background = (set(samples[cells].dropna()) for cells in (roles.target, roles.background))
+        fewest = min(len(of_target), len(of_background))
+        if fewest < FEW_DONORS and not of_target & of_background:
             msg = (
-                "Target and background share no donor: what sets the donors apart cannot be told from what sets the "
-                "conditions apart. See the associations by donor before trusting single cells."
+                f"Target and background share no donor, and one has {fewest}: what sets so few donors apart cannot be "
+                "told from what sets the conditions apart. Interpret topics and called cells with care."
             )
             warnings.warn(msg, UserWarning, stacklevel=stack_level())
 

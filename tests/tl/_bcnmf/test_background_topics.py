@@ -17,6 +17,7 @@ from bcnmf_sc.tl._bcnmf.strata import comparable_blocks, stratified_rank_test
 from bcnmf_sc.tl._design import Design, moderated
 
 SPLIT = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+SPLIT["sample_key"] = "cells"
 
 
 def alike(n):
@@ -145,7 +146,6 @@ def test_one_donor_cannot_be_held_out():
         make_folds(Roles(target, {"ctrl": ~target}), donors, 5, 0)
 
 
-@pytest.mark.filterwarnings("ignore:Target and background share no donor")
 def test_cells_without_a_donor_are_scored_out_of_fold(adata):
     adata.obs["donor"] = adata.obs["donor"].astype(object)
     adata.obs.loc[adata.obs_names[::2], "donor"] = np.nan
@@ -174,24 +174,22 @@ def test_cell_fpr_sets_how_many_controls_would_be_called(adata):
 
 
 def test_by_donor(adata):
-    with pytest.warns(UserWarning, match="share no donor"):
-        bc.tl.bcnmf(adata, **SPLIT, sample_key="donor")
+    bc.tl.bcnmf(adata, **SPLIT | {"sample_key": "donor"})
     assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.8
     assert adata.uns["bcnmf"]["topics"]["p_value"][:2].max() < 0.2
     with pytest.raises(ValueError, match=r"`sample_key` 'patient' is not in `adata\.obs`"):
-        bc.tl.bcnmf(adata, **SPLIT, sample_key="patient")
+        bc.tl.bcnmf(adata, **SPLIT | {"sample_key": "patient"})
 
 
-@pytest.mark.filterwarnings("ignore:Target and background share no donor")
 def test_folds_by_donor_call_no_cell_for_its_donor():
     """Donors that differ much: by cell, many cells without the programs are called; by donor, as many as by chance."""
     adata = bc.datasets.simulated(donor_effect=0.2)
     others = ((adata.obs["condition"] == "case") & (adata.obs["subgroup"] == "none")).to_numpy()
     called = {}
-    for sample_key in (None, "donor"):
-        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 10}, sample_key=sample_key)
+    for sample_key in ("cells", "donor"):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": 4, "n_background_topics": 10, "sample_key": sample_key})
         called[sample_key] = adata.obs["bcnmf_enriched"][others].mean()
-    assert called[None] > 0.15
+    assert called["cells"] > 0.15
     assert called["donor"] < 0.1
     assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
 
@@ -355,11 +353,10 @@ def test_cells_are_the_units_where_no_donors_are_given():
     assert table[["p_value", "log2_fold_change"]][2:].isna().all(axis=None)  # background topics make the strata
 
 
-@pytest.mark.filterwarnings("ignore:Target and background share no donor")
 def test_designs_adjust_the_test_of_topics_and_are_recorded(adata, tmp_path):
     donor = adata.obs["donor"].astype("category").cat.codes.to_numpy()
     adata.obs["age"] = np.array([31.0, 50, 44, 28, 61, 39])[donor]
-    bc.tl.bcnmf(adata, **SPLIT, sample_key="donor", design="~ age + condition")
+    bc.tl.bcnmf(adata, **SPLIT | {"sample_key": "donor"}, design="~ age + condition")
     topics, donors = bc.get.topics(adata), bc.get.donors(adata)
     age = adata.obs.drop_duplicates("donor").set_index("donor")["age"]
     X = np.column_stack([np.ones(6), (donors["condition"] == "target").to_numpy(float), age.loc[donors["donor"]]])
@@ -374,7 +371,7 @@ def test_designs_adjust_the_test_of_topics_and_are_recorded(adata, tmp_path):
     with pytest.raises(ValueError, match="`design` must come with `sample_key`"):
         bc.tl.bcnmf(adata, **SPLIT, design="~ condition")
     with pytest.raises(ValueError, match=r"must be a column of the design.*Columns: 'age'"):
-        bc.tl.bcnmf(adata, **SPLIT, sample_key="donor", design="~ age")
+        bc.tl.bcnmf(adata, **SPLIT | {"sample_key": "donor"}, design="~ age")
 
 
 BAD = {
@@ -395,7 +392,15 @@ def test_bad_input(adata, case):
 def test_kang_quality(data_folder):
     """One seed of `benchmarks/quality_kang.py`."""
     adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
-    bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4, n_background_topics=10, tol=1e-3)
+    bc.tl.bcnmf(
+        adata,
+        background_key="condition",
+        background="ctrl",
+        n_topics=4,
+        n_background_topics=10,
+        sample_key="cells",
+        tol=1e-3,
+    )
     stim = (adata.obs["condition"] == "stim").to_numpy()
     assert roc_auc_score(stim, adata.obs["bcnmf_target_share"]) >= 0.99
     assert adata.obs["bcnmf_enriched"][stim].mean() >= 0.97

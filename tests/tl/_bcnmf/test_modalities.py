@@ -44,7 +44,7 @@ def test_one_likelihood_is_the_fit_of_all_features(adata, mdata):
     bc.tl.bcnmf(mdata, **ASK)
     names = [name.split(":")[-1] for part in mdata.mod.values() for name in part.var_names]
     together = adata[:, names].copy()
-    bc.tl.bcnmf(together, **ASK)
+    bc.tl.bcnmf(together, **ASK, sample_key="cells")
     np.testing.assert_array_equal(mdata.obsm["X_bcnmf"], together.obsm["X_bcnmf"])
     stacked = np.vstack([mdata[name].varm["bcnmf"] for name in mdata.mod])
     np.testing.assert_array_equal(stacked, together.varm["bcnmf"])

@@ -11,6 +11,7 @@ import bcnmf_sc as bc
 from bcnmf_sc.tl._bcnmf import strata
 
 ROLES = {"background_key": "condition", "background": "ctrl", "n_topics": 2, "n_background_topics": 6, "tol": 1e-3}
+ROLES["sample_key"] = "cells"
 
 
 def three_types(seed=0, n=600):
