@@ -276,7 +276,7 @@ def test_quickstart_runs_as_written(page, tmp_path, monkeypatch):
 def test_random_halves_as_the_docs_have_them(capsys):
     """The last block of the page on backgrounds runs, and finds as little as the page says."""
     page = ROOT / "docs" / "choosing_a_background.md"
-    printed = re.search(r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    printed = re.findall(r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[-1]
     exec(compile(code_blocks(page)[-1], str(page), "exec"), {})
     number = r"[-\d.]+"
     now, then = ([float(x) for x in re.findall(number, text)] for text in (capsys.readouterr().out, printed))
@@ -284,6 +284,17 @@ def test_random_halves_as_the_docs_have_them(capsys):
     assert now == pytest.approx(then, abs=1.5)  # of the called cells, percent
     assert 0.44 < now[0] < 0.56
     assert now[2] == then[2] == 0
+
+
+def test_random_donors_as_the_docs_have_them(capsys):
+    page = ROOT / "docs" / "choosing_a_background.md"
+    printed = re.findall(r"^```text\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[0]
+    with pytest.warns(UserWarning, match="looks like the donors"):
+        exec(compile(code_blocks(page)[-2], str(page), "exec"), {})
+    number = r"\d+(?= topics|%)"
+    now, then = ([int(x) for x in re.findall(number, text)] for text in (capsys.readouterr().out, printed))
+    assert now[::2] == then[::2] == [3, 0, 0]
+    assert now[1::2] == pytest.approx(then[1::2], abs=4)  # percent of cells
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a fit that is cut short
