@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHARED_TYPES = ("B cell", "NK cell", "T cell")
 """Cell types of the Zheng data that are dealt out to target and background."""
 ROLES = {"background_key": "role", "background": "background", "progress": False}
+BY_CELL = ROLES | {"sample_key": "cells"}
 """What every fit of a design is told."""
 WEAK = {"n_background": 800, "n_types": 8, "n_shared": 4, "frac_active": 0.2, "salient_strength": 0.15}
 """Options of `simulated`: many shared programs, and few cells with a weak one of their own."""

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from _common import table, verdict
-from _designs import ROLES, WEAK, arguments, kang, scores, simulated, zheng
+from _designs import BY_CELL, WEAK, arguments, kang, scores, simulated, zheng
 
 import bcnmf_sc as bc
 
@@ -34,7 +34,7 @@ def main() -> None:
     for name, design in designs.items():
         for seed in range(args.seeds):
             adata = design(seed)
-            fit = partial(bc.tl.bcnmf, adata, **ROLES, n_topics=args.topics, tol=1e-3, random_state=seed)
+            fit = partial(bc.tl.bcnmf, adata, **BY_CELL, n_topics=args.topics, tol=1e-3, random_state=seed)
             begin = time.process_time()
             fit(n_background_topics="auto", cross_fit=None)
             seconds = time.process_time() - begin

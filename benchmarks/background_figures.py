@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-from _designs import ROLES, arguments, kang, kang_null
+from _designs import BY_CELL, ROLES, arguments, kang, kang_null
 from crossfit_bias import scored
 
 import bcnmf_sc as bc
@@ -50,7 +50,7 @@ def plain_contrast(adata: AnnData) -> Figure:
 
 def background_topics(adata: AnnData) -> Figure:
     """The out-of-fold target share of every cell type and condition."""
-    bc.tl.bcnmf(adata, **ROLES, n_topics=N_TOPICS, n_background_topics=10, tol=1e-3)
+    bc.tl.bcnmf(adata, **BY_CELL, n_topics=N_TOPICS, n_background_topics=10, tol=1e-3)
     share, types = adata.obs["bcnmf_target_share"].to_numpy(), adata.obs[TYPE].astype("category")
     fig, ax = plt.subplots(figsize=(6.4, 2.7), layout="constrained")
     for offset, role in ((-0.2, "background"), (0.2, "target")):

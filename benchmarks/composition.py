@@ -118,7 +118,7 @@ def plain_topics(scores: folds.OutOfFold, target: np.ndarray, *, n_topics: int, 
     return int((stats.false_discovery_control(p) <= LEVEL).sum())
 
 
-def compared(adata: AnnData, seed: int, sample_key: str | None, **numbers: int) -> list[float]:
+def compared(adata: AnnData, seed: int, sample_key: str, **numbers: int) -> list[float]:
     """Fit once; return topics called, cells called of the target's others and new cells called, plain and as built."""
     target, new = (adata.obs["role"] == "target").to_numpy(), adata.obs["new"].to_numpy()
     found = []
@@ -126,7 +126,7 @@ def compared(adata: AnnData, seed: int, sample_key: str | None, **numbers: int) 
     with mock.patch.object(folds, "cross_fit", lambda *args, **how: found.append(real(*args, **how)) or found[-1]):
         bc.tl.bcnmf(adata, **ROLES, **numbers, sample_key=sample_key, mask_var=None, tol=1e-3, random_state=seed)
     share = adata.obs["bcnmf_target_share"].to_numpy()
-    donor = None if sample_key is None else adata.obs[sample_key].astype(str)
+    donor = None if sample_key == "cells" else adata.obs[sample_key].astype(str)
     topics = adata.uns["bcnmf"]["topics"]
     result = [plain_topics(found[0], target, n_topics=numbers["n_topics"], donor=donor)]
     result.append(int(topics.loc[topics["kind"] == "target", "called"].sum()))
@@ -153,9 +153,9 @@ def main() -> None:
     numbers = {"n_topics": args.topics, "n_background_topics": args.background_topics}
     rows = {}
     for designs, n_runs, sample_key in (
-        (NULLS, args.runs, None),
+        (NULLS, args.runs, "cells"),
         (BY_DONOR, args.runs, "donor"),
-        (PROGRAMS, args.program_runs, None),
+        (PROGRAMS, args.program_runs, "cells"),
     ):
         for name, design in designs.items():
             rows[name] = summary([compared(design(args.data, s), s, sample_key, **numbers) for s in range(n_runs)])

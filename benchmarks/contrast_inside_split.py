@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from _common import table
-from _designs import ROLES, WEAK, arguments, kang, kang_null, scores, simulated, zheng
+from _designs import BY_CELL, WEAK, arguments, kang, kang_null, scores, simulated, zheng
 
 import bcnmf_sc as bc
 
@@ -50,7 +50,7 @@ def main() -> None:
             found = []
             for seed in range(args.seeds):
                 adata = design(seed)
-                bc.tl.bcnmf(adata, **ROLES, **numbers, alpha=alpha, random_state=seed)
+                bc.tl.bcnmf(adata, **BY_CELL, **numbers, alpha=alpha, random_state=seed)
                 topics = bc.get.topics(adata).query("kind == 'target'")
                 found.append(
                     {"called new": np.nan}

@@ -26,7 +26,7 @@ def scored(adata: AnnData, seed: int) -> dict[str, np.ndarray]:
     part = np.random.default_rng(seed).integers(0, 3, adata.n_obs)
     adata.obs["part"] = np.array(["background", "target", "unseen"])[part]
     ask = {"background_key": "part", "background": "background", "target": "target", "n_topics": 4}
-    bc.tl.bcnmf(adata, **ask, n_background_topics=10, tol=1e-3, random_state=seed, progress=False)
+    bc.tl.bcnmf(adata, **ask, sample_key="cells", n_background_topics=10, tol=1e-3, random_state=seed, progress=False)
     seen = bc.metrics.proportions(adata.obsm["X_bcnmf"])[:, :4].sum(1)
     return {"part": part, "as fitted": seen, "cross-fitted": adata.obs["bcnmf_target_share"].to_numpy()}
 

@@ -22,14 +22,14 @@ def main() -> None:
     numbers = {"n_topics": args.topics, "n_background_topics": args.background_topics, "tol": 1e-3}
     rows = []
     for effect in EFFECTS:
-        for sample_key in (None, "donor"):
+        for sample_key in ("cells", "donor"):
             found = []
             for seed in range(args.seeds):
                 adata = simulated(seed, donor_effect=effect)
                 bc.tl.bcnmf(adata, **ROLES, **numbers, sample_key=sample_key, random_state=seed)
                 found.append(scores(adata))
             cells = [spread([each[name] for each in found]) for name in ("AUC", "called new", "called others")]
-            rows.append([effect, sample_key or "cell", *cells])
+            rows.append([effect, sample_key, *cells])
             print(*rows[-1], flush=True)
     table(f"{numbers}, {args.seeds} seeds", ["donor effect", "folds by", "AUC", "called new", "called others"], rows)
 

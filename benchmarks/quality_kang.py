@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from _common import table, verdict
-from _designs import ROLES, arguments, kang, kang_null, scores, spread
+from _designs import BY_CELL, ROLES, arguments, kang, kang_null, scores, spread
 from sklearn.metrics import adjusted_rand_score
 
 import bcnmf_sc as bc
@@ -37,7 +37,7 @@ def n_interferon(adata: AnnData) -> int:
 
 def main() -> None:
     args = arguments(__doc__, seeds=10, topics=4, background_topics=10)
-    fit = partial(bc.tl.bcnmf, **ROLES, n_background_topics=args.background_topics, n_topics=args.topics, tol=1e-3)
+    fit = partial(bc.tl.bcnmf, **BY_CELL, n_background_topics=args.background_topics, n_topics=args.topics, tol=1e-3)
     begin = time.process_time()
     found: dict[str, list[dict[str, float]]] = {"split": [], "shared": [], "null": []}
     for seed in range(args.seeds):

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from _common import table, verdict
-from _designs import ROLES, arguments, scores, spread, zheng
+from _designs import BY_CELL, arguments, scores, spread, zheng
 
 import bcnmf_sc as bc
 
@@ -22,7 +22,7 @@ import bcnmf_sc as bc
 def main() -> None:
     args = arguments(__doc__, seeds=3, null_seeds=20, topics=4, background_topics=10)
     options = {"n_topics": args.topics, "n_background_topics": args.background_topics, "tol": 1e-3}
-    fit = partial(bc.tl.bcnmf, **ROLES, **options)
+    fit = partial(bc.tl.bcnmf, **BY_CELL, **options)
     rows, all_found = [], []
     for spike in ("CD34+", "CD14+"):
         found = []

@@ -42,7 +42,7 @@ def analysed() -> AnnData:
     adata.obs["patient"] = pd.Categorical([f"P{i % 6 + 1}" for i in range(adata.n_obs)])
     bc.pp.highly_variable_genes(adata, n_top_genes=300, **SPLIT)
     bc.tl.select_alpha(adata, n_topics=6, n_restarts=3, tol=1e-3, progress=False, **SPLIT)
-    bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, progress=False, **SPLIT)
+    bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, sample_key="donor", progress=False, **SPLIT)
     bc.tl.umap(adata)
     bc.tl.associate(adata, groupby="subgroup", sample_key="patient", reference="none")
     bc.tl.associate_genes(adata, groupby="condition", sample_key="donor")

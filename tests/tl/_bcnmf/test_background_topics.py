@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
 from bcnmf_sc._anndata import Design as Roles
+from bcnmf_sc._report._cautions import cautions
 from bcnmf_sc.engine.bcnmf.ensemble import OutOfFold
 from bcnmf_sc.tl._bcnmf.folds import Likeness, call_topics, make_folds
 from bcnmf_sc.tl._bcnmf.strata import comparable_blocks, stratified_rank_test
@@ -390,7 +391,7 @@ def test_bad_input(adata, case):
 
 
 def test_kang_quality(data_folder):
-    """One seed of `benchmarks/quality_kang.py`."""
+    """One seed of `benchmarks/quality_kang.py`, by donor: two, both stimulated, of whom all programs are called."""
     adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
     bc.tl.bcnmf(
         adata,
@@ -398,7 +399,7 @@ def test_kang_quality(data_folder):
         background="ctrl",
         n_topics=4,
         n_background_topics=10,
-        sample_key="cells",
+        sample_key="donor",
         tol=1e-3,
     )
     stim = (adata.obs["condition"] == "stim").to_numpy()
@@ -407,6 +408,11 @@ def test_kang_quality(data_folder):
     assert adata.obs["bcnmf_enriched"][~stim].mean() <= 0.06
     leading = set(bc.get.top_genes(adata, 15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
     assert {"ISG15", "IFIT3"} <= leading
+    topics = bc.get.topics(adata).iloc[:4]
+    assert topics["called"].all()
+    assert (topics["direction"] == "gained").all()
+    assert topics["ci_low"].min() > 1  # each doubles at least
+    assert not [one for one in cautions(adata, "bcnmf", adata.uns["bcnmf"]) if "topic" in one.lower()]
 
 
 @pytest.mark.parametrize("by_donor", [False, True])
