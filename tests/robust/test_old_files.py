@@ -15,7 +15,7 @@ import bcnmf_sc as bc
 FILE = Path(__file__).parent / "files" / "format_1.h5ad.xz"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'case' against 'ctrl' is the contrast of the fit"),
-    pytest.mark.filterwarnings("ignore:Only 80 background cells"),
+    pytest.mark.filterwarnings("ignore:Only 80 background cells", "ignore:.* of the background.s cells have more than"),
 ]
 
 
