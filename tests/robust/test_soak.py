@@ -97,18 +97,26 @@ def reference(name: str, problem: Problem, n_iter: int) -> tuple[np.ndarray, np.
     free = normalised(problem.start)[0]
     W = W_before = np.hstack([problem.frozen, free])
     H = H_before = None
-    momentum, losses, calmest, cap, scale = 1.0, [], np.inf, 0.9, np.ones(W.shape[1])
+    momentum, losses, calmest, scale = 1.0, [], np.inf, np.ones(W.shape[1])
+    cap = 0.9 if b.any() else 0.95
+
+    def extrapolated(now, before, beta):
+        if b.any():
+            return now + beta * np.maximum(now - before, 0)
+        top, bottom = (1 + beta) * now + (1 - beta) * before, (1 - beta) * now + (1 + beta) * before
+        return now * np.minimum(top / np.maximum(bottom, TINY), 2)
+
     for _ in range(n_iter):
         ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
         beta = min((momentum - 1) / ahead, cap) if problem.accelerate else 0.0
-        at = W + beta * np.maximum(W - W_before, 0)
+        at = extrapolated(W, W_before, beta)
         if H is None:
             h = np.repeat(x.sum(1, keepdims=True), W.shape[1], 1) / W.shape[1]
             H_before = h if problem.accelerate else None
         else:
             h = H * scale
             if problem.accelerate:
-                h, H_before = h + beta * np.maximum(h - H_before, 0), h
+                h, H_before = extrapolated(h, H_before, beta), h
         p, n, _ = terms(name, x, np.maximum(h @ at.T, TINY), problem.likelihood)
         h = h * (p @ at) / np.maximum(n @ at, TINY)
         H = np.maximum(h, 1e-8 * h.mean(1, keepdims=True))
@@ -119,7 +127,10 @@ def reference(name: str, problem: Problem, n_iter: int) -> tuple[np.ndarray, np.
         new, scale = normalised((up / np.maximum(down, TINY))[:, n_frozen:])
         new, scale = np.hstack([problem.frozen, new]), np.append(np.ones(n_frozen), scale)
         change = np.linalg.norm(new - W) / np.linalg.norm(W[:, n_frozen:])
-        momentum = 1.0 if np.vdot(new - at, W - W_before) < 0 else ahead
+        reversed_ = (
+            np.vdot(new - at, W - W_before) < 0 if b.any() else len(losses) > 1 and losses[-1][0] > losses[-2][0]
+        )
+        momentum = 1.0 if reversed_ else ahead
         calmest = min(calmest, change)
         if b.any() and change > 4 * calmest:
             cap /= 2

@@ -22,7 +22,7 @@ from ..._utils.errors import UserError
 from ..._utils.progress import progress_bar
 from ..checkpoint import Checkpoint
 from ..kernels._loops import MAX_BETA, TINY
-from ..kernels.block import Pass, Rows, Sums
+from ..kernels.block import Pass, Rows, Sums, extrapolated
 from ..kernels.cpu import sweep
 from ..rows.summary import fingerprint
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 LOADINGS_FLOOR = 1e-10
 """Smallest normalised loading of an expressed gene: multiplicative updates could never raise an entry from zero."""
+MAX_BETA_UNDER_CONTRAST = 0.9
+"""Cap of the extrapolation with a background weight: steps are then no descent steps of one objective."""
 UNREST = 4.0
 """Under a contrast, halve the cap of the extrapolation while the change exceeds its minimum so far by this factor."""
 USAGE_STEPS = 1000
@@ -95,6 +97,8 @@ class State:
     rows: Any
     """The cells' `Rows`, as placed by `RowSource.place`."""
     likelihood: Likelihood
+    ratio: bool
+    """Whether the logarithm of the step is extrapolated: without a contrast."""
     weight: np.ndarray = field(default_factory=lambda: np.zeros(()))
     momentum: float = 1.0
     max_beta: float = MAX_BETA
@@ -175,10 +179,13 @@ def fit(
     numbers = (n_frozen, run.accelerate, refine, expressed, () if prior is None else prior)
     what = () if run.checkpoint is None else identity(source, likelihood)
     checkpoint = Checkpoint.open(run.checkpoint, W, target, background, *numbers, *what)
+    plain = not background.any()
     state = restore(checkpoint, source, W.shape[1], [target, background], likelihood, run)
     if state is None:
         make_rows = partial(Rows.of, n_topics=W.shape[1], dtype=source.dtype, prev=run.accelerate, loss=False)
-        state = State(W, W, np.ones(W.shape[1]), source.place(make_rows, target, background), likelihood)
+        cap = MAX_BETA if plain else MAX_BETA_UNDER_CONTRAST
+        rows = source.place(make_rows, target, background)
+        state = State(W, W, np.ones(W.shape[1]), rows, likelihood, ratio=plain, max_beta=cap)
     refine_on = float(target.sum()) if refine else 0.0
     deadline = time.monotonic() + run.max_time
     with (
@@ -249,7 +256,8 @@ def restore(
     likelihood = type(likelihood)(**{name: stored.pop(key) for name, key in parameters.items()})
     cells = [each.astype(source.dtype) for each in weights]
     rows = source.place(Rows, *cells, stored.pop("H"), stored.pop("H_prev"), np.zeros(0))
-    return State(rows=rows, likelihood=likelihood, **stored | {"loss": stored["loss"].tolist()})
+    stored["loss"] = stored["loss"].tolist()
+    return State(rows=rows, likelihood=likelihood, ratio=not weights[1].any(), **stored)
 
 
 def iterate(
@@ -264,12 +272,20 @@ def iterate(
 ) -> None:
     """Do one iteration: a usage step of every cell, then one loadings step (paper, sections 4.1, S1 and S2)."""
     beta, momentum = extrapolation(state.momentum, state.max_beta) if run.accelerate else (0.0, 1.0)
-    W = state.W + beta * np.maximum(state.W - state.W_prev, 0)
+    W = extrapolated(state.W, state.W_prev, beta, ratio=state.ratio)
     state.n_iter += 1
     check = state.n_iter == 1 or state.n_iter % run.check_every == 0
     refine = refine_on > 0 and (check or state.n_iter < run.check_every)
 
-    todo = Pass(W.astype(source.dtype), state.scale, beta=beta, cold=state.n_iter == 1, loss=check, evidence=refine)
+    todo = Pass(
+        W.astype(source.dtype),
+        state.scale,
+        beta=beta,
+        ratio=state.ratio,
+        cold=state.n_iter == 1,
+        loss=check,
+        evidence=refine,
+    )
     sums = source.reduce(partial(sweep, todo=todo, likelihood=state.likelihood), state.rows)
     up, down = loadings_terms(W, sums, state.likelihood)
     if past is not None:
@@ -278,8 +294,9 @@ def iterate(
     new[:, n_frozen:], scale = normalise((up / np.maximum(down, TINY))[:, n_frozen:], expressed)
 
     change = float(np.linalg.norm(new - state.W)) / max(float(np.linalg.norm(state.W[:, n_frozen:])), TINY)
-    turned = np.vdot(new - W, state.W - state.W_prev) < 0  # the step reverses: restart the extrapolation
-    state.momentum = 1.0 if turned else momentum
+    state.momentum = momentum
+    if not state.ratio and np.vdot(new - W, state.W - state.W_prev) < 0:
+        state.momentum = 1.0  # the step reverses: restart the extrapolation
     state.calmest = min(state.calmest, change)
     if sums.p_y.shape and change > UNREST * state.calmest:
         state.max_beta /= 2  # extrapolation can keep plain updates from converging: reduce it
@@ -290,6 +307,8 @@ def iterate(
         state.likelihood = state.likelihood.refined(sums.evidence, refine_on)
     if check:
         loss_x, loss_y, alpha_loss_y = sums.loss
+        if state.ratio and state.loss and loss_x > state.loss[-1][1]:
+            state.momentum = 1.0  # the extrapolation went too far: restart it
         state.loss.append([state.n_iter, loss_x, loss_y, loss_x - alpha_loss_y, change])
 
 

@@ -17,8 +17,10 @@ from ._vector import add_outer, add_pull
 
 USAGE_FLOOR = 1e-8
 """Smallest usage as a share of the cell's mean usage: an entry could never increase from zero."""
-MAX_BETA = 0.9
+MAX_BETA = 0.95
 """Cap of the extrapolation."""
+MOST_AHEAD = 2
+"""Largest factor by which an extrapolation increases an entry: more of it makes the loss rise at times."""
 TINY = 1e-30
 """Smallest divisor."""
 MOST = 1e30
@@ -55,18 +57,29 @@ def _save_if_possible(save, *args):
 
 
 @inlined
-def _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss):
+def _ahead(now, before, less, more, tiny):
+    """`extrapolated` for one number, with ``1 - beta`` and ``1 + beta``, by the ratio of the last step."""
+    return now * min((more * now + less * before) / max(less * now + more * before, tiny), MOST_AHEAD)
+
+
+@inlined
+def _begin(h, values, begin, end, H, H_prev, i, scale, beta, ratio, cold, loss):
     """`_start` for one cell: writes h, returns the cell's total."""
     total = values.dtype.type(0)
     if cold or loss:
         for at in range(begin, end):
             total += values[at]
     n_topics = H.shape[1]
+    zero, tiny = h.dtype.type(0), h.dtype.type(TINY)
+    less, more = h.dtype.type(1) - beta, h.dtype.type(1) + beta
     for k in range(n_topics):
         now = total / n_topics if cold else H[i, k] * scale[k]
         h[k] = now
         if H_prev.shape[0] > 0:
-            h[k] += beta * max(now - H_prev[i, k], h.dtype.type(0))
+            if ratio:
+                h[k] = _ahead(now, H_prev[i, k], less, more, tiny)
+            else:
+                h[k] += beta * max(now - H_prev[i, k], zero)
             H_prev[i, k] = now
     return total
 
@@ -92,10 +105,11 @@ def _finish_step(h, up, down, last, n_topics):
 def _go_ahead(h, last, momentum, n_topics):
     """`_extrapolation` for one cell, in place; returns the momentum to go on with."""
     ahead = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-    beta = h.dtype.type(min((momentum - 1) / ahead, MAX_BETA))
+    beta = min((momentum - 1) / ahead, MAX_BETA)
+    less, more, tiny = h.dtype.type(1 - beta), h.dtype.type(1 + beta), h.dtype.type(TINY)
     for k in range(n_topics):
         now = h[k]
-        h[k] = now + beta * max(now - last[k], h.dtype.type(0))
+        h[k] = _ahead(now, last[k], less, more, tiny)
         last[k] = now
     return ahead
 
@@ -138,7 +152,7 @@ def _outer(W, h, p, indices, values, begin, end, tail_indices, tail_values, weig
 @jit
 def poisson_rows(
     indptr, indices, values, W, down, target, background, H, H_prev,
-    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
+    scale, beta, ratio, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
 ):  # fmt: skip
     n_topics, width = H.shape[1], W.shape[1]
     tiny = W.dtype.type(TINY)
@@ -151,7 +165,7 @@ def poisson_rows(
         if a == 0 and b == 0:
             continue
         begin, end = indptr[i], indptr[i + 1]
-        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
+        total = _begin(h, values, begin, end, H, H_prev, i, scale, beta, ratio, cold, loss)
         last[:] = h
         momentum = 1.0
         for step in range(steps):
@@ -190,7 +204,7 @@ def poisson_rows(
 @jit
 def gaussian_rows(
     indptr, indices, values, W, gram, target, background, H, H_prev,
-    scale, beta, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
+    scale, beta, ratio, steps, tol, cold, sums, loss, p_x, p_y, losses, cell_loss,
 ):  # fmt: skip
     n_topics, width = H.shape[1], W.shape[1]
     zero = W.dtype.type(0)
@@ -203,7 +217,7 @@ def gaussian_rows(
         if a == 0 and b == 0:
             continue
         begin, end = indptr[i], indptr[i + 1]
-        _begin(h, values, begin, end, H, H_prev, i, scale, beta, cold, loss)
+        _begin(h, values, begin, end, H, H_prev, i, scale, beta, ratio, cold, loss)
         for k in range(width):
             up[k] = zero
         for at in range(begin, end):

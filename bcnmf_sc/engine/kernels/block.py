@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy import sparse
 
+from ._loops import MOST_AHEAD, TINY
+
 Floats = np.ndarray
 
 
@@ -35,6 +37,18 @@ Matrix: TypeAlias = sparse.csr_array | np.ndarray
 """The same, as arrays that support matrix products."""
 
 
+def extrapolated(now: Floats, before: Floats, beta: Any, *, ratio: bool) -> Floats:
+    """Go on along the last step: by the ``ratio`` of its ends, else by its positive part.
+
+    A multiplicative update is a step of the logarithm, so the step to go on with is ``now * (now / before)^beta``, here
+    in its Pade form, which needs no logarithm, and at most doubled.
+    """
+    if not ratio:
+        return now + beta * np.maximum(now - before, 0)
+    less, more = 1 - beta, 1 + beta
+    return now * np.minimum((more * now + less * before) / np.maximum(less * now + more * before, TINY), MOST_AHEAD)
+
+
 @dataclass(frozen=True)
 class Pass:
     """Task sent to every block of cells."""
@@ -45,6 +59,8 @@ class Pass:
     """Factor per topic still to be applied to the usage since W was last normalised."""
     beta: float = 0.0
     """Extrapolation of the usage along its last step."""
+    ratio: bool = True
+    """Whether to extrapolate the logarithm of the step (see `extrapolated`), or its positive part."""
     steps: int = 1
     """Maximum number of usage steps per cell."""
     tol: float = 0.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._loops import MAX_BETA, TINY, USAGE_FLOOR, gaussian_rows, overdispersed_n, poisson_rows, ratio_pulls, ratio_sums
-from .block import CSR, Block, Floats, Matrix, Pass, Rows, Sums
+from .block import CSR, Block, Floats, Matrix, Pass, Rows, Sums, extrapolated
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -76,7 +76,8 @@ def _sweep_products(rows: Rows, used: np.ndarray, todo: Pass, terms: _Terms) -> 
         if not active.size or step + 1 == todo.steps:
             break
         beta, momentum[active] = _extrapolation(momentum[active])
-        h[active], last[active] = new + beta[:, None].astype(h.dtype) * np.maximum(new - last[active], 0), new
+        beta = beta[:, None].astype(h.dtype)
+        h[active], last[active] = extrapolated(new, last[active], beta, ratio=True), new
     rows.H[used] = h
     target, background = rows.target[used], rows.background[used]
     if todo.sums:
@@ -245,7 +246,7 @@ def _start(terms: _Terms, rows: Rows, used: np.ndarray, todo: Pass) -> Floats:
     if not len(rows.H_prev):
         return h
     before, rows.H_prev[used] = rows.H_prev[used], h
-    return h + todo.W.dtype.type(todo.beta) * np.maximum(h - before, 0)
+    return extrapolated(h, before, todo.W.dtype.type(todo.beta), ratio=todo.ratio)
 
 
 def _loss(x: Matrix, mu: Floats, likelihood: Likelihood) -> np.ndarray:
@@ -296,8 +297,8 @@ def _sweep_fused(block: CSR, rows: Rows, todo: Pass, likelihood: Likelihood, tot
         p["x"][:], p["y"][:] = 0, 0
         run(
             block.indptr[few.start : few.stop + 1], block.indices, block.values, W, down, here.target, here.background,
-            here.H, here.H_prev, todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.steps, todo.tol, todo.cold,
-            todo.sums, todo.loss, p["x"], p["y"], total.loss, here.loss,
+            here.H, here.H_prev, todo.scale.astype(W.dtype), W.dtype.type(todo.beta), todo.ratio, todo.steps, todo.tol,
+            todo.cold, todo.sums, todo.loss, p["x"], p["y"], total.loss, here.loss,
         )  # fmt: skip
         for part in present:
             total.add("p_" + part, p[part][:, :n_topics])

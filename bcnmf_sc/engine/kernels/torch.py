@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._loops import MAX_BETA, TINY, USAGE_FLOOR
+from ._loops import MAX_BETA, MOST_AHEAD, TINY, USAGE_FLOOR
 from .block import Pass, Sums
 
 if TYPE_CHECKING:
@@ -245,6 +245,15 @@ def sweep(block: TorchBlock, rows: TorchRows, todo: Pass, likelihood: Likelihood
     return total
 
 
+def _extrapolated(now: Tensor, before: Tensor, beta: Any, *, ratio: bool) -> Tensor:
+    """`block.extrapolated` for tensors."""
+    if not ratio:
+        return now + beta * (now - before).clamp_min(0)
+    less, more = 1 - beta, 1 + beta
+    factor = (more * now + less * before) / (less * now + more * before).clamp_min(TINY)
+    return now * factor.clamp_max(MOST_AHEAD)
+
+
 def _sweep_piece(
     x: Cells, rows: TorchRows, how: tuple[Tensor, Tensor, Pass, list[str]], likelihood: Likelihood, total: TorchSums
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -254,7 +263,7 @@ def _sweep_piece(
     before = (x.totals() / n_topics).expand(-1, n_topics) if todo.cold else rows.H * scale
     h = before
     if len(rows.H_prev):
-        h = before + todo.beta * (before - rows.H_prev).clamp_min(0)
+        h = _extrapolated(before, rows.H_prev, todo.beta, ratio=todo.ratio)
     used = _used(rows)
     h = _step_from(x, h, W, likelihood) if todo.steps == 1 else _steps(x, h, W, todo, likelihood, used)
 
@@ -311,7 +320,7 @@ def _steps(x: Cells, h: Tensor, W: Tensor, todo: Pass, likelihood: Likelihood, u
         ahead = (1 + (1 + 4 * momentum**2).sqrt()) / 2
         beta = ((momentum - 1) / ahead).clamp_max(MAX_BETA).to(h)
         if step + 1 < todo.steps:
-            further = new + beta[:, None] * (new - last).clamp_min(0)
+            further = _extrapolated(new, last, beta[:, None], ratio=True)
             h = torch.where(moving[:, None], further, torch.where(going[:, None], new, h))
         else:
             h = torch.where(going[:, None], new, h)

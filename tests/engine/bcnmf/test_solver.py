@@ -15,7 +15,7 @@ from scipy import optimize, sparse
 from sklearn.decomposition import non_negative_factorization
 from threadpoolctl import threadpool_info
 
-from bcnmf_sc.engine import Gaussian, Poisson, Run, fit, row_source, transform
+from bcnmf_sc.engine import Gaussian, NegativeBinomial, Poisson, Run, fit, row_source, transform
 from bcnmf_sc.engine.bcnmf.solver import State, extrapolation, initial_loadings, iterate, loadings_terms, normalise
 from bcnmf_sc.engine.kernels._loops import MAX_BETA, jit
 from bcnmf_sc.engine.kernels.block import Pass, Rows
@@ -362,13 +362,49 @@ def test_extrapolation_begins_anew_where_the_step_leads_back(problem, last_move,
 
     def state(W_prev, momentum):
         rows = Rows.of(target, 0 * target, K, source.dtype, prev=True, loss=False)
-        return State(W, W_prev, np.ones(K), rows, Poisson(), momentum=momentum)
+        return State(W, W_prev, np.ones(K), rows, Poisson(), ratio=False, momentum=momentum)
 
     plain = state(W, 1.0)
     iterate(source, plain, expressed, run=Run())
     moved = state(W - last_move * (plain.W - W), 5.0)
     iterate(source, moved, expressed, run=Run())
     assert moved.momentum > 5 if ahead else moved.momentum == 1
+
+
+@pytest.mark.parametrize(("before", "again"), [(1e9, False), (1.0, True)])
+def test_extrapolation_begins_anew_where_the_loss_has_risen(problem, before, again):
+    x, target, _ = problem
+    source, expressed = row_source(x, dtype=np.float64), x.any(0)
+    W = normalise(loadings(3), expressed)[0]
+    rows = Rows.of(target, 0 * target, K, source.dtype, prev=True, loss=False)
+    state = State(W, W, np.ones(K), rows, Poisson(), ratio=True, momentum=5.0, loss=[[0, before, 0, before, 1]])
+    iterate(source, state, expressed, run=Run(check_every=1))
+    assert state.momentum == 1 if again else state.momentum > 5
+
+
+@pytest.mark.parametrize("likelihood", [Poisson(), Gaussian(), NegativeBinomial(2.0)], ids=lambda each: each.name)
+def test_loss_falls_and_lower_than_by_plain_updates(problem, likelihood):
+    """Without a contrast. A single check may be higher, after which the extrapolation begins anew."""
+    x, *_ = problem
+    every, none, found = np.ones(len(x)), np.zeros(len(x)), {}
+    for accelerate in (False, True):
+        run = Run(max_iter=150, tol=0, accelerate=accelerate)
+        found[accelerate] = fit(row_source(x), likelihood, K, target=every, background=none, run=run).loss[:, 1]
+        assert np.diff(found[accelerate]).max() <= (2e-4 if accelerate else 1e-7) * found[accelerate][-1]
+    assert found[True][-1] < found[False][-1]
+
+
+@pytest.mark.parametrize("likelihood", [Poisson(), Gaussian(), NegativeBinomial(2.0)], ids=lambda each: each.name)
+def test_usage_ends_where_plain_updates_end(problem, likelihood):
+    x, *_ = problem
+    W = np.where(x.any(0)[:, None], loadings(3), 0)
+    loss = transform(row_source(x, dtype=np.float64), likelihood, W, tol=1e-9)[1]
+    h = np.maximum(x.sum(1, keepdims=True) / K, 1e-9) * np.ones((1, K))
+    for _ in range(20_000):
+        mu = np.maximum(h @ W.T, 1e-30)
+        h *= (likelihood.p(x, mu) @ W) / np.maximum((np.ones_like(mu) * likelihood.n(x, mu)) @ W, 1e-30)
+    mu = np.maximum(h @ W.T, 1e-30)
+    np.testing.assert_allclose(loss, likelihood.loss(x, mu).sum(1), rtol=1e-6, atol=1e-6)
 
 
 def test_loops_compile_where_nothing_can_be_kept_on_disk(monkeypatch):
@@ -398,7 +434,7 @@ def test_extrapolation_does_less_where_a_contrast_stirs(problem, alpha):
     source, expressed = row_source(x, dtype=np.float64), x.any(0)
     W = normalise(loadings(3), expressed)[0]
     rows = Rows.of(target, alpha * background, K, source.dtype, prev=True, loss=False)
-    state = State(W, W, np.ones(K), rows, Poisson(), calmest=1e-9)
+    state = State(W, W, np.ones(K), rows, Poisson(), ratio=not alpha, calmest=1e-9)
     iterate(source, state, expressed, run=Run())
     assert state.max_beta == (MAX_BETA / 2 if alpha else MAX_BETA)
 
@@ -408,7 +444,8 @@ def test_weight_of_the_loadings_is_in_their_units(problem):
     x, target, _ = problem
     source, expressed = row_source(x, dtype=np.float64), x.any(0)
     W = normalise(loadings(3), expressed)[0]
-    state = State(W, W, np.ones(K), Rows.of(target, 0 * target, K, source.dtype, prev=False, loss=False), Poisson())
+    rows = Rows.of(target, 0 * target, K, source.dtype, prev=False, loss=False)
+    state = State(W, W, np.ones(K), rows, Poisson(), ratio=True)
     iterate(source, state, expressed, run=run(1))
     usage = state.rows.H[target > 0] * state.scale
     np.testing.assert_allclose(state.weight, np.broadcast_to(usage.sum(0), W.shape))
