@@ -94,7 +94,7 @@ def spatial() -> MuData:
 def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
     """Return how each plot is called, in the order of the page."""
     images, spots = digits(), spatial()
-    highlight = bc.get.top_genes(adata, 4, topics="Background 3")["gene"].tolist()
+    highlight = bc.get.top_genes(adata, "Background 3", 4)["gene"].tolist()
     return {
         "umap": lambda: bc.pl.umap(adata, color="group"),
         "loadings": lambda: bc.pl.loadings(adata, n_genes=4, gene_test="condition"),

@@ -8,38 +8,33 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._stored import pick_topics
-from ._axes import (
-    FONT,
-    LEVEL,
-    MISSING,
-    PALETTE,
-    PLAIN,
-    add_legend,
-    literal,
-    new_axes,
-    text_width,
-)
+from .._stored import pick_topics, stored
+from ._axes import FONT, LEVEL, MISSING, PALETTE, PLAIN, add_legend, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+    from .._stored import Topics
+    from ._axes import Save
 
 ROW = 0.2
 """Height of a row of labels, in inches."""
 
 
+@shown
 def associations(
     adata: AnnData,
     groupby: str,
     *,
     key: str = "bcnmf",
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw how much the use of each topic differs between groups: the effect with its 95 % confidence interval.
 
     Draws the results of :func:`bcnmf_sc.tl.associate`. Filled points have an adjusted p-value of at most 0.05. The
@@ -54,15 +49,22 @@ def associations(
     key
         The `key_added` under which the factorisation was stored.
     topics
-        Names of the topics to draw, from top to bottom; None for all that were tested.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.errorbar`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
@@ -70,10 +72,10 @@ def associations(
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> bc.tl.associate(adata, groupby="condition", sample_key="donor")
-    >>> ax = bc.pl.associations(adata, "condition")
+    >>> bc.pl.associations(adata, "condition")
     """
     table = get.associations(adata, groupby, key=key)
-    names = pick_topics(table["topic"].unique(), topics)
+    names = pick_topics(stored(adata, key), topics, table["topic"].unique())
     groups = table["group"].unique().tolist()
     reference = table["reference"].iloc[0]
     if ax is None:

@@ -9,34 +9,31 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._stored import pick_topics
+from .._stored import pick_topics, stored
 from .._utils.errors import UserError
-from ._axes import (
-    FONT,
-    PALETTE,
-    add_legend,
-    literal,
-    new_axes,
-    obs_column,
-    text_width,
-)
+from ._axes import FONT, PALETTE, add_legend, literal, new_axes, obs_column, shown, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from .._stored import Topics
+    from ._axes import Save
 
+
+@shown
 def bubbles(
     adata: AnnData,
     groupby: str,
     *,
     key: str = "bcnmf",
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw the mean topic usage of each group as bubbles whose area is a topic's share (paper, Fig. 2c).
 
     The mean usage over the group's cells is scaled to sum to 1 over all topics.
@@ -50,25 +47,32 @@ def bubbles(
     key
         The `key_added` under which the factorisation was stored.
     topics
-        Names of the topics to draw, in this order; None for all.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.scatter`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> ax = bc.pl.bubbles(adata, "cell_type")
+    >>> bc.pl.bubbles(adata, "cell_type")
     """
     shares = mean_usage(adata, groupby, key)
-    names = pick_topics(shares.columns, topics)
+    names = pick_topics(stored(adata, key), topics)
     values = shares[names].to_numpy()
     n_groups, n_topics = values.shape
     sizes = 150.0

@@ -9,25 +9,29 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from .._utils.errors import UserError
-from ._axes import (
-    PALETTE,
-    add_legend,
-    category_colors,
-    label_topics,
-    literal,
-    new_axes,
-    obs_column,
-    text_width,
-)
+from ._axes import PALETTE, add_legend, label_topics, literal, new_axes, obs_column, shown, text_width
+from ._colors import category_colors
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from ._axes import Save
 
+
+@shown
 def composition(
-    adata: AnnData, groupby: str, of: str, *, normalize: bool = True, ax: Axes | None = None, **kwargs: Any
-) -> Axes:
+    adata: AnnData,
+    groupby: str,
+    of: str,
+    *,
+    normalize: bool = True,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Axes | Any:
     """Draw the composition of each group of cells, such as clusters by cell line (paper, Fig. 5g).
 
     Parameters
@@ -42,18 +46,25 @@ def composition(
         Whether to draw shares instead of numbers of cells.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.bar`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
-    >>> ax = bc.pl.composition(adata, "condition", "cell_type")
+    >>> bc.pl.composition(adata, "condition", "cell_type")
     """
     columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     for argument, column in columns.items():

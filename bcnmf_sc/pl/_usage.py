@@ -10,35 +10,33 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from .. import get
-from .._stored import pick_topics
+from .._stored import pick_topics, stored
 from .._utils.errors import UserError
-from ._axes import (
-    MISSING,
-    add_legend,
-    category_colors,
-    label_topics,
-    new_axes,
-    obs_column,
-    text_width,
-)
+from ._axes import MISSING, add_legend, label_topics, new_axes, obs_column, shown, text_width
+from ._colors import category_colors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from .._stored import Topics
+    from ._axes import Save
 
+
+@shown
 def usage(
     adata: AnnData,
     groupby: str | None = None,
     *,
     key: str = "bcnmf",
     sample_key: str | None = None,
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw box plots of each topic's share of usage by group, over the group's donors or over all of its cells.
 
     The box spans the quartiles with a line at the median; the whiskers extend to 1.5 times its height. Cells are
@@ -57,25 +55,32 @@ def usage(
     sample_key
         Column of `adata.obs` with the donors; None draws boxes over cells.
     topics
-        Names of the topics to draw, in this order; None for all.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     ax
-        Axes to draw on; None for a new figure, whose width grows with the number of boxes (up to about 20 inches).
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.boxplot`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> ax = bc.pl.usage(adata, groupby="condition")
+    >>> bc.pl.usage(adata, groupby="condition")
     """
     share = get.usage(adata, key=key, normalize=True)
-    names = pick_topics(share.columns, topics)
+    names = pick_topics(stored(adata, key), topics)
     column = f"{key}_role" if groupby is None else groupby
     groups = obs_column(adata, column)
     if not isinstance(groups.dtype, pd.CategoricalDtype):

@@ -430,7 +430,7 @@ ROWS: dict[str, Row] = {
     "get.donors": Row(lambda a, how: bc.get.donors(a), by_donor, examples=2),
     "get.enrichment": Row(lambda a, how: bc.get.enrichment(a), then(enriched)),
     "get.loadings": Row(lambda a, how: bc.get.loadings(a), fitted),
-    "get.top_genes": Row(lambda a, how: bc.get.top_genes(a, 3, by="specificity"), fitted),
+    "get.top_genes": Row(lambda a, how: bc.get.top_genes(a, n_genes=3, by="specificity"), fitted),
     "get.topics": Row(lambda a, how: bc.get.topics(a), fitted),
     "get.usage": Row(lambda a, how: bc.get.usage(a, normalize=True), fitted),
     "metrics.proportions": Row(lambda a, how: bc.metrics.proportions(points(a))),

@@ -364,7 +364,7 @@ def test_kang(data_folder):
     adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
     bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=10, alpha=0.2, tol=1e-3)
     assert adata.uns["bcnmf"]["deviance_explained"]["target"] > 0.3
-    top = bc.get.top_genes(adata, 20)
+    top = bc.get.top_genes(adata, n_genes=20)
     by_enrichment = adata.uns["bcnmf"]["topics"]["log2_enrichment"].idxmax()
     leading = set(top.loc[top["topic"] == by_enrichment, "gene"])
     assert len(leading & {"ISG15", "IFIT1", "IFIT3", "IFI6", "MX1", "LY6E", "ISG20", "IFIT2", "CXCL10"}) >= 3

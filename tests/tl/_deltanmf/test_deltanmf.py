@@ -93,10 +93,10 @@ def test_fields(small, tmp_path):
     back = anndata.read_h5ad(tmp_path / "a.h5ad")
     for table in ("topics", "shift", "emergence", "loss"):
         pd.testing.assert_frame_equal(back.uns["deltanmf"][table], record[table], check_names=False)
-    assert bc.get.top_genes(back, 3, key="deltanmf")["topic"].nunique() == 6
-    assert bc.pl.loadings(back, key="deltanmf").axes[1].get_xlabel() == "log2 enrichment"
+    assert bc.get.top_genes(back, n_genes=3, key="deltanmf")["topic"].nunique() == 6
+    assert bc.pl.loadings(back, key="deltanmf")["topics"].get_xlabel() == "log2 enrichment"
     assert [t.get_text() for t in bc.pl.usage(back, key="deltanmf").get_xticklabels()] == names
-    assert len(bc.pl.loss(back, key="deltanmf").axes) == 3
+    assert len(bc.pl.loss(back, key="deltanmf")) == 3
 
 
 def test_usage_is_in_scaled_counts_and_depends_on_the_cell_alone(small):
