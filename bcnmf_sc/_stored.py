@@ -224,7 +224,7 @@ def pick_topics(record: Mapping[str, Any], chosen: Topics, among: Iterable[str] 
         picked = [name for name, take in zip(names, chosen_kind, strict=True) if take and name in allowed]
     else:
         alone = isinstance(chosen, str) or not isinstance(chosen, Iterable)  # a number alone is a misplaced `n_genes`
-        picked = [chosen] if alone else [names[i] if _position(i, names) else i for i in chosen]
+        picked = [chosen] if alone else [names[int(i)] if _position(i, names) else i for i in chosen]
     unknown = [topic for topic in picked if topic not in allowed]
     if unknown or not picked or len(set(picked)) < len(picked):
         rule = "'target', 'background', 'all', a name, or a list of names or positions of topics, each once"
@@ -235,7 +235,7 @@ def pick_topics(record: Mapping[str, Any], chosen: Topics, among: Iterable[str] 
 
 
 def _position(value: object, names: Sequence[str]) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < len(names)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < len(names))
 
 
 def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:

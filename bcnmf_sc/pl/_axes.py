@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -22,7 +23,7 @@ from .._utils.errors import UserError
 from .._utils.files import check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -35,6 +36,8 @@ Save: TypeAlias = str | PathLike[str] | bool | None
 
 FONT = 8.0  # points, for labels by the dozen
 LEGEND_ROWS = 18
+AND = " / "
+"""Between the values of several columns."""
 LEAST_DPI = 150
 """Of a saved figure, unless matplotlib's `savefig.dpi` is set."""
 # Okabe and Ito's colour-blind-safe colours; in grey the first four have 0.34, 0.64, 0 and 0.47 of white.
@@ -173,11 +176,35 @@ def add_legend(ax: Axes, handles: list[Any], *, title: str) -> None:
     ax.legend(handles, labels, title=literal(title), ncols=columns, frameon=False, fontsize=FONT, **place)
 
 
-def obs_column(adata: AnnData, name: str, argument: str = "groupby") -> pd.Series:
-    """Return a column of obs, as a categorical unless it is numeric."""
+def obs_column(adata: AnnData, name: str | Sequence[str], argument: str = "groupby") -> pd.Series:
+    """Return a column of obs, as a categorical unless it is numeric; of several, the combinations of their values."""
+    if not isinstance(name, str):
+        columns = [categories_of(adata, each, argument) for each in name]
+        codes = np.zeros(adata.n_obs, dtype=int)
+        for column in columns:
+            codes = np.where(
+                (codes < 0) | (column.cat.codes < 0), -1, codes * len(column.cat.categories) + column.cat.codes
+            )
+        every = itertools.product(*(column.cat.categories for column in columns))
+        joined = pd.Categorical.from_codes(codes, [AND.join(map(str, each)) for each in every])
+        return pd.Series(joined.remove_unused_categories(), index=adata.obs_names, name=label_of(name))
     if name not in adata.obs:
         msg = f"`{argument}` must be a column of `adata.obs`, got {name!r}. Present: {listed(adata.obs)}."
         raise UserError(msg)
     column = adata.obs[name]
     numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     return column if numbers else column.astype("category")
+
+
+def categories_of(adata: AnnData, name: str | Sequence[str], argument: str = "groupby") -> pd.Series:
+    """Return a column of obs as a categorical, or the combinations of several; raise if it is numeric."""
+    column = obs_column(adata, name, argument)
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        msg = f"`{argument}` must be a categorical column, got {name!r} with numbers. Use `.astype('category')` on it."
+        raise UserError(msg)
+    return column
+
+
+def label_of(name: str | Sequence[str]) -> str:
+    """Return the name of a column, or the names of several, for a label."""
+    return name if isinstance(name, str) else AND.join(name)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.lines import Line2D
 
 from .. import get
 from .._stored import pick_topics, stored
 from .._utils.errors import UserError
-from ._axes import FONT, PALETTE, add_legend, literal, new_axes, obs_column, shown, text_width
+from ._axes import FONT, PALETTE, add_legend, categories_of, label_of, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 @shown
 def bubbles(
     adata: AnnData,
-    groupby: str,
+    groupby: str | Sequence[str],
     *,
     key: str = "bcnmf",
     topics: Topics = "target",
@@ -43,7 +45,7 @@ def bubbles(
     adata
         Annotated data with a stored factorisation.
     groupby
-        Column of `adata.obs` with the groups. Cells without a value are left out.
+        Column of `adata.obs` with the groups, or a list of columns. Cells without a value are left out.
     key
         The `key_added` under which the factorisation was stored.
     topics
@@ -88,19 +90,16 @@ def bubbles(
     ax.set_xlim(-0.6, n_topics - 0.4)
     ax.set_ylim(n_groups - 0.4, -0.6)
     ax.tick_params(length=0)
-    ax.set_ylabel(literal(groupby))
+    ax.set_ylabel(literal(label_of(groupby)))
     steps = (0.1, 0.5, 1.0)
     dot: dict[str, Any] = {"ls": "", "marker": "o", "color": options["color"], "mew": 0}
     add_legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{s:.0%}", **dot) for s in steps], title="share")
     return ax
 
 
-def mean_usage(adata: AnnData, groupby: str, key: str) -> pd.DataFrame:
+def mean_usage(adata: AnnData, groupby: str | Sequence[str], key: str) -> pd.DataFrame:
     """Compute the mean usage of each group's cells, rows summing to 1."""
-    groups = obs_column(adata, groupby)
-    if not isinstance(groups.dtype, pd.CategoricalDtype):
-        msg = f"`groupby` must be a categorical column, got {groupby!r} with numbers. Use `.astype('category')`."
-        raise UserError(msg)
+    groups = categories_of(adata, groupby)
     means = get.usage(adata, key=key).groupby(groups.array, observed=True).mean()  # in the categories' order
     if not len(means):
         msg = f"`groupby` must have a value for at least one cell, got {groupby!r} with none."

@@ -9,10 +9,12 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from .._utils.errors import UserError
-from ._axes import PALETTE, add_legend, label_topics, literal, new_axes, obs_column, shown, text_width
+from ._axes import PALETTE, add_legend, categories_of, label_of, label_topics, literal, new_axes, shown, text_width
 from ._colors import category_colors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 @shown
 def composition(
     adata: AnnData,
-    groupby: str,
+    groupby: str | Sequence[str],
     of: str,
     *,
     normalize: bool = True,
@@ -39,7 +41,7 @@ def composition(
     adata
         Annotated data.
     groupby
-        Column of `adata.obs` with the groups, one bar each.
+        Column of `adata.obs` with the groups, one bar each, or a list of columns.
     of
         Column of `adata.obs` whose categories divide the bars.
     normalize
@@ -66,11 +68,7 @@ def composition(
     >>> adata = bc.datasets.simulated()
     >>> bc.pl.composition(adata, "condition", "cell_type")
     """
-    columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
-    for argument, column in columns.items():
-        if not isinstance(column.dtype, pd.CategoricalDtype):
-            msg = f"`{argument}` must be a categorical column, got {column.name!r} with numbers."
-            raise UserError(msg)
+    columns = {argument: categories_of(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     counts = pd.crosstab(columns["groupby"], columns["of"])
     if not counts.size:
         msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
@@ -91,7 +89,7 @@ def composition(
         handles.append(Patch(facecolor=colors[name], edgecolor="white", hatch=hatch, label=str(name)))
     label_topics(ax, list(map(str, counts.index)))
     ax.set_xlim(-0.5, len(counts) - 0.5)
-    ax.set_xlabel(literal(groupby))
+    ax.set_xlabel(literal(label_of(groupby)))
     ax.set_ylabel("share of cells" if normalize else "cells")
     ax.spines[["top", "right"]].set_visible(False)
     add_legend(ax, handles, title=of)

@@ -13,6 +13,8 @@ from ._axes import FONT, literal, new_panels, shown, text_width
 from ._bubbles import mean_usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @shown
 def images(
     adata: AnnData,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     *,
     key: str = "bcnmf",
     shape: tuple[int, int] | None = None,
@@ -42,8 +44,8 @@ def images(
     adata
         Annotated data with a stored factorisation of images.
     groupby
-        None draws the loadings of each topic; a column of `adata.obs` draws the mean usage of each group times the
-        loadings of the chosen topics.
+        None draws the loadings of each topic; a column of `adata.obs`, or a list of columns, draws the mean usage of
+        each group times the loadings of the chosen topics.
     key
         The `key_added` under which the factorisation was stored.
     shape

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from .. import get
 from .._stored import pick_topics, stored
 from .._utils.errors import UserError
-from ._axes import MISSING, add_legend, label_topics, new_axes, obs_column, shown, text_width
+from ._axes import MISSING, add_legend, categories_of, label_of, label_topics, new_axes, obs_column, shown, text_width
 from ._colors import category_colors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @shown
 def usage(
     adata: AnnData,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     *,
     key: str = "bcnmf",
     sample_key: str | None = None,
@@ -48,8 +49,8 @@ def usage(
     adata
         Annotated data with a stored factorisation.
     groupby
-        Column of `adata.obs` with the groups (categories, strings or booleans). None for the cells' role in the
-        factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
+        Column of `adata.obs` with the groups (categories, strings or booleans), or a list of columns. None for the
+        cells' role in the factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
     key
         The `key_added` under which the factorisation was stored.
     sample_key
@@ -81,11 +82,8 @@ def usage(
     """
     share = get.usage(adata, key=key, normalize=True)
     names = pick_topics(stored(adata, key), topics)
-    column = f"{key}_role" if groupby is None else groupby
-    groups = obs_column(adata, column)
-    if not isinstance(groups.dtype, pd.CategoricalDtype):
-        msg = f"`groupby` must be a categorical column, got {column!r} with numbers. Use `.astype('category')` on it."
-        raise UserError(msg)
+    column = f"{key}_role" if groupby is None else label_of(groupby)
+    groups = categories_of(adata, column if groupby is None else groupby)
     used = set(groups.dropna())
     colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}
     if not colors:
