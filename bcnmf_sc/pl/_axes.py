@@ -36,6 +36,8 @@ Save: TypeAlias = str | PathLike[str] | bool | None
 
 FONT = 8.0  # points, for labels by the dozen
 LEGEND_ROWS = 18
+ROW_TOPICS = 22
+"""Topics side by side; more are drawn in several rows."""
 AND = " / "
 """Between the values of several columns."""
 LEAST_DPI = 150
@@ -124,6 +126,25 @@ def label_topics(ax: Axes, names: list[str]) -> None:
     upright = text_width(names) > 0.9 * inches
     size = min(FONT, 72 * 0.7 * inches) if upright else FONT
     ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=90 if upright else 0, fontsize=size)
+
+
+def in_rows(draw: Callable[..., Axes], names: list[str], *, size: tuple[float, float], legend: Any) -> list[Axes]:
+    """Draw topics side by side, as many as can be read in a row of this size; `draw` takes `topics` and `ax`."""
+    rows = [names[start : start + ROW_TOPICS] for start in range(0, len(names), ROW_TOPICS)]
+    width = size[0] + 0.5 + text_width(legend)
+    axes = list(new_panels((width, size[1] * len(rows)), None, n_rows=len(rows))[:, 0])
+    for ax, row in zip(axes, rows, strict=True):
+        draw(topics=row, ax=ax)
+    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    first = axes[0].get_xticklabels()[0]
+    for ax in axes:
+        ax.set_ylim(low, high)
+        ax.set_xlim(-0.5, ROW_TOPICS - 0.5)
+        for label in ax.get_xticklabels():
+            label.set(rotation=first.get_rotation(), fontsize=first.get_fontsize())
+        if ax is not axes[0] and ax.get_legend() is not None:
+            ax.get_legend().remove()
+    return axes
 
 
 def text_width(labels: Iterable[object]) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from .. import get
 from .._stored import pick_topics, stored
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from .._stored import Topics
     from ._axes import Save
+
+LARGEST = 150.0
+"""Area of the largest bubble, in points squared."""
 
 
 @shown
@@ -38,7 +42,7 @@ def bubbles(
 ) -> Axes | Any:
     """Draw the mean topic usage of each group as bubbles whose area is a topic's share (paper, Fig. 2c).
 
-    The mean usage over the group's cells is scaled to sum to 1 over all topics.
+    The mean usage over the group's cells is scaled to sum to 1 over all topics, drawn or not.
 
     Parameters
     ----------
@@ -77,7 +81,8 @@ def bubbles(
     names = pick_topics(stored(adata, key), topics)
     values = shares[names].to_numpy()
     n_groups, n_topics = values.shape
-    sizes = 150.0
+    largest = float(values.max()) or 1.0
+    sizes = LARGEST / largest
     if ax is None:
         width = max(1.6, 0.27 * n_topics) + text_width(shares.index)
         height = max(1.4, 0.27 * n_groups) + text_width(names) + 0.4
@@ -91,9 +96,9 @@ def bubbles(
     ax.set_ylim(n_groups - 0.4, -0.6)
     ax.tick_params(length=0)
     ax.set_ylabel(literal(label_of(groupby)))
-    steps = (0.1, 0.5, 1.0)
+    steps = [step for step in MaxNLocator(3).tick_values(0, largest) if 0 < step <= largest]
     dot: dict[str, Any] = {"ls": "", "marker": "o", "color": options["color"], "mew": 0}
-    add_legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{s:.0%}", **dot) for s in steps], title="share")
+    add_legend(ax, [Line2D([], [], ms=np.sqrt(sizes * s), label=f"{100 * s:g} %", **dot) for s in steps], title="share")
     return ax
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .. import get
 from .._stored import pick_topics, stored
-from ._axes import FONT, PLAIN, literal, new_axes, shown
+from ._axes import FONT, PLAIN, ROW_TOPICS, in_rows, label_topics, new_axes, shown, text_width
 from ._colors import side_colors
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def donors(
     save: Save = None,
     return_fig: bool = False,
     **kwargs: Any,
-) -> Axes | Any:
+) -> Axes | list[Axes] | Any:
     """Draw the share of usage that each donor has on each topic: a point per donor and condition.
 
     These are the observations behind the effects of :func:`topics_forest`: means over a donor's cells, under models
@@ -63,7 +64,8 @@ def donors(
 
     Returns
     -------
-    The axes if `show` is False, else None. The share is on a logarithmic scale from 0.0001.
+    The axes if `show` is False, a list of them for more than 22 topics, which are drawn in rows; else None. The share
+    is on a logarithmic scale from 0.0001.
 
     Examples
     --------
@@ -78,8 +80,12 @@ def donors(
     names = pick_topics(stored(adata, key), topics)
     colors = side_colors(adata, key)
     colors = {condition: colors[condition] for condition in ("background", "target")}
+    inches = max(2.2, 0.8 * min(len(names), 8) + 0.4 * min(max(len(names) - 8, 0), ROW_TOPICS - 8) + 0.8)
+    if ax is None and len(names) > ROW_TOPICS:
+        row = partial(donors, adata, key=key, **kwargs)
+        return in_rows(row, names, size=(inches, 2.2 + text_width(names)), legend=colors)
     if ax is None:
-        ax = new_axes(max(2.2, 0.8 * len(names) + 0.8), 3.0, colors)
+        ax = new_axes(inches, 3.0, colors)
     paired = table["donor"].duplicated().any()
     largest = max(float(table["n_cells"].max()), 1.0)
     for place, name in enumerate(names):
@@ -98,11 +104,11 @@ def donors(
             ax.scatter(at[condition] + (0 if paired else 1) * spread, share[of], label=label, **style)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticks(range(len(names)), list(map(literal, names)), fontsize=FONT)
+    label_topics(ax, names)
     ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylabel("share of usage, mean of a donor's cells", fontsize=FONT)
+    ax.set_ylabel("share of usage, mean by donor", fontsize=FONT)
     ax.tick_params(axis="y", labelsize=FONT)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False, fontsize=FONT)
     ax.spines[["top", "right"]].set_visible(False)

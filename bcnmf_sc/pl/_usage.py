@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,19 @@ from matplotlib.patches import Patch
 from .. import get
 from .._stored import pick_topics, stored
 from .._utils.errors import UserError
-from ._axes import MISSING, add_legend, categories_of, label_of, label_topics, new_axes, obs_column, shown, text_width
+from ._axes import (
+    MISSING,
+    ROW_TOPICS,
+    add_legend,
+    categories_of,
+    in_rows,
+    label_of,
+    label_topics,
+    new_axes,
+    obs_column,
+    shown,
+    text_width,
+)
 from ._colors import category_colors
 
 if TYPE_CHECKING:
@@ -37,7 +50,7 @@ def usage(
     save: Save = None,
     return_fig: bool = False,
     **kwargs: Any,
-) -> Axes | Any:
+) -> Axes | list[Axes] | Any:
     """Draw box plots of each topic's share of usage by group, over the group's donors or over all of its cells.
 
     The box spans the quartiles with a line at the median; the whiskers extend to 1.5 times its height. Cells are
@@ -71,7 +84,7 @@ def usage(
 
     Returns
     -------
-    The axes if `show` is False, else None.
+    The axes if `show` is False, a list of them for more than 22 topics, which are drawn in rows; else None.
 
     Examples
     --------
@@ -93,8 +106,11 @@ def usage(
     donors = None if sample_key is None else obs_column(adata, sample_key, "sample_key").astype("category")
 
     n_groups, n_topics = len(colors), len(names)
+    inches = min(20.0, max(4.0, min(n_topics, ROW_TOPICS) * (0.14 * n_groups + 0.12)) + 0.8)
+    if ax is None and n_topics > ROW_TOPICS:
+        row = partial(usage, adata, groupby, key=key, sample_key=sample_key, **kwargs)
+        return in_rows(row, names, size=(inches, 2.2 + text_width(names)), legend=map(str, colors))
     if ax is None:
-        inches = min(20.0, max(4.0, n_topics * (0.14 * n_groups + 0.12)) + 0.8)
         ax = new_axes(inches, 3.3 + max(0.3, text_width(names)), map(str, colors))
     space = 0.8 / n_groups
     rng = np.random.default_rng(0)
