@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from .engine.likelihoods import Likelihood
 
+logger = logging.getLogger(__name__)
 Topics: TypeAlias = str | Sequence[str | int] | None
 PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
 """Names of the parameters of all likelihoods."""
@@ -67,6 +69,16 @@ def write(
     adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
     for name, note in notes.items():
         adata.uns[key + name] = note
+    added(f"obsm.X_{key}", f"varm.{key}", *written, *(f"uns.{key}{name}" for name in ("", *notes)))
+
+
+def added(*fields: str) -> None:
+    """List the fields that a function has written, each as "obs.bcnmf_role", at the level "info"."""
+    slots: dict[str, list[str]] = {}
+    for each in fields:
+        slot, name = each.split(".", 1)
+        slots.setdefault(slot, []).append(f".{slot}[{name!r}]")
+    logger.info("added %s", ",\n      ".join(", ".join(names) for names in slots.values()))
 
 
 def forget(data: Any, key: str) -> None:

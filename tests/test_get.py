@@ -183,3 +183,23 @@ def test_dropped_matrix(adata: ad.AnnData) -> None:
 def test_bad_arguments(adata: ad.AnnData, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get.top_genes(adata, **arguments)
+
+
+def test_scores_beside_columns_of_obs(adata: ad.AnnData) -> None:
+    adata.obs["cell_kind"] = np.resize(["a", "b"], adata.n_obs)
+    adata.uns["bcnmf"]["topics"]["kind"] = ["target", "background", "target"]
+    share = get.usage(adata, normalize=True)
+    table = get.obs_df(adata, columns="cell_kind")
+    assert table.columns.tolist() == ["cell_kind", "Topic 1", "Topic 3"]
+    pd.testing.assert_frame_equal(table[["Topic 1", "Topic 3"]], share[["Topic 1", "Topic 3"]])
+    pd.testing.assert_frame_equal(get.obs_df(adata, topics=[1, 0], normalize=False), get.usage(adata).iloc[:, [1, 0]])
+    for words, names in (
+        ("background", ["Topic 2"]),
+        ("all", list(share)),
+        (None, list(share)),
+        ("Topic 2", ["Topic 2"]),
+        (["Topic 3", 0], ["Topic 3", "Topic 1"]),
+    ):
+        assert get.obs_df(adata, topics=words).columns.tolist() == names
+    with pytest.raises(ValueError, match=r"`columns` must be columns of `adata.obs`, got 'sex'"):
+        get.obs_df(adata, columns=["cell_kind", "sex"])

@@ -128,7 +128,7 @@ def label_topics(ax: Axes, names: list[str]) -> None:
     ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=90 if upright else 0, fontsize=size)
 
 
-def in_rows(draw: Callable[..., Axes], names: list[str], *, size: tuple[float, float], legend: Any) -> list[Axes]:
+def in_rows(draw: Callable[..., Any], names: list[str], *, size: tuple[float, float], legend: Any) -> list[Axes]:
     """Draw topics side by side, as many as can be read in a row of this size; `draw` takes `topics` and `ax`."""
     rows = [names[start : start + ROW_TOPICS] for start in range(0, len(names), ROW_TOPICS)]
     width = size[0] + 0.5 + text_width(legend)

@@ -35,7 +35,7 @@ def donors(
     save: Save = None,
     return_fig: bool = False,
     **kwargs: Any,
-) -> Axes | list[Axes] | Any:
+) -> Axes | Any:
     """Draw the share of usage that each donor has on each topic: a point per donor and condition.
 
     These are the observations behind the effects of :func:`topics_forest`: means over a donor's cells, under models

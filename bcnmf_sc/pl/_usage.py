@@ -50,7 +50,7 @@ def usage(
     save: Save = None,
     return_fig: bool = False,
     **kwargs: Any,
-) -> Axes | list[Axes] | Any:
+) -> Axes | Any:
     """Draw box plots of each topic's share of usage by group, over the group's donors or over all of its cells.
 
     The box spans the quartiles with a line at the median; the whiskers extend to 1.5 times its height. Cells are

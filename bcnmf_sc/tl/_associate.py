@@ -11,7 +11,7 @@ from scipy import sparse
 
 from .. import get
 from .._anndata import check_backed, read_matrix
-from .._stored import pick_topics, stored
+from .._stored import added, pick_topics, stored
 from .._utils.checks import listed, stack_level
 from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
@@ -332,4 +332,5 @@ def _store(adata: AnnData, key: str, slot: str, name: str, table: pd.DataFrame, 
     table["separated"] = table["separated"].astype(bool)
     table.index = table.index.astype(str)
     adata.uns[key][slot] = table
+    added(f"uns.{key}")
     return adata if copy else None

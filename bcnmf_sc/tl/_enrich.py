@@ -12,6 +12,7 @@ from scipy import stats
 
 from .. import get
 from .._anndata import check_backed
+from .._stored import added
 from .._utils.checks import listed, one_of, random_seed, whole_number
 from .._utils.errors import UserError, UserTypeError
 
@@ -152,6 +153,7 @@ def enrich(
             table = pd.concat([other, table], ignore_index=True)
     table.index = pd.RangeIndex(len(table)).astype(str)
     adata.uns[key]["enrichment"] = table
+    added(f"uns.{key}")
     return adata if copy else None
 
 

@@ -285,7 +285,10 @@ BAD = {
     "start": ({"init": np.ones((3, 3))}, None, ValueError, "`init` must be finite, non-negative loadings of 500 genes"),
     "seed": ({"random_state": None}, None, ValueError, "`random_state` must be a whole number"),
     "device": ({"device": "cuda:97"}, None, ValueError, "Present: 'cpu'"),
-    "way to run": ({"n_jobs": 2}, None, TypeError, "Unknown argument 'n_jobs'"),
+    "way to run": ({"n_jobs": 2}, None, TypeError, "Unknown argument 'n_jobs'. Did you mean `n_threads`?"),
+    "other word": ({"seed": 2}, None, TypeError, "Did you mean `random_state`?"),
+    "misspelt": ({"max_itre": 2}, None, TypeError, "Did you mean `max_iter`?"),
+    "batch_key": ({"batch_key": "donor"}, None, TypeError, "Did you mean `sample_key`?"),
     "names": ({}, rename, ValueError, "`adata.var_names` must be unique.*var_names_make_unique"),
 }
 

@@ -345,7 +345,7 @@ def test_bad_arguments(small, wrong, message):
 
 
 def test_bad_values(small):
-    with pytest.raises(TypeError, match=r"Unknown argument 'minn_cells'\. Options: library"):
+    with pytest.raises(TypeError, match=r"Unknown argument 'minn_cells'\. Did you mean `min_cells`\? Options: library"):
         bc.tl.deltanmf(small, **SMALL, minn_cells=3)
     for value, message in ((np.nan, "must be finite"), (-1.0, "must be non-negative")):
         wrong = small.copy()
