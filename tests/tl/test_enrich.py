@@ -131,7 +131,7 @@ def test_get_enrichment_filters_and_tells_what_is_missing(adata) -> None:
         bc.get.enrichment(adata)
     bc.tl.enrich(adata, SETS, n_genes=15)
     assert bc.get.enrichment(adata, max_p_adjusted=1e-3)["gene_set"].tolist() == ["first"]
-    with pytest.raises(ValueError, match="`topics` must be names of topics"):
+    with pytest.raises(ValueError, match="`topics` must be 'target', 'background', 'all', a name"):
         bc.get.enrichment(adata, "Topic 9")
 
 
