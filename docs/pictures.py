@@ -97,14 +97,16 @@ def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
     highlight = bc.get.top_genes(adata, "Background 3", 4)["gene"].tolist()
     return {
         "target_share": lambda: bc.pl.target_share(adata, "cell_type"),
-        "umap": lambda: bc.pl.umap(adata, color=["group", "Topic 1"], wspace=0.6),
+        "umap": lambda: bc.pl.umap(adata, color=["condition", "Topic 1"]),
         "loadings": lambda: bc.pl.loadings(adata, n_genes=4, gene_test="condition"),
         "usage": lambda: bc.pl.usage(adata, "condition", sample_key="donor"),
         "bubbles": lambda: bc.pl.bubbles(adata, "group", topics="all"),
         "associations": lambda: bc.pl.associations(adata, "subgroup"),
         "composition": lambda: bc.pl.composition(adata, "group", "cell_type"),
         "enrichment": lambda: bc.pl.enrichment(adata),
-        "gene_frequency": lambda: bc.pl.gene_frequency(adata, n_genes=20, n_shown=15, highlight=highlight),
+        "gene_frequency": lambda: bc.pl.gene_frequency(
+            adata, topics="all", n_genes=20, n_shown=15, highlight=highlight
+        ),
         "compare": lambda: bc.pl.compare(compared()),
         "images": lambda: bc.pl.images(images),
         "alpha_path": lambda: bc.pl.alpha_path(adata),

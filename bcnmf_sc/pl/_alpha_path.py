@@ -9,6 +9,7 @@ import numpy as np
 from .._utils.checks import listed
 from .._utils.errors import UserError
 from ._axes import FONT, PALETTE, PLAIN, add_title, new_panels, shown
+from ._colors import side_colors
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,13 +85,14 @@ def alpha_path(
         panels["stability of topics\n(over restarts)"] = {"stability": ""}
     alpha, ruined = table["alpha"].to_numpy(dtype=float), table["degenerate"].to_numpy(dtype=bool)
     axes = new_panels((2.9 * len(panels), 2.7), ax, n_columns=len(panels))
+    colors = {"": PALETTE[0]} | side_colors(adata, key)
     for panel, (label, curves) in zip(axes[0], panels.items(), strict=True):
         for i, (column, name) in enumerate(curves.items()):
             values = table[column].to_numpy(dtype=float)
-            style: dict[str, Any] = {"color": PALETTE[i], "ls": ("-", ":")[i], "label": name}
+            style: dict[str, Any] = {"color": colors[name], "ls": ("-", ":")[i], "label": name}
             panel.plot(alpha, values, **(style | kwargs))
-            faces = np.where(ruined, "white", PALETTE[i])
-            panel.scatter(alpha, values, s=22, c=faces, edgecolors=PALETTE[i], marker="os"[i], zorder=3)
+            faces = np.where(ruined, "white", colors[name])
+            panel.scatter(alpha, values, s=22, c=faces, edgecolors=colors[name], marker="os"[i], zorder=3)
         panel.axvline(float(choice["alpha"]), color=PLAIN, linestyle="--", linewidth=1, zorder=0)
         panel.set_xlabel("alpha (effective)", fontsize=FONT)
         panel.set_ylabel(label, fontsize=FONT)
