@@ -92,7 +92,7 @@ def umap(
     from anndata import AnnData
 
     stored(adata, key)
-    points = np.asarray(stored_slot(adata, "obsm", f"X_{key}_umap", call="tl.umap"))
+    places = np.asarray(stored_slot(adata, "obsm", f"X_{key}_umap", call="tl.umap"))
     names = [color] if color is None or isinstance(color, str) else list(color)
     of_genes: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "gene_symbols": gene_symbols}
     values = _values(adata, key, [name for name in names if name is not None], **of_genes)
@@ -104,14 +104,14 @@ def umap(
             column = values[name].cat.remove_unused_categories()
             uns[f"{name}_colors"] = [colors[category] for category in column.cat.categories]
             values[name] = column.cat.rename_categories([literal(category) for category in column.cat.categories])
-    order = np.random.default_rng(0).permutation(len(points))
+    order = np.random.default_rng(0).permutation(len(places))
     for name in BY_CELL:
         if name in kwargs and np.ndim(kwargs[name]) == 1:
             kwargs[name] = np.asarray(kwargs[name])[order]
     if kwargs.get("groups") is not None:
         groups = kwargs["groups"]
         kwargs["groups"] = [literal(group) for group in ([groups] if isinstance(groups, str) else groups)]
-    cells = AnnData(obs=values.iloc[order], obsm={"X_umap": points[order]}, uns=uns if palette is None else {})
+    cells = AnnData(obs=values.iloc[order], obsm={"X_umap": places[order]}, uns=uns if palette is None else {})
 
     shares = (set(values) - set(adata.obs)) & set(stored(adata, key)["topics"].index)
     titles = [literal(name) + (", share of usage" if name in shares else "") for name in names if name is not None]
@@ -125,6 +125,9 @@ def umap(
         ax = new_axes(4.6, 4.2)
     wanted = color if color is None or len(names) > 1 else names[0]
     drawn = sc.pl.embedding(cells, basis="umap", color=wanted, ax=ax, show=False, **kwargs)
+    for panel in drawn if isinstance(drawn, list) else [drawn]:
+        for points in panel.collections:
+            points.set_rasterized(True)  # scanpy does so only after `set_figure_params`
     if single:  # scanpy moves the axes, which takes them and their legend out of the layout
         drawn.set_in_layout(True)
         legend = drawn.get_legend()

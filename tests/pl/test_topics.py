@@ -78,6 +78,7 @@ def texts(axis) -> list[str]:
 def test_umap_draws_every_cell_in_the_colours_of_the_legend(adata: ad.AnnData) -> None:
     ax = pl.umap(adata, color="condition")
     points = next(each for each in ax.collections if len(each.get_offsets()) == adata.n_obs)
+    assert points.get_rasterized()
     drawn = pd.DataFrame(np.column_stack([points.get_offsets(), points.get_facecolors()[:, :3]])).round(5)
     legend = ax.get_legend()
     colors = dict(
