@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 
 from .. import get
 from .._stored import stored, stored_slot
@@ -125,19 +126,23 @@ def umap(
         ax = new_axes(4.6, 4.2)
     wanted = color if color is None or len(names) > 1 else names[0]
     drawn = sc.pl.embedding(cells, basis="umap", color=wanted, ax=ax, show=False, **kwargs)
-    for panel in drawn if isinstance(drawn, list) else [drawn]:
-        for points in panel.collections:
-            points.set_rasterized(True)  # scanpy does so only after `set_figure_params`
-    if single:  # scanpy moves the axes, which takes them and their legend out of the layout
-        drawn.set_in_layout(True)
-        legend = drawn.get_legend()
-        if legend is not None and kwargs.get("legend_loc", "right margin") == "right margin":
-            figure = drawn.figure
-            room = legend.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi
-            figure.set_figwidth(figure.get_figwidth() + room)
+    _tidy(drawn, single=single, room=kwargs.get("legend_loc", "right margin") == "right margin")
     if palette is not None:
         adata.uns.update({name: found for name, found in cells.uns.items() if name.endswith("_colors")})
     return drawn
+
+
+def _tidy(drawn: Axes | list[Axes], *, single: bool, room: bool) -> None:
+    """Rasterise the points, and make room for the legend of a single panel."""
+    panels = drawn if isinstance(drawn, list) else [drawn]
+    for points in (points for panel in panels for points in panel.collections):
+        points.set_rasterized(True)  # scanpy does so only after `set_figure_params`
+    if single:
+        panels[0].set_in_layout(True)  # scanpy moves the axes, which takes them and their legend out of the layout
+        legend, figure = panels[0].get_legend(), plt.gcf()
+        if legend is not None and room:
+            width = legend.get_window_extent().width / figure.dpi
+            figure.set_figwidth(figure.get_figwidth() + width)
 
 
 def _values(
