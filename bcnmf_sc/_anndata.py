@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ._methods import METHODS
-from ._stored import CELL_FIELDS, question, write
+from ._stored import CELL_FIELDS, added, question, write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
 from ._utils.errors import UserError, UserTypeError
 from .engine.likelihoods import Gaussian, as_likelihood
@@ -135,6 +135,7 @@ class Data:
         adata = self.adata.copy() if self.asked.copy else self.adata
         for name, value in notes.items():  # one by one: `update` would be lost on a view
             adata.uns[self.asked.key + name] = value
+        added(*(f"uns.{self.asked.key}{name}" for name in notes))
         return adata if self.asked.copy else None
 
     @property

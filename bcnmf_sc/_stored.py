@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from ._methods import fields_written
+from ._methods import fields_written, method_of
 from ._utils.checks import listed, stack_level
 from ._utils.errors import UserError
 from ._utils.files import uninterrupted
 from .engine.likelihoods import LIKELIHOODS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
     from .engine.likelihoods import Likelihood
 
+logger = logging.getLogger(__name__)
+Topics: TypeAlias = str | Sequence[str | int] | None
 PARAMETERS = tuple(dict.fromkeys(each.name for kind in LIKELIHOODS.values() for each in fields(kind)))
 """Names of the parameters of all likelihoods."""
 CELL_FIELDS = fields_written("obs")
@@ -66,6 +69,16 @@ def write(
     adata.uns[key] = record | {"params": recorded(record["params"] | {"written": written})}
     for name, note in notes.items():
         adata.uns[key + name] = note
+    added(f"obsm.X_{key}", f"varm.{key}", *written, *(f"uns.{key}{name}" for name in ("", *notes)))
+
+
+def added(*fields: str) -> None:
+    """List the fields that a function has written, each as "obs.bcnmf_role", at the level "info"."""
+    slots: dict[str, list[str]] = {}
+    for each in fields:
+        slot, name = each.split(".", 1)
+        slots.setdefault(slot, []).append(f".{slot}[{name!r}]")
+    logger.info("added %s", ",\n      ".join(", ".join(names) for names in slots.values()))
 
 
 def forget(data: Any, key: str) -> None:
@@ -206,17 +219,35 @@ def _where_names_match(adata: AnnData, reference: AnnData, genes: pd.Index) -> s
     return ""
 
 
-def pick_topics(names: Iterable[str], chosen: str | Sequence[str] | None) -> list[str]:
-    """Return `chosen` as a list, checked against the existing topics; all topics for None."""
-    names = list(names)
-    if chosen is None:
-        return names
-    picked = [chosen] if isinstance(chosen, str) else list(chosen)
-    unknown = [topic for topic in picked if topic not in names]
+def pick_topics(record: Mapping[str, Any], chosen: Topics, among: Iterable[str] | None = None) -> list[str]:
+    """Return the names of the chosen topics, checked against the stored ones, or the part of them that is `among`."""
+    table, names = record["topics"], [str(name) for name in record["topics"].index]
+    allowed = names if among is None else [name for name in names if name in {*map(str, among)}]
+    kinds = table["kind"].astype(str).to_numpy() if "kind" in table else np.full(len(names), "target")
+    if chosen is None or (isinstance(chosen, str) and chosen == "all"):
+        return allowed
+    kind = isinstance(chosen, str) and chosen not in names
+    picked: list[Any]
+    if kind:
+        wanted = np.isin(kinds, method_of(record).kinds)
+        of_kind = {each: kinds == each for each in kinds} | {"target": wanted, "background": ~wanted}
+        kind = chosen in of_kind
+        chosen_kind = of_kind.get(str(chosen), np.zeros(len(names), bool))
+        picked = [name for name, take in zip(names, chosen_kind, strict=True) if take and name in allowed]
+    else:
+        alone = isinstance(chosen, str) or not isinstance(chosen, Iterable)  # a number alone is a misplaced `n_genes`
+        picked = [chosen] if alone else [names[int(i)] if _position(i, names) else i for i in chosen]
+    unknown = [topic for topic in picked if topic not in allowed]
     if unknown or not picked or len(set(picked)) < len(picked):
-        msg = f"`topics` must be names of topics, each once, got {chosen!r}. Present: {listed(names)}."
+        rule = "'target', 'background', 'all', a name, or a list of names or positions of topics, each once"
+        present = f"kinds {listed(dict.fromkeys(kinds))}" if kind else listed(allowed)
+        msg = f"`topics` must be {rule}, got {chosen!r}. Present: {present}."
         raise UserError(msg)
     return picked
+
+
+def _position(value: object, names: Sequence[str]) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < len(names))
 
 
 def gene_labels(adata: AnnData, gene_symbols: str | None) -> pd.Index:

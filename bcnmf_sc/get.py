@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["associations", "donors", "enrichment", "loadings", "top_genes", "topics", "usage"]
+    from ._stored import Topics
+
+__all__ = ["associations", "donors", "enrichment", "loadings", "obs_df", "top_genes", "topics", "usage"]
 
 FLOOR = 0.1  # relative to the loading in a flat topic; added to both terms of the specificity
 
@@ -55,6 +57,53 @@ def usage(adata: AnnData, *, key: str = "bcnmf", normalize: bool = False) -> pd.
     return pd.DataFrame(values, index=adata.obs_names, columns=names)
 
 
+def obs_df(
+    adata: AnnData,
+    *,
+    topics: Topics = "target",
+    columns: str | Sequence[str] = (),
+    key: str = "bcnmf",
+    normalize: bool = True,
+) -> pd.DataFrame:
+    """Return the usage of topics beside columns of `adata.obs`, one row per cell.
+
+    `adata.obs = adata.obs.join(bc.get.obs_df(adata))` writes the scores of the target topics to `adata.obs`, for tools
+    that read them there.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a stored factorisation.
+    topics
+        Topics to return: "target", "background" or "all"; a name; or a list of names or positions, in this order.
+    columns
+        Columns of `adata.obs` to put before the topics, such as the cell type or `"bcnmf_target_share"`.
+    key
+        The `key_added` under which the factorisation was stored.
+    normalize
+        Whether to return each topic's share of a cell's usage; otherwise usage in the units of the data.
+
+    Returns
+    -------
+    Table of cells by columns and topics, indexed by `adata.obs_names`; a copy.
+
+    Examples
+    --------
+    >>> import bcnmf_sc as bc
+    >>> adata = bc.datasets.simulated()
+    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
+    >>> bc.get.obs_df(adata, topics=[0, 1], columns="condition").columns.tolist()
+    ['condition', 'Topic 1', 'Topic 2']
+    """
+    names = [columns] if isinstance(columns, str) else list(columns)
+    missing = [name for name in names if name not in adata.obs]
+    if missing:
+        msg = f"`columns` must be columns of `adata.obs`, got {listed(missing)}. Present: {listed(adata.obs.columns)}."
+        raise UserError(msg)
+    share = usage(adata, key=key, normalize=normalize)
+    return pd.concat([adata.obs[names], share[pick_topics(stored(adata, key), topics)]], axis=1)
+
+
 def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = None) -> pd.DataFrame:
     """Return the loading of each gene on each topic.
 
@@ -89,11 +138,11 @@ def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = N
 
 def top_genes(
     adata: AnnData,
+    topics: Topics = "target",
     n_genes: int | None = 10,
     *,
     key: str = "bcnmf",
     by: Literal["loading", "specificity"] = "loading",
-    topics: str | Sequence[str] | None = None,
     gene_symbols: str | None = None,
 ) -> pd.DataFrame:
     r"""Return the leading genes of each topic.
@@ -111,14 +160,14 @@ def top_genes(
     ----------
     adata
         Annotated data with a stored factorisation.
+    topics
+        Topics to list: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     n_genes
         Number of genes per topic; None for all genes used.
     key
         The `key_added` under which it was stored.
     by
         How to rank the genes. Ties keep the order of `adata.var_names`.
-    topics
-        Names of the topics to list, in this order; None for all.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`. A gene without a symbol keeps
         its name.
@@ -133,17 +182,19 @@ def top_genes(
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> genes = bc.get.top_genes(adata, 5, by="specificity")
+    >>> genes = bc.get.top_genes(adata, n_genes=5, by="specificity")
     >>> genes.columns.tolist()
     ['topic', 'rank', 'gene', 'loading', 'specificity']
     >>> genes.pivot(index="rank", columns="topic", values="gene").shape
     (5, 4)
+    >>> bc.get.top_genes(adata, "Topic 1", 3)["rank"].tolist()
+    [1, 2, 3]
     """
     if n_genes is not None:
         whole_number("n_genes", n_genes, 1)
     one_of("by", by, ("loading", "specificity"))
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
-    chosen = pick_topics(w.columns, topics)
+    chosen = pick_topics(stored(adata, key), topics)
     if by == "specificity" and w.shape[1] == 1:
         msg = "`by` must be 'loading' if there is only one topic, got 'specificity'."
         raise UserError(msg)
@@ -286,7 +337,7 @@ def associations(
 
 
 def enrichment(
-    adata: AnnData, topic: str | None = None, *, key: str = "bcnmf", max_p_adjusted: float = 1.0
+    adata: AnnData, topics: Topics = "target", *, key: str = "bcnmf", max_p_adjusted: float = 1.0
 ) -> pd.DataFrame:
     """Return the gene sets tested for each topic, the most significant first.
 
@@ -294,8 +345,8 @@ def enrichment(
     ----------
     adata
         Annotated data on which :func:`bcnmf_sc.tl.enrich` has run.
-    topic
-        Name of a topic; None for all.
+    topics
+        Topics to list: "target", "background" or "all"; a name; or a list of names or positions.
     key
         The `key_added` under which the factorisation was stored.
     max_p_adjusted
@@ -320,9 +371,8 @@ def enrichment(
     """
     number("max_p_adjusted", max_p_adjusted)
     found = _stored_table(adata, key, "enrichment", call="enrich")
-    if topic is not None:
-        (topic,) = pick_topics(_topic_names(adata, key), topic)
-        found = found[found["topic"].astype(str) == topic]
+    chosen = pick_topics(stored(adata, key), topics)
+    found = found[found["topic"].astype(str).isin(chosen)]
     return found[found["p_adjusted"] <= max_p_adjusted].reset_index(drop=True)
 
 

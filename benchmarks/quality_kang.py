@@ -31,7 +31,7 @@ INTERFERON = {"ISG15", "IFIT1", "IFIT2", "IFIT3", "MX1", "IFI6", "ISG20", "LY6E"
 def n_interferon(adata: AnnData) -> int:
     """Interferon genes among the ten that lead the target topic with most of them."""
     topics = bc.get.topics(adata).query("kind == 'target'").index.tolist()
-    leading = bc.get.top_genes(adata, 10, topics=topics).groupby("topic", observed=True)["gene"]
+    leading = bc.get.top_genes(adata, n_genes=10, topics=topics).groupby("topic", observed=True)["gene"]
     return max(len(INTERFERON.intersection(genes)) for _, genes in leading)
 
 

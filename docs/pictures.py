@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "images"
 SPLIT: dict[str, Any] = {"background_key": "condition", "background": "ctrl"}
-TARGET, SHARED = PALETTE[0], MISSING
+TARGET, BACKGROUND, SHARED = PALETTE[1], PALETTE[0], MISSING
 
 
 def analysed() -> AnnData:
@@ -94,24 +94,27 @@ def spatial() -> MuData:
 def gallery(adata: AnnData) -> dict[str, Callable[[], Any]]:
     """Return how each plot is called, in the order of the page."""
     images, spots = digits(), spatial()
-    highlight = bc.get.top_genes(adata, 4, topics="Background 3")["gene"].tolist()
+    highlight = bc.get.top_genes(adata, "Background 3", 4)["gene"].tolist()
     return {
-        "umap": lambda: bc.pl.umap(adata, color="group"),
+        "target_share": lambda: bc.pl.target_share(adata, "cell_type"),
+        "umap": lambda: bc.pl.umap(adata, color=["condition", "Topic 1"]),
         "loadings": lambda: bc.pl.loadings(adata, n_genes=4, gene_test="condition"),
         "usage": lambda: bc.pl.usage(adata, "condition", sample_key="donor"),
-        "bubbles": lambda: bc.pl.bubbles(adata, "group"),
+        "bubbles": lambda: bc.pl.bubbles(adata, "group", topics="all"),
         "associations": lambda: bc.pl.associations(adata, "subgroup"),
         "composition": lambda: bc.pl.composition(adata, "group", "cell_type"),
         "enrichment": lambda: bc.pl.enrichment(adata),
-        "gene_frequency": lambda: bc.pl.gene_frequency(adata, n_genes=20, n_shown=15, highlight=highlight),
+        "gene_frequency": lambda: bc.pl.gene_frequency(
+            adata, topics="all", n_genes=20, n_shown=15, highlight=highlight
+        ),
         "compare": lambda: bc.pl.compare(compared()),
         "images": lambda: bc.pl.images(images),
         "alpha_path": lambda: bc.pl.alpha_path(adata),
-        "topics_forest": lambda: bc.pl.topics_forest(by_donor()),
+        "topics_forest": lambda: bc.pl.topics_forest(by_donor(), topics="all"),
         "donors": lambda: bc.pl.donors(by_donor()),
         "stability": lambda: bc.pl.stability(adata, key="consensus"),
         "loss": lambda: bc.pl.loss(adata, key="consensus"),
-        "spatial_topics": lambda: bc.pl.spatial_topics(spots, show="both"),
+        "spatial_topics": lambda: bc.pl.spatial_topics(spots, quantity="both"),
         "lengthscales": lambda: bc.pl.lengthscales(spots),
     }
 
@@ -124,12 +127,12 @@ def idea(adata: AnnData) -> plt.Figure:
     _scheme(scheme)
     order = ["controls", "cases, not affected", "cases, program 1", "cases, program 2"]
     adata.obs["group"] = pd.Categorical(adata.obs["group"], categories=order)
-    bc.pl.bubbles(adata, "group", ax=topics, color=TARGET)
+    bc.pl.bubbles(adata, "group", topics="all", ax=topics, color=PLAIN)
     topics.set_title("Which topics do cells use?", fontsize=10)
     topics.set_ylabel("")
     topics.get_legend().remove()
     for text in topics.get_xticklabels():
-        text.set_color(TARGET if text.get_text().startswith("Topic") else PLAIN)
+        text.set_color("black" if text.get_text().startswith("Topic") else PLAIN)
         text.set_fontweight("bold" if text.get_text().startswith("Topic") else "normal")
     share, rng = adata.obs["bcnmf_target_share"], np.random.default_rng(0)
     for i, name in enumerate(order):
@@ -158,9 +161,11 @@ def _scheme(ax: Axes) -> None:
         ax.add_patch(Rectangle(corner, width, height, **({"edgecolor": "black", "linewidth": 1} | look)))
 
     box((0.2, 3.5), 2.6, 3.0, facecolor=TARGET)
-    box((0.2, 0.6), 2.6, 2.4, facecolor=PALETTE[1])
-    ax.text(1.5, 5.0, "target\ncells × genes", ha="center", va="center", color="white", fontweight="bold", fontsize=8)
-    ax.text(1.5, 1.8, "background\ncells × genes", ha="center", va="center", fontweight="bold", fontsize=8)
+    box((0.2, 0.6), 2.6, 2.4, facecolor=BACKGROUND)
+    ax.text(1.5, 5.0, "target\ncells × genes", ha="center", va="center", fontweight="bold", fontsize=8)
+    ax.text(
+        1.5, 1.8, "background\ncells × genes", ha="center", va="center", color="white", fontweight="bold", fontsize=8
+    )
     arrow: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 14, "color": "black", "lw": 1.3}
     ax.add_patch(FancyArrowPatch((2.9, 5.3), (5.0, 5.3), **arrow))
     ax.add_patch(FancyArrowPatch((2.9, 1.8), (5.0, 1.8), **arrow))
@@ -170,7 +175,7 @@ def _scheme(ax: Axes) -> None:
     for k in range(5):
         box((5.2 + 0.55 * k, 0.6), 0.45, 2.4, facecolor=SHARED, hatch="///")
     ax.text(
-        6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=8, color=TARGET, fontweight="bold"
+        6.5, 5.3, "target topics:\nwhat only the\ntarget has", va="center", fontsize=8, color="black", fontweight="bold"
     )
     ax.text(
         8.05,
@@ -186,6 +191,7 @@ def _scheme(ax: Axes) -> None:
 def main() -> None:
     """Write the pictures."""
     mpl.use("Agg")
+    bc.settings.autoshow = False
     adata = analysed()
     drawn = gallery(adata)
     without = set(bc.pl.__all__) - set(drawn)
@@ -197,9 +203,9 @@ def main() -> None:
         **{f"gallery/{name}.png": call for name, call in drawn.items()},
         "idea.png": lambda: idea(adata),
     }.items():
-        made = draw()
-        figure = getattr(made, "figure", None) or made
-        figure.savefig(FOLDER / path, dpi=160 if path == "idea.png" else 110, facecolor="white")
+        draw()
+        figure = plt.gcf()
+        figure.savefig(FOLDER / path, dpi=160 if path == "idea.png" else 110, facecolor="white", bbox_inches="tight")
         plt.close(figure)
         print(path)
 

@@ -18,6 +18,7 @@ from scipy import sparse
 import bcnmf_sc as bc
 
 mpl.use("Agg")
+bc.settings.autoshow = False  # plots return their axes
 # how long an example takes is the machine's affair: the first one pays for what is compiled and set up
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

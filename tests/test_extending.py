@@ -112,7 +112,7 @@ import numpy as np
 
 adata = bc.datasets.simulated(n_target=60, n_background=40, n_genes=50)
 bc.tl.nmf(adata, n_topics=3, max_iter=20, tol=0.0)
-ax = bc.pl.similarity(adata, key="nmf", cmap="Greys")
+ax = bc.pl.similarity(adata, key="nmf", cmap="Greys", show=False)
 shown = ax.images[0].get_array()
 assert shown.shape == (3, 3) and np.allclose(np.diag(shown), 1) and (shown < 1 + 1e-6).all()
 assert [label.get_text() for label in ax.get_yticklabels()] == ["Topic 1", "Topic 2", "Topic 3"]

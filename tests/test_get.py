@@ -67,12 +67,12 @@ def test_loadings_keep_all_genes_and_are_a_copy(adata: ad.AnnData) -> None:
 
 def test_gene_symbols_label_genes_and_fall_back_to_names(adata: ad.AnnData) -> None:
     assert get.loadings(adata, gene_symbols="symbol").index.tolist() == ["ACTB", "IFIT1", "XIST", "gene3", "ACTB"]
-    top = get.top_genes(adata, 2, gene_symbols="symbol", topics="Topic 3")
+    top = get.top_genes(adata, n_genes=2, gene_symbols="symbol", topics="Topic 3")
     assert top["gene"].tolist() == ["gene3", "ACTB"]
 
 
 def test_top_genes_by_loading(adata: ad.AnnData) -> None:
-    top = get.top_genes(adata, 2)
+    top = get.top_genes(adata, n_genes=2)
     assert top.columns.tolist() == ["topic", "rank", "gene", "loading", "specificity"]
     assert top["topic"].tolist() == [name for name in NAMES for _ in range(2)]
     assert top["rank"].tolist() == [1, 2] * 3
@@ -81,7 +81,7 @@ def test_top_genes_by_loading(adata: ad.AnnData) -> None:
 
 
 def test_top_genes_by_specificity_follow_the_documented_formula(adata: ad.AnnData) -> None:
-    top = get.top_genes(adata, 1, by="specificity").set_index("topic")
+    top = get.top_genes(adata, n_genes=1, by="specificity").set_index("topic")
     assert top["gene"].tolist() == ["gene1", "gene4", "gene3"]
     floor = 0.1 / 4  # four genes used
     expected = np.log2([(0.3 + floor) / (0.02 + floor), (0.38 + floor) / (0.1 + floor), (0.48 + floor) / (0.1 + floor)])
@@ -101,16 +101,16 @@ def test_specificity_equals_a_plain_loop() -> None:
 
 
 def test_top_genes_lists_only_used_genes_and_keeps_topic_order(adata: ad.AnnData) -> None:
-    top = get.top_genes(adata, None, topics=["Topic 3", "Topic 1"])
+    top = get.top_genes(adata, n_genes=None, topics=["Topic 3", "Topic 1"])
     assert len(top) == 8
     assert "gene2" not in set(top["gene"])
     assert top["topic"].cat.categories.tolist() == ["Topic 3", "Topic 1"]
     assert top["topic"].unique().tolist() == ["Topic 3", "Topic 1"]
-    assert len(get.top_genes(adata, 100)) == 12
+    assert len(get.top_genes(adata, n_genes=100)) == 12
 
 
 def test_ties_keep_the_order_of_genes(adata: ad.AnnData) -> None:
-    assert get.top_genes(adata, 4, topics="Topic 1")["gene"].tolist() == ["gene0", "gene1", "gene3", "gene4"]
+    assert get.top_genes(adata, n_genes=4, topics="Topic 1")["gene"].tolist() == ["gene0", "gene1", "gene3", "gene4"]
 
 
 def test_one_topic_has_no_specificity() -> None:
@@ -131,7 +131,7 @@ def test_other_keys_and_names_of_topics() -> None:
     adata = stored(key="nmf")
     adata.uns["nmf"]["topics"].index = ["a", "b", "c"]
     assert get.usage(adata, key="nmf").columns.tolist() == ["a", "b", "c"]
-    assert get.top_genes(adata, 1, key="nmf", topics="b")["gene"].tolist() == ["gene0"]
+    assert get.top_genes(adata, n_genes=1, key="nmf", topics="b")["gene"].tolist() == ["gene0"]
 
 
 def test_round_trip_through_h5ad(adata: ad.AnnData, tmp_path) -> None:
@@ -168,9 +168,12 @@ def test_dropped_matrix(adata: ad.AnnData) -> None:
     [
         ({"n_genes": 0}, "`n_genes` must be a whole number of at least 1, got 0"),
         ({"by": "rank"}, "`by` must be 'loading' or 'specificity', got 'rank'"),
-        ({"topics": "Topic 9"}, "`topics` must be names of topics.*Present: 'Topic 1', 'Topic 2', 'Topic 3'"),
+        ({"topics": "Topic 9"}, "`topics` must be 'target'.*Present: 'Topic 1', 'Topic 2', 'Topic 3'"),
         ({"topics": ["Topic 1", "Topic 1"]}, "each once"),
-        ({"topics": []}, "`topics` must be names"),
+        ({"topics": []}, "`topics` must be 'target'"),
+        ({"topics": 7}, "a list of names or positions of topics, each once, got 7"),
+        ({"topics": [3]}, "got .3."),
+        ({"topics": "background"}, "got 'background'. Present: kinds 'target'"),
         (
             {"gene_symbols": "ensembl"},
             "`gene_symbols` must be a column of `adata.var`, got 'ensembl'. Present: 'symbol'",
@@ -180,3 +183,23 @@ def test_dropped_matrix(adata: ad.AnnData) -> None:
 def test_bad_arguments(adata: ad.AnnData, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get.top_genes(adata, **arguments)
+
+
+def test_scores_beside_columns_of_obs(adata: ad.AnnData) -> None:
+    adata.obs["cell_kind"] = np.resize(["a", "b"], adata.n_obs)
+    adata.uns["bcnmf"]["topics"]["kind"] = ["target", "background", "target"]
+    share = get.usage(adata, normalize=True)
+    table = get.obs_df(adata, columns="cell_kind")
+    assert table.columns.tolist() == ["cell_kind", "Topic 1", "Topic 3"]
+    pd.testing.assert_frame_equal(table[["Topic 1", "Topic 3"]], share[["Topic 1", "Topic 3"]])
+    pd.testing.assert_frame_equal(get.obs_df(adata, topics=[1, 0], normalize=False), get.usage(adata).iloc[:, [1, 0]])
+    for words, names in (
+        ("background", ["Topic 2"]),
+        ("all", list(share)),
+        (None, list(share)),
+        ("Topic 2", ["Topic 2"]),
+        (["Topic 3", 0], ["Topic 3", "Topic 1"]),
+    ):
+        assert get.obs_df(adata, topics=words).columns.tolist() == names
+    with pytest.raises(ValueError, match=r"`columns` must be columns of `adata.obs`, got 'sex'"):
+        get.obs_df(adata, columns=["cell_kind", "sex"])

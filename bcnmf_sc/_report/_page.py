@@ -17,7 +17,6 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FOLD_ROWS = 12
@@ -128,12 +127,11 @@ def written(value: Any) -> str:
     return "–" if value is pd.NA or value is pd.NaT else str(value)
 
 
-def picture(draw: Callable[[], Axes | Figure], alt: str, caption: str) -> Picture:
+def picture(draw: Callable[..., Any], alt: str, caption: str) -> Picture:
     """Draw a figure and embed it as SVG; rasterised points stay pixels."""
     # text as outlines, and the same ids in every run
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "bcnmf_sc", "savefig.dpi": 150}):
-        drawn = draw()
-        figure: Any = getattr(drawn, "figure", None) or drawn
+        figure: Figure = draw(return_fig=True)
         buffer = io.BytesIO()
         try:
             figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})

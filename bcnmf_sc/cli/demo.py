@@ -94,7 +94,7 @@ def _demo_figures(adata: AnnData) -> list[Figure]:
             ax.imshow(image.to_numpy().reshape(adata.uns["image_shape"]), cmap="Greys")
             ax.set(title=f"{name}, {topic}", xticks=[], yticks=[])
         pl.usage(adata, groupby="digit", key=key, ax=boxes[i]).set_title(name)
-    figures = [topics, usage, pl.loss(adata)]
+    figures: list[Any] = [topics, usage, pl.loss(adata, return_fig=True)]
     for figure in figures:
         plt.close(figure)
     return figures

@@ -1,7 +1,8 @@
 """Draw the results that `bcnmf_sc.tl` stored in an AnnData.
 
-The functions compute nothing new, and neither show nor save a figure. Each returns the `Axes`, or the `Figure` if it
-has several axes. Figures grow with the table drawn, so that labels do not overlap.
+The functions compute nothing new. Each follows scanpy's conventions: the figure is shown, unless `show=False` asks for
+its axes or `return_fig=True` for the figure; `save` writes it to a file; `ax` draws on given axes. Figures grow with
+the table drawn, so that labels do not overlap. A condition has the same colour in all of them.
 """
 
 from ._alpha_path import alpha_path
@@ -18,6 +19,7 @@ from ._loadings import loadings
 from ._loss import loss
 from ._spatial_topics import spatial_topics
 from ._stability import stability
+from ._target_share import target_share
 from ._topics_forest import topics_forest
 from ._umap import umap
 from ._usage import usage
@@ -37,6 +39,7 @@ __all__ = [
     "loss",
     "spatial_topics",
     "stability",
+    "target_share",
     "topics_forest",
     "umap",
     "usage",

@@ -5,21 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from .._utils.checks import listed
 from .._utils.errors import UserError
-from ._axes import FONT, PALETTE, PLAIN
+from ._axes import FONT, PALETTE, PLAIN, add_title, new_panels, shown
+from ._colors import side_colors
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+
+    from ._axes import Save
 
 LOWEST = -0.5
 """Lower limit of a panel: how poor a degenerate fit is does not matter."""
 
 
-def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
+@shown
+def alpha_path(
+    adata: AnnData,
+    *,
+    key: str = "bcnmf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> dict[str, Axes] | Any:
     """Draw the held-out scores of each alpha, and the alpha selected.
 
     Draws the results of :func:`bcnmf_sc.tl.select_alpha`: the gain ratio on which the selection is based, the deviance
@@ -32,12 +44,21 @@ def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
         Annotated data with the results of :func:`bcnmf_sc.tl.select_alpha`.
     key
         The `key_added` under which they were stored.
+    ax
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.plot` for every curve.
 
     Returns
     -------
-    The figure.
+    A dict of axes if `show` is False, else None.
 
     Examples
     --------
@@ -46,7 +67,7 @@ def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     >>> bc.tl.select_alpha(
     ...     adata, background_key="condition", background="ctrl", n_topics=3, alphas=(0, 0.3), n_restarts=1, tol=1e-2
     ... )
-    >>> fig = bc.pl.alpha_path(adata)
+    >>> bc.pl.alpha_path(adata)
     """
     if f"{key}_alpha" not in adata.uns:
         msg = (
@@ -63,21 +84,22 @@ def alpha_path(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     if table["stability"].notna().any():
         panels["stability of topics\n(over restarts)"] = {"stability": ""}
     alpha, ruined = table["alpha"].to_numpy(dtype=float), table["degenerate"].to_numpy(dtype=bool)
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 2.7), layout="constrained", squeeze=False)
-    for ax, (label, curves) in zip(axes[0], panels.items(), strict=True):
+    axes = new_panels((2.9 * len(panels), 2.7), ax, n_columns=len(panels))
+    colors = {"": PALETTE[0]} | side_colors(adata, key)
+    for panel, (label, curves) in zip(axes[0], panels.items(), strict=True):
         for i, (column, name) in enumerate(curves.items()):
             values = table[column].to_numpy(dtype=float)
-            style: dict[str, Any] = {"color": PALETTE[i], "ls": ("-", ":")[i], "label": name}
-            ax.plot(alpha, values, **(style | kwargs))
-            faces = np.where(ruined, "white", PALETTE[i])
-            ax.scatter(alpha, values, s=22, c=faces, edgecolors=PALETTE[i], marker="os"[i], zorder=3)
-        ax.axvline(float(choice["alpha"]), color=PLAIN, linestyle="--", linewidth=1, zorder=0)
-        ax.set_xlabel("alpha (effective)", fontsize=FONT)
-        ax.set_ylabel(label, fontsize=FONT)
-        ax.tick_params(labelsize=FONT)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.set_ylim(bottom=max(ax.get_ylim()[0], LOWEST))
+            style: dict[str, Any] = {"color": colors[name], "ls": ("-", ":")[i], "label": name}
+            panel.plot(alpha, values, **(style | kwargs))
+            faces = np.where(ruined, "white", colors[name])
+            panel.scatter(alpha, values, s=22, c=faces, edgecolors=colors[name], marker="os"[i], zorder=3)
+        panel.axvline(float(choice["alpha"]), color=PLAIN, linestyle="--", linewidth=1, zorder=0)
+        panel.set_xlabel("alpha (effective)", fontsize=FONT)
+        panel.set_ylabel(label, fontsize=FONT)
+        panel.tick_params(labelsize=FONT)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylim(bottom=max(panel.get_ylim()[0], LOWEST))
         if len(curves) > 1:
-            ax.legend(frameon=False, fontsize=FONT)
-    fig.suptitle(f"chosen: alpha {float(choice['alpha']):g}", fontsize=FONT + 1)
-    return fig
+            panel.legend(frameon=False, fontsize=FONT)
+    add_title(f"chosen: alpha {float(choice['alpha']):g}", axes, ax)
+    return dict(zip((next(iter(curves)) for curves in panels.values()), axes[0], strict=True))

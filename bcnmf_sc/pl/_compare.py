@@ -8,19 +8,14 @@ import numpy as np
 
 from .._utils.checks import listed
 from .._utils.errors import UserError
-from ._axes import (
-    FONT,
-    MISSING,
-    PALETTE,
-    PLAIN,
-    literal,
-    new_axes,
-    text_width,
-)
+from ._axes import FONT, MISSING, PALETTE, PLAIN, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from ._axes import Save
+
 METHOD_NAMES = {
     "pca": "PCA",
     "cpca": "cPCA",
@@ -29,11 +24,22 @@ METHOD_NAMES = {
     "bcnmf_split": "bcNMF, split",
     "bcnmf_shared": "bcNMF, shared",
 }
+BOUNDS = {"ari": 1.0, "ami": 1.0, "silhouette": 1.0, "auc": 1.0, "auc_share": 1.0}
+"""Largest value of a score."""
 
 
+@shown
 def compare(
-    table: pd.DataFrame, *, score: str = "ari", ax: Axes | None = None, label: str | None = None, **kwargs: Any
-) -> Axes:
+    table: pd.DataFrame,
+    *,
+    score: str = "ari",
+    label: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Axes | Any:
     """Draw a score of several methods: the median over seeds as a bar, each seed as a point (paper, Fig. 3c).
 
     The points show the variation over initialisations, the error bar (the median bootstrap standard error) the
@@ -45,16 +51,23 @@ def compare(
         Table returned by :func:`bcnmf_sc.metrics.compare`.
     score
         Column to draw. `ari` has error bars.
-    ax
-        Axes to draw on; None for a new figure.
     label
         Label of the axis; the name of the score by default.
+    ax
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.bar`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
@@ -69,7 +82,7 @@ def compare(
     ...     n_seeds=1,
     ...     likelihood="gaussian",
     ... )
-    >>> ax = bc.pl.compare(table)
+    >>> bc.pl.compare(table)
     """
     if score not in table or score in ("method", "alpha", "n_topics", "seed", "n_folds"):
         msg = f"`score` must be a column with a score, got {score!r}. Present: {listed(table.columns)}."
@@ -88,9 +101,11 @@ def compare(
     ax.bar(range(len(runs)), middle, **{"width": 0.7, "color": MISSING, "edgecolor": PLAIN, **kwargs})
     known = [i for i, (_, rows) in enumerate(runs) if f"{score}_se" in rows and rows[f"{score}_se"].notna().any()]
     if known:
-        error = [runs[i][1][f"{score}_se"].median() for i in known]
-        at = [middle[i] for i in known]
-        ax.errorbar(known, at, yerr=error, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        error = np.array([runs[i][1][f"{score}_se"].median() for i in known], float)
+        at = np.array([middle[i] for i in known], float)
+        most = BOUNDS.get(score, np.inf)
+        up = np.minimum(error, np.maximum(most - at, 0))  # an error bar must not leave what is possible
+        ax.errorbar(known, at, yerr=np.array([error, up]), fmt="none", ecolor="black", elinewidth=1, capsize=3)
     for i, (_, rows) in enumerate(runs):
         values = rows[score].to_numpy(dtype=float)
         if len(values) > 1:

@@ -9,25 +9,31 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from .._utils.errors import UserError
-from ._axes import (
-    PALETTE,
-    add_legend,
-    category_colors,
-    label_topics,
-    literal,
-    new_axes,
-    obs_column,
-    text_width,
-)
+from ._axes import PALETTE, add_legend, categories_of, label_of, label_topics, literal, new_axes, shown, text_width
+from ._colors import category_colors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from ._axes import Save
 
+
+@shown
 def composition(
-    adata: AnnData, groupby: str, of: str, *, normalize: bool = True, ax: Axes | None = None, **kwargs: Any
-) -> Axes:
+    adata: AnnData,
+    groupby: str | Sequence[str],
+    of: str,
+    *,
+    normalize: bool = True,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Axes | Any:
     """Draw the composition of each group of cells, such as clusters by cell line (paper, Fig. 5g).
 
     Parameters
@@ -35,31 +41,34 @@ def composition(
     adata
         Annotated data.
     groupby
-        Column of `adata.obs` with the groups, one bar each.
+        Column of `adata.obs` with the groups, one bar each, or a list of columns.
     of
         Column of `adata.obs` whose categories divide the bars.
     normalize
         Whether to draw shares instead of numbers of cells.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.bar`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
-    >>> ax = bc.pl.composition(adata, "condition", "cell_type")
+    >>> bc.pl.composition(adata, "condition", "cell_type")
     """
-    columns = {argument: obs_column(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
-    for argument, column in columns.items():
-        if not isinstance(column.dtype, pd.CategoricalDtype):
-            msg = f"`{argument}` must be a categorical column, got {column.name!r} with numbers."
-            raise UserError(msg)
+    columns = {argument: categories_of(adata, name, argument) for argument, name in (("groupby", groupby), ("of", of))}
     counts = pd.crosstab(columns["groupby"], columns["of"])
     if not counts.size:
         msg = f"`groupby` and `of` must both have a value for at least one cell, got {groupby!r} and {of!r}."
@@ -80,7 +89,7 @@ def composition(
         handles.append(Patch(facecolor=colors[name], edgecolor="white", hatch=hatch, label=str(name)))
     label_topics(ax, list(map(str, counts.index)))
     ax.set_xlim(-0.5, len(counts) - 0.5)
-    ax.set_xlabel(literal(groupby))
+    ax.set_xlabel(literal(label_of(groupby)))
     ax.set_ylabel("share of cells" if normalize else "cells")
     ax.spines[["top", "right"]].set_visible(False)
     add_legend(ax, handles, title=of)

@@ -9,32 +9,37 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from .. import get
-from .._stored import pick_topics
+from .._stored import pick_topics, stored
 from .._utils.checks import listed, whole_number
 from .._utils.errors import UserError
-from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, text_width
+from ._axes import FONT, LEVEL, PLAIN, add_legend, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+    from .._stored import Topics
+    from ._axes import Save
 
 FULL = 120.0
 """Area of the largest dot, in points squared."""
 SCORES = {"ora": "fold enrichment", "gsea": "normalised enrichment score"}
 
 
+@shown
 def enrichment(
     adata: AnnData,
     *,
     key: str = "bcnmf",
     method: Literal["ora", "gsea"] | None = None,
     n_sets: int = 5,
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw the leading gene sets of each topic as dots: significance as size, effect as shade (Fig. 6e).
 
     Draws the results of :func:`bcnmf_sc.tl.enrich`. A leading set of one topic is drawn for all topics. The area of a
@@ -51,15 +56,22 @@ def enrichment(
     n_sets
         Number of sets per topic, the most significant first.
     topics
-        Names of the topics to draw, in this order; None for all that were tested.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.scatter`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
@@ -68,10 +80,10 @@ def enrichment(
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
     >>> sets = {"first": adata.var_names[:20], "last": adata.var_names[-20:]}
     >>> bc.tl.enrich(adata, sets, n_genes=30)
-    >>> ax = bc.pl.enrichment(adata)
+    >>> bc.pl.enrichment(adata)
     """
     whole_number("n_sets", n_sets, 1)
-    table = get.enrichment(adata, key=key)
+    table = get.enrichment(adata, "all", key=key)
     present = table["method"].unique().tolist()
     if method is None and len(present) == 1:
         method = present[0]
@@ -79,7 +91,7 @@ def enrichment(
         msg = f"`method` must be a method that was run, got {method!r}. Present: {listed(present)}."
         raise UserError(msg)
     table = table[table["method"] == method]
-    names = pick_topics(table["topic"].unique(), topics)
+    names = pick_topics(stored(adata, key), topics, table["topic"].unique())
     table = table[table["topic"].isin(names)].set_index("topic")
     sets = list(dict.fromkeys(name for topic in names for name in table.loc[[topic], "gene_set"].iloc[:n_sets]))
     table = table[table["gene_set"].isin(sets)]

@@ -9,14 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from .. import get
 from .._anndata import check_names
 from .._stored import gene_labels
-from ._axes import (
-    FONT,
-    PALETTE,
-    PLAIN,
-    literal,
-    new_axes,
-    text_width,
-)
+from ._axes import FONT, PALETTE, PLAIN, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +17,26 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from .._stored import Topics
+    from ._axes import Save
 
+
+@shown
 def gene_frequency(
     adata: AnnData,
     *,
     key: str = "bcnmf",
     n_genes: int = 10,
     n_shown: int | None = 30,
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     highlight: Sequence[str] = (),
     gene_symbols: str | None = None,
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw the number of topics in which each gene is among the leading genes (paper, Fig. 5h).
 
     Parameters
@@ -50,29 +50,36 @@ def gene_frequency(
     n_shown
         Number of genes to draw, the most frequent first (ties by summed loading); None for all.
     topics
-        Names of the topics to count; None for all.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     highlight
         Genes to colour, such as the known targets of a drug, named as drawn.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.barh`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> ax = bc.pl.gene_frequency(adata, n_genes=20)
+    >>> bc.pl.gene_frequency(adata, n_genes=20)
     """
     check_names(adata)
-    top = get.top_genes(adata, n_genes, key=key, topics=topics)
+    top = get.top_genes(adata, topics, n_genes, key=key)
     counted = top.groupby("gene", sort=False).agg(n=("topic", "size"), loading=("loading", "sum"))
     counted = counted.sort_values(["n", "loading"], ascending=False, kind="stable").iloc[:n_shown]
     labels = gene_labels(adata, gene_symbols)[adata.var_names.get_indexer(counted.index)].astype(str)

@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._spots import correlation, stored_fit
-from ._axes import PALETTE, literal
+from ._axes import FONT, PALETTE, literal, new_axes, shown
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from mudata import MuData
 
+    from ._axes import Save
 
-def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None = None, **kwargs: Any) -> Axes:
+
+@shown
+def lengthscales(
+    mdata: AnnData | MuData,
+    *,
+    key: str = "gpnsf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Axes | Any:
     """Draw the prior correlation of each spatial topic against distance.
 
     The dot marks the lengthscale. Topics with little usage are drawn as thin lines.
@@ -28,27 +40,32 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
         Name of the fit.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.plot`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> mdata = bc.datasets.simulated_spatial()
     >>> bc.tl.gpnsf(mdata, n_topics=4, max_iter=60, tol=0.01)
-    >>> ax = bc.pl.lengthscales(mdata)
+    >>> bc.pl.lengthscales(mdata)
     """
-    from matplotlib import pyplot as plt
-
     record = stored_fit(mdata, key)
     table = record["topics"]
     table = table[table["kind"] == "spatial"]
     if ax is None:
-        ax = plt.subplots(figsize=(5.0, 3.4), layout="constrained")[1]
+        ax = new_axes(5.0, 3.4)
     kernel = str(record["params"]["kernel"])
     distance = np.linspace(0, 3 * table["lengthscale"].max(), 200)
     top = max(table["spatial_importance"].max(), 1e-12)
@@ -64,5 +81,5 @@ def lengthscales(mdata: AnnData | MuData, *, key: str = "gpnsf", ax: Axes | None
         ylim=(0, 1.02),
         xlim=(0, None),
     )
-    ax.legend(frameon=False, fontsize=8, ncols=1 + len(table) // 12)
+    ax.legend(frameon=False, fontsize=FONT, ncols=1 + len(table) // 12)
     return ax

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 
@@ -14,29 +13,34 @@ from .._anndata import check_names
 from .._stored import gene_labels
 from .._utils.checks import listed
 from .._utils.errors import UserError
-from ._axes import FONT, LEVEL, MISSING, PLAIN, literal, text_width
+from ._axes import FONT, LEVEL, MISSING, PLAIN, literal, new_panels, shown, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from .._stored import Topics
+    from ._axes import Save
 
 
+@shown
 def loadings(
     adata: AnnData,
     *,
     key: str = "bcnmf",
     n_genes: int = 5,
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     by: Literal["loading", "specificity"] = "loading",
     test: str | None = "auto",
     gene_test: str | None = None,
     gene_symbols: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Figure:
+) -> dict[str, Axes] | Any:
     """Draw each topic's leading genes as a heatmap of loadings, with tests of genes and topics as bars.
 
     The heatmap has a block of rows and a column per topic; a gene that leads several topics is repeated in each block.
@@ -52,7 +56,7 @@ def loadings(
     n_genes
         Number of genes per topic.
     topics
-        Names of the topics to draw, in this order; None for all.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     by
         How to rank the genes, see :func:`bcnmf_sc.get.top_genes`.
     test
@@ -65,22 +69,31 @@ def loadings(
         -log10 p with the sign of the difference, dark where the adjusted p-value is at most 0.05. None draws no bars.
     gene_symbols
         Column of `adata.var` that names the genes instead of `adata.var_names`.
+    ax
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.imshow` for the heatmap.
 
     Returns
     -------
-    The figure.
+    A dict of axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> fig = bc.pl.loadings(adata, n_genes=5)
+    >>> bc.pl.loadings(adata, n_genes=5)
     """
     check_names(adata)
-    genes = get.top_genes(adata, n_genes, key=key, by=by, topics=topics)
+    genes = get.top_genes(adata, topics, n_genes, key=key, by=by)
     names = genes["topic"].cat.categories.tolist()
     table = get.topics(adata, key=key).loc[names]
     tested, table = _pick_test(adata, table, test, key=key)
@@ -95,8 +108,9 @@ def loadings(
     height = max(2.2, 0.165 * n_rows) + names_width + 0.3
     ratios = [max(1.2, 0.24 * n_cols), *([1.4] * (of_genes is not None)), *([1.4] * bool(tested))]
     width = labels_width + sum(ratios) + 1.1 + (names_width if tested else 0)
-    fig = plt.figure(figsize=(width, height), layout="constrained")
-    axes = fig.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+    names_of = ["heatmap", *(["genes"] * (of_genes is not None)), *(["topics"] * bool(tested))]
+    axes = new_panels((width, height), ax, n_columns=len(ratios), width_ratios=ratios)[0]
+    panels = dict(zip(names_of, axes, strict=True))
 
     ax = axes[0]
     shade = {} if "norm" in kwargs or "vmax" in kwargs or "vmin" in kwargs else {"norm": PowerNorm(0.5, 0, heat.max())}
@@ -107,7 +121,9 @@ def loadings(
     edges = genes["topic"].cat.codes.diff().ne(0).to_numpy().nonzero()[0]
     for edge in edges[1:]:
         ax.axhline(edge - 0.5, color=PLAIN, linewidth=0.5)
-    bar = fig.colorbar(image, ax=axes, label="loading", shrink=min(1.0, 2.5 / height), aspect=15, anchor=(0, 1))
+    bar = ax.figure.colorbar(
+        image, ax=list(axes), label="loading", shrink=min(1.0, 2.5 / height), aspect=15, anchor=(0, 1)
+    )
     bar.locator = MaxNLocator(5)
     bar.ax.tick_params(labelsize=FONT)
     if of_genes is not None:
@@ -115,7 +131,7 @@ def loadings(
     if tested:
         bounds = np.append(edges, n_rows) - 0.5
         _draw_test(axes[-1], table, tested, bounds=bounds)
-    return fig
+    return panels
 
 
 def _pick_test(adata: AnnData, table: pd.DataFrame, test: str | None, *, key: str) -> tuple[str | None, pd.DataFrame]:

@@ -5,24 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from .._stored import stored
 from .._utils.checks import listed
 from .._utils.errors import UserError
-from ._axes import (
-    FONT,
-    PALETTE,
-    PLAIN,
-    literal,
-)
+from ._axes import FONT, PALETTE, PLAIN, add_title, literal, new_panels, shown
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+
+    from ._axes import Save
 
 
-def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
+@shown
+def loss(
+    adata: AnnData,
+    *,
+    key: str = "bcnmf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> dict[str, Axes] | Any:
     """Draw the convergence of a fit: the loss on target and background, and the change of the loadings, by iteration.
 
     The background's loss has its own panel, if there is a background. Neither loss has to decrease monotonically:
@@ -34,19 +40,28 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
         Annotated data with a stored factorisation.
     key
         The `key_added` under which it was stored.
+    ax
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.plot` for every panel.
 
     Returns
     -------
-    The figure.
+    A dict of axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> fig = bc.pl.loss(adata)
+    >>> bc.pl.loss(adata)
     """
     record = stored(adata, key)
     if "loss" not in record:
@@ -55,22 +70,23 @@ def loss(adata: AnnData, *, key: str = "bcnmf", **kwargs: Any) -> Figure:
     table = record["loss"]
     titles = {"target": "loss on target", "background": "loss on background", "change": "change of loadings"}
     panels = [name for name in titles if name == "target" or np.any(np.nan_to_num(table.get(name, 0.0)) != 0)]
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), layout="constrained", squeeze=False)
-    for ax, name in zip(axes[0], panels, strict=True):
+    axes = new_panels((3.2 * len(panels), 2.8), ax, n_columns=len(panels))
+    for panel, name in zip(axes[0], panels, strict=True):
         drawn = table.loc[table[name] > 0] if name == "change" else table
-        ax.plot(drawn["iteration"], drawn[name], **{"color": PALETTE[0], "marker": ".", "markersize": 4, **kwargs})
-        ax.set_title(titles[name])
-        ax.set_xlabel("iteration")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        panel.plot(drawn["iteration"], drawn[name], **{"color": PALETTE[0], "marker": ".", "markersize": 4, **kwargs})
+        panel.set_title(titles[name])
+        panel.set_xlabel("iteration")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         if name == "change":
-            ax.set_yscale("log")
+            panel.set_yscale("log")
             tol = record.get("params", {}).get("tol")
             if tol:
-                ax.axhline(tol, color=PLAIN, linestyle="--", linewidth=1, label=f"tolerance {tol:g}")
-                ax.legend(frameon=False, fontsize=FONT)
+                panel.axhline(tol, color=PLAIN, linestyle="--", linewidth=1, label=f"tolerance {tol:g}")
+                panel.legend(frameon=False, fontsize=FONT)
         else:
-            ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
+            panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useOffset=False)
     if "converged" in record:
         ended = "converged" if record["converged"] else "not converged"
-        fig.suptitle(f"{literal(key)}: {ended} after {record.get('n_iter', table['iteration'].iloc[-1])} iterations")
-    return fig
+        n_iter = record.get("n_iter", table["iteration"].iloc[-1])
+        add_title(f"{literal(key)}: {ended} after {n_iter} iterations", axes, ax)
+    return dict(zip(panels, axes[0], strict=True))

@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING, Any
 from .. import get
 from .._utils.checks import listed
 from .._utils.errors import UserError
-from ._axes import FONT, MISSING, PLAIN, literal, new_axes, text_width
+from ._axes import FONT, MISSING, PLAIN, literal, new_axes, shown, text_width
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from ._axes import Save
 
-def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **kwargs: Any) -> Axes:
+
+@shown
+def stability(
+    adata: AnnData,
+    *,
+    key: str = "bcnmf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
+    **kwargs: Any,
+) -> Axes | Any:
     """Draw the stability of each topic over restarts or cross-validation fits.
 
     Draws the column ``stability`` of the topics table: the mean cosine similarity, from 0 to 1, to the matching topic
@@ -30,19 +42,26 @@ def stability(adata: AnnData, *, key: str = "bcnmf", ax: Axes | None = None, **k
         The `key_added` under which it was stored.
     ax
         Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.barh`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.consensus(adata, background_key="condition", background="ctrl", n_topics=3, n_restarts=4, tol=1e-2)
-    >>> ax = bc.pl.stability(adata)
+    >>> bc.pl.stability(adata)
     """
     table = get.topics(adata, key=key)
     if "stability" not in table or table["stability"].isna().all():

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from .. import get
-from .._stored import pick_topics
+from .._stored import pick_topics, stored
 from .._utils.errors import UserError
 from ._axes import (
     MISSING,
+    ROW_TOPICS,
     add_legend,
-    category_colors,
+    categories_of,
+    in_rows,
+    label_of,
     label_topics,
     new_axes,
     obs_column,
+    shown,
     text_width,
 )
+from ._colors import category_colors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,17 +33,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from .._stored import Topics
+    from ._axes import Save
 
+
+@shown
 def usage(
     adata: AnnData,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     *,
     key: str = "bcnmf",
     sample_key: str | None = None,
-    topics: str | Sequence[str] | None = None,
+    topics: Topics = "target",
     ax: Axes | None = None,
+    show: bool | None = None,
+    save: Save = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Any:
     """Draw box plots of each topic's share of usage by group, over the group's donors or over all of its cells.
 
     The box spans the quartiles with a line at the median; the whiskers extend to 1.5 times its height. Cells are
@@ -50,37 +62,41 @@ def usage(
     adata
         Annotated data with a stored factorisation.
     groupby
-        Column of `adata.obs` with the groups (categories, strings or booleans). None for the cells' role in the
-        factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
+        Column of `adata.obs` with the groups (categories, strings or booleans), or a list of columns. None for the
+        cells' role in the factorisation, `adata.obs[key + "_role"]`. Cells without a value are left out.
     key
         The `key_added` under which the factorisation was stored.
     sample_key
         Column of `adata.obs` with the donors; None draws boxes over cells.
     topics
-        Names of the topics to draw, in this order; None for all.
+        Topics to draw: "target", "background" or "all"; a name; or a list of names or positions, in this order.
     ax
-        Axes to draw on; None for a new figure, whose width grows with the number of boxes (up to about 20 inches).
+        Axes to draw on; None for a new figure.
+    show
+        Whether to show the figure and return None. By default as `scanpy.settings.autoshow`, and not if `ax` is given.
+    save
+        File to write, with a suffix such as ".pdf". True, or a word without suffix, is a name in
+        `scanpy.settings.figdir`, as in scanpy.
+    return_fig
+        Whether to return the figure instead of its axes.
     **kwargs
         Passed to `matplotlib.axes.Axes.boxplot`.
 
     Returns
     -------
-    The axes.
+    The axes if `show` is False, a list of them for more than 22 topics, which are drawn in rows; else None.
 
     Examples
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
     >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=4)
-    >>> ax = bc.pl.usage(adata, groupby="condition")
+    >>> bc.pl.usage(adata, groupby="condition")
     """
     share = get.usage(adata, key=key, normalize=True)
-    names = pick_topics(share.columns, topics)
-    column = f"{key}_role" if groupby is None else groupby
-    groups = obs_column(adata, column)
-    if not isinstance(groups.dtype, pd.CategoricalDtype):
-        msg = f"`groupby` must be a categorical column, got {column!r} with numbers. Use `.astype('category')` on it."
-        raise UserError(msg)
+    names = pick_topics(stored(adata, key), topics)
+    column = f"{key}_role" if groupby is None else label_of(groupby)
+    groups = categories_of(adata, column if groupby is None else groupby)
     used = set(groups.dropna())
     colors = {category: c for category, c in category_colors(adata, groups, column).items() if category in used}
     if not colors:
@@ -90,8 +106,11 @@ def usage(
     donors = None if sample_key is None else obs_column(adata, sample_key, "sample_key").astype("category")
 
     n_groups, n_topics = len(colors), len(names)
+    inches = min(20.0, max(4.0, min(n_topics, ROW_TOPICS) * (0.14 * n_groups + 0.12)) + 0.8)
+    if ax is None and n_topics > ROW_TOPICS:
+        row = partial(usage, adata, groupby, key=key, sample_key=sample_key, **kwargs)
+        return in_rows(row, names, size=(inches, 2.2 + text_width(names)), legend=map(str, colors))
     if ax is None:
-        inches = min(20.0, max(4.0, n_topics * (0.14 * n_groups + 0.12)) + 0.8)
         ax = new_axes(inches, 3.3 + max(0.3, text_width(names)), map(str, colors))
     space = 0.8 / n_groups
     rng = np.random.default_rng(0)

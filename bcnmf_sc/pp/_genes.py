@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .._stored import added
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,9 +24,12 @@ LEAST = 2  # cells, genes
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 
-def write_var(adata: AnnData, columns: pd.DataFrame) -> None:
-    """Add columns to `.var`; setting the whole frame copies a view without a warning."""
+def write_var(adata: AnnData, columns: pd.DataFrame, **uns: Any) -> None:
+    """Add columns to `.var`, and records to `.uns`; setting the whole frame copies a view without a warning."""
+    for name, record in uns.items():
+        adata.uns[name] = record
     adata.var = adata.var.assign(**{name: columns[name].to_numpy() for name in columns})
+    added(*(f"var.{name}" for name in columns), *(f"uns.{name}" for name in uns))
 
 
 def n_expressed(counts: NDArray[np.number] | sparse.csr_matrix, *, axis: int) -> NDArray[np.int64]:

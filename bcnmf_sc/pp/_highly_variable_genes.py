@@ -49,8 +49,8 @@ def highly_variable_genes(
     Parameters
     ----------
     adata
-        Counts. Genes without a count in the used cells are never selected, nor are genes for which
-        `.var["protein_coding"]` is False, if that column exists.
+        Counts. A dask array is read into memory as a sparse matrix. Genes without a count in the used cells are never
+        selected, nor are genes for which `.var["protein_coding"]` is False, if that column exists.
     background_key
         Column of `.obs` with the conditions.
     background
@@ -103,8 +103,7 @@ def highly_variable_genes(
         eligible=flag_column(adata),
     )
     out = adata.copy() if copy else adata
-    write_var(out, columns)
-    out.uns["hvg"] = {"flavor": flavor, "n_top_genes": n_top_genes, **record, "layer": layer or "X"}
+    write_var(out, columns, hvg={"flavor": flavor, "n_top_genes": n_top_genes, **record, "layer": layer or "X"})
     return out if copy else None
 
 
@@ -126,16 +125,19 @@ def conditions_of(
 
 
 def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.csr_matrix:
-    """Check the counts of all cells and return them unchanged, or CSC as CSR (a copy, for row access)."""
+    """Check the counts of all cells and return them unchanged; CSC and dask arrays as CSR (a copy, for row access)."""
     counts = read_matrix(adata, layer)
     where = matrix_name(layer)
+    if hasattr(counts, "map_blocks"):
+        counts = counts.rechunk({1: -1}).map_blocks(sparse.csr_matrix, dtype=counts.dtype).compute()
     if sparse.issparse(counts):
         counts = counts.tocsr()
         values = counts.data
     elif isinstance(counts, np.ndarray):
         values = counts
     else:
-        msg = f"{where} must be a NumPy array or a SciPy sparse matrix in memory, got {type(counts).__name__}."
+        rule = "a NumPy array, a SciPy sparse matrix in memory or a dask array"
+        msg = f"{where} must be {rule}, got {type(counts).__name__}."
         raise UserTypeError(msg)
     matrix_values(where, values.size - int(np.isfinite(values).sum()), values.min(initial=0))
     if values.dtype.kind == "f":

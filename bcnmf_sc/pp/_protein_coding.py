@@ -61,6 +61,5 @@ def protein_coding(
     check_names(adata)
     flags, record = biotypes.protein_coding(adata, column=column, annotation=annotation)
     out = adata.copy() if copy else adata
-    write_var(out, pd.DataFrame({"protein_coding": flags}, index=out.var_names))
-    out.uns["protein_coding"] = record
+    write_var(out, pd.DataFrame({"protein_coding": flags}, index=out.var_names), protein_coding=record)
     return out if copy else None

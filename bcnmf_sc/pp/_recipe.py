@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -124,9 +124,8 @@ def recipe(
     out = adata.copy() if copy else adata
     out._inplace_subset_obs(cells)
     out._inplace_subset_var(genes)
-    write_var(out, columns)
-    if coding is not None:
-        out.uns["protein_coding"] = coding
-    out.uns["hvg"] = {"flavor": flavor, "n_top_genes": n_top_genes, **record, "layer": layer or "X"}
+    notes: dict[str, Any] = {} if coding is None else {"protein_coding": coding}
+    notes["hvg"] = {"flavor": flavor, "n_top_genes": n_top_genes, **record, "layer": layer or "X"}
+    write_var(out, columns, **notes)
     logger.info("Kept %d of %d cells and %d of %d genes.", cells.sum(), len(cells), genes.sum(), len(genes))
     return out if copy else None

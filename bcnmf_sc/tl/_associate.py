@@ -11,7 +11,7 @@ from scipy import sparse
 
 from .. import get
 from .._anndata import check_backed, read_matrix
-from .._stored import pick_topics
+from .._stored import added, pick_topics, stored
 from .._utils.checks import listed, stack_level
 from .._utils.errors import UserError, UserTypeError
 from ..engine.likelihoods import LIKELIHOODS
@@ -101,7 +101,7 @@ def associate(
         Cells to use: a bool array in their order, a bool Series by their names, a bool column of ``adata.obs``, or
         ``"target"`` for the target's cells. All by default.
     topics
-        Names of the topics to test; all by default.
+        Topics to test: "target", "background" or "all"; a name; or a list of names. All by default.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -131,7 +131,7 @@ def associate(
     if not hasattr(adata, "mod"):  # a MuData has a usage as well
         check_backed(adata, copy=copy)
     share = get.usage(adata, key=key, normalize=True)
-    chosen = pick_topics(share.columns, topics)
+    chosen = pick_topics(stored(adata, key), topics)
     values = share.to_numpy(dtype=np.float64)
     used = np.asarray(adata.obsm[f"X_{key}"]).sum(1) > 0
     units = Units.read(
@@ -332,4 +332,5 @@ def _store(adata: AnnData, key: str, slot: str, name: str, table: pd.DataFrame, 
     table["separated"] = table["separated"].astype(bool)
     table.index = table.index.astype(str)
     adata.uns[key][slot] = table
+    added(f"uns.{key}")
     return adata if copy else None

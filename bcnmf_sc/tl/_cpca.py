@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .._anndata import Reading, read
-from .._stored import recorded
+from .._stored import added, recorded
 from .._utils.checks import number
 from .._utils.errors import UserError
 from ..engine.cpca import cpca as run_cpca
@@ -149,4 +149,5 @@ def cpca(
     }
     params |= {name: data.params[name] for name in ("layer", "mask_var")}
     adata.uns[key_added] = {"params": recorded(params), "components": table}
+    added(*(f"{slot}{name}" for slot in ("obsm.X_", "varm.") for name in names), f"uns.{key_added}")
     return adata if copy else None

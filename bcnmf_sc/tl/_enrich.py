@@ -12,6 +12,7 @@ from scipy import stats
 
 from .. import get
 from .._anndata import check_backed
+from .._stored import added
 from .._utils.checks import listed, one_of, random_seed, whole_number
 from .._utils.errors import UserError, UserTypeError
 
@@ -68,7 +69,7 @@ def enrich(
     by
         What ranks the genes, see `bcnmf_sc.get.top_genes`. By specificity, genes that lead every topic count for none.
     topics
-        Names of the topics to test; all by default.
+        Topics to test: "target", "background" or "all"; a name; or a list of names. All by default.
     gene_symbols
         Column of ``adata.var`` with the names that the gene sets use, in place of ``adata.var_names``.
     min_size, max_size
@@ -113,7 +114,7 @@ def enrich(
         whole_number("max_size", max_size, min_size)
     whole_number("n_perms", n_perms, 1)
     random_seed(random_state)
-    ranked = get.top_genes(adata, None, key=key, by=by, topics=topics, gene_symbols=gene_symbols)
+    ranked = get.top_genes(adata, topics, None, key=key, by=by, gene_symbols=gene_symbols)
     ranked["gene"] = ranked["gene"].astype(str)
     ranked = ranked.drop_duplicates(["topic", "gene"])  # of duplicate symbols, keep the leading one
     universe = sorted(ranked["gene"].unique())
@@ -152,6 +153,7 @@ def enrich(
             table = pd.concat([other, table], ignore_index=True)
     table.index = pd.RangeIndex(len(table)).astype(str)
     adata.uns[key]["enrichment"] = table
+    added(f"uns.{key}")
     return adata if copy else None
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from .. import get
-from .._stored import pick_topics
+from .._stored import pick_topics, stored
 from .._utils.errors import UserError
 from ._design import INDEPENDENT, OFFSET, moderated
 
@@ -52,7 +52,7 @@ def power(
     p_value
         Two-sided level of the test. For ten target topics of which one differs, ask for 0.05 / 10.
     topics
-        Names of the topics; all by default.
+        Topics: "target", "background" or "all"; a name; or a list of names. All by default.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def power(
             raise UserError(msg)
     table = get.donors(adata, key=key)
     names = list(get.topics(adata, key=key).index)
-    chosen = pick_topics(names, topics)
+    chosen = pick_topics(stored(adata, key), topics)
     target = (table["condition"] == "target").to_numpy(dtype=float)
     n_sides = int(target.sum()), int((1 - target).sum())
     if len(table) < 3 or min(n_sides) < 1:  # noqa: PLR2004

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,32 @@ from .._utils.files import check_place
 from ..engine import LIKELIHOODS, Run
 from ..engine.likelihoods import Likelihood as Likelihood
 from ..engine.likelihoods import LikelihoodName as LikelihoodName
+
+ELSEWHERE = {
+    "n_jobs": "n_threads",
+    "n_cpus": "n_threads",
+    "n_workers": "n_threads",
+    "num_threads": "n_threads",
+    "seed": "random_state",
+    "rng": "random_state",
+    "verbose": "progress",
+    "verbosity": "progress",
+    "progress_bar": "progress",
+    "show_progress": "progress",
+    "batch_key": "sample_key",
+    "donor_key": "sample_key",
+    "use_raw": "layer",
+    "use_highly_variable": "mask_var",
+    "n_components": "n_topics",
+    "n_factors": "n_topics",
+    "max_epochs": "max_iter",
+    "n_iter": "max_iter",
+    "use_gpu": "device",
+    "accelerator": "device",
+    "inplace": "copy",
+    "key": "key_added",
+}
+"""Names of scanpy, scikit-learn and scvi-tools, and ours."""
 
 
 class SpatialRunOptions(TypedDict, total=False):
@@ -157,13 +184,25 @@ def no_parameters(given: Mapping[str, Any]) -> None:
         raise UserTypeError(msg)
 
 
+def did_you_mean(name: str, options: type) -> str:
+    """Suggest the argument that other packages call so, or that is written much like it; nothing if there is none."""
+    known = [*options.__annotations__, *ELSEWHERE.values(), "n_topics", "n_background_topics", "background_key"]
+    found = difflib.get_close_matches(name.lower(), known, 1, 0.75)
+    meant = ELSEWHERE.get(name.lower())
+    if meant is not None and (meant in options.__annotations__ or meant not in RunOptions.__annotations__):
+        found = [meant]
+    return f" Did you mean `{found[0]}`?" if found else ""
+
+
 def check_run(run: Mapping[str, Any], options: type) -> None:
     """Refuse ways to run that are none of the `options`, and values that they cannot have."""
     unknown = set(run) - set(options.__annotations__)
     if unknown:
         if options is RunOptions:
             no_parameters(run)
-        msg = f"Unknown argument {sorted(unknown)[0]!r}. Ways to run: {', '.join(options.__annotations__)}."
+        name = sorted(unknown)[0]
+        ways = ", ".join(options.__annotations__)
+        msg = f"Unknown argument {name!r}.{did_you_mean(name, options)} Ways to run: {ways}."
         raise UserTypeError(msg)
     if run.get("checkpoint") is not None:
         check_place(run["checkpoint"], "checkpoint")

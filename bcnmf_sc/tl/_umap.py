@@ -9,6 +9,7 @@ import pandas as pd
 
 from .. import get
 from .._anndata import check_backed
+from .._stored import added
 from .._utils.checks import random_seed, seed_32, whole_number
 
 if TYPE_CHECKING:
@@ -74,4 +75,5 @@ def umap(
     sc.tl.umap(cells, random_state=seed_32(random_state), **kwargs)
     adata = adata.copy() if copy else adata
     adata.obsm[f"X_{key}_umap"] = np.asarray(cells.obsm["X_umap"], np.float32)
+    added(f"obsm.X_{key}_umap")
     return adata if copy else None

@@ -81,7 +81,7 @@ def full() -> ad.AnnData:
     """Everything has been run."""
     adata = small()
     bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, cross_fit=2, sample_key="donor", **SPLIT, **QUICK)
-    leading = bc.get.top_genes(adata, 1, topics="Topic 1")["gene"][0]
+    leading = bc.get.top_genes(adata, "Topic 1", 1)["gene"][0]
     adata.var_names = [NASTY if name == leading else name for name in adata.var_names]
     bc.tl.background_check(adata, n_topics=2, n_background_topics=5, **SPLIT, **QUICK)
     bc.tl.select_alpha(adata, n_topics=2, alphas=(0, 0.3), n_restarts=2, n_folds=2, **SPLIT, **QUICK)
@@ -193,7 +193,7 @@ def test_what_is_stored_is_shown(page, full):
     assert all(meaning in words for meaning in full.uns["bcnmf_background_check"]["meaning"])
     for name in full.uns["bcnmf"]["params"]:
         assert name in page.text("dt")
-    for topic, genes in bc.get.top_genes(full, 10).groupby("topic", observed=True)["gene"]:
+    for topic, genes in bc.get.top_genes(full, "all", 10).groupby("topic", observed=True)["gene"]:
         assert topic in page.text("th")
         assert ", ".join(genes) in page.text("td")
     assert f"{full.obs.loc[full.obs['bcnmf_role'] == 'target', 'bcnmf_enriched'].mean():.1%}" in page.text("td")
@@ -310,7 +310,7 @@ def test_projected_cells(plain, tmp_path):
 def test_symbols_and_number_of_genes(plain, tmp_path):
     plain.var["symbol"] = [f"S{i}" for i in range(plain.n_vars)]
     page = written(plain, tmp_path, key="mine", gene_symbols="symbol", n_genes=3)
-    top = bc.get.top_genes(plain, 3, key="mine", gene_symbols="symbol", topics="Topic 1")
+    top = bc.get.top_genes(plain, n_genes=3, key="mine", gene_symbols="symbol", topics="Topic 1")
     assert ", ".join(top["gene"]) in page.text("td")
 
 

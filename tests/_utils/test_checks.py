@@ -77,7 +77,7 @@ def test_genes_are_counted_as_topics_are(adata):
     bc.tl.nmf(work, n_topics=2, max_iter=3, tol=0, progress=False, key_added="bcnmf")
     for value in (2.5, True, 0):
         with pytest.raises(UserError, match="`n_genes` must be a whole number of at least 1"):
-            bc.get.top_genes(work, value)
+            bc.get.top_genes(work, n_genes=value)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def fitted():
 
 def test_forest_draws_each_effect_and_its_interval(fitted):
     table = bc.get.topics(fitted)
-    ax = bc.pl.topics_forest(fitted)
+    ax = bc.pl.topics_forest(fitted, topics="all")
     lines = ax.get_lines()[1:]  # the first is at no change
     drawn = {tuple(line.get_ydata()): line for line in lines}
     for row, topic in enumerate(table.itertuples()):
@@ -31,11 +31,11 @@ def test_forest_draws_each_effect_and_its_interval(fitted):
     assert [label.get_text() for label in ax.get_yticklabels()] == list(table.index)
 
 
-def test_forest_of_one_kind(fitted):
-    ax = bc.pl.topics_forest(fitted, kind="target")
+def test_forest_is_of_target_topics_by_default(fitted):
+    ax = bc.pl.topics_forest(fitted)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["Topic 1", "Topic 2"]
-    with pytest.raises(ValueError, match="`kind` must be a kind of the stored topics or None, got 'case'"):
-        bc.pl.topics_forest(fitted, kind="case")
+    with pytest.raises(ValueError, match=r"`topics` must be 'target', .* got 'case'"):
+        bc.pl.topics_forest(fitted, topics="case")
 
 
 def test_forest_needs_effects():

@@ -12,8 +12,9 @@ mpl.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.colors import to_rgba
 
 from bcnmf_sc import get, pl
 from bcnmf_sc.pl._axes import MISSING, PLAIN
@@ -63,6 +64,10 @@ def inside(figure) -> bool:
     return box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
 
 
+def handle_color(handle) -> tuple[float, ...]:
+    return tuple(handle.get_facecolor()[0][:3])
+
+
 def texts(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
@@ -72,20 +77,38 @@ def texts(axis) -> list[str]:
 
 def test_umap_draws_every_cell_in_the_colours_of_the_legend(adata: ad.AnnData) -> None:
     ax = pl.umap(adata, color="condition")
-    (points,) = ax.collections
+    points = next(each for each in ax.collections if len(each.get_offsets()) == adata.n_obs)
     assert points.get_rasterized()
     drawn = pd.DataFrame(np.column_stack([points.get_offsets(), points.get_facecolors()[:, :3]])).round(5)
     legend = ax.get_legend()
     colors = dict(
-        zip((t.get_text() for t in legend.get_texts()), (h.get_color() for h in legend.legend_handles), strict=True)
+        zip((t.get_text() for t in legend.get_texts()), map(handle_color, legend.legend_handles), strict=True)
     )
     assert list(colors) == ["ctrl", "stim"]
     assert len(set(colors.values())) == 2
-    shades = [to_rgb(colors[name]) for name in adata.obs["condition"]]
+    shades = [colors[name] for name in adata.obs["condition"]]
     expected = pd.DataFrame(np.column_stack([adata.obsm["X_bcnmf_umap"], shades])).round(5)
     by = list(range(5))
     np.testing.assert_allclose(drawn.sort_values(by), expected.sort_values(by), atol=1e-4)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("UMAP1", "UMAP2")
+
+
+def test_umap_takes_what_scanpy_takes(adata: ad.AnnData) -> None:
+    adata.X[:, 3] = np.arange(adata.n_obs)
+    panels = pl.umap(adata, color=["condition", "Topic 1", "G3"], ncols=2, size=9, frameon=False)
+    assert [ax.get_title() for ax in panels] == ["condition", "Topic 1, share of usage", "G3"]
+    np.testing.assert_array_equal(panels[2].collections[0].get_array(), np.arange(adata.n_obs))
+    assert {c.get_sizes()[0] for ax in panels for c in ax.collections if len(c.get_offsets()) > 2} == {9}
+    chosen = pl.umap(adata, color="condition", groups="stim", title="stimulated", legend_loc="on data")
+    assert chosen.get_title() == "stimulated"
+    mask = (adata.obs["condition"] == "ctrl").to_numpy()
+    drawn = pl.umap(adata, color="depth", mask_obs=mask).collections[-1].get_array()
+    np.testing.assert_allclose(np.sort(np.ma.compressed(drawn)), np.sort(adata.obs["depth"][mask]))
+    assert "condition_colors" not in adata.uns
+    pl.umap(adata, color="condition", palette=["#123456", "#abcdef"])
+    assert list(adata.uns["condition_colors"]) == ["#123456", "#abcdef"]  # and the next plot has them
+    own = sc.pl.embedding(adata, basis="bcnmf_umap", color="condition", show=False)
+    assert own.get_xlabel() == "bcnmf_umap1"
 
 
 def test_umap_uses_scanpys_colours_and_does_not_touch_the_data(adata: ad.AnnData) -> None:
@@ -102,24 +125,26 @@ def test_umap_by_topic_shows_its_share_with_the_highest_on_top(adata: ad.AnnData
     ax = pl.umap(adata, color="Topic 2")
     values = ax.collections[0].get_array()
     np.testing.assert_allclose(values, np.sort(get.usage(adata, normalize=True)["Topic 2"]))
-    assert "Topic 2" in ax.figure.axes[1].get_ylabel()
+    assert ax.get_title() == "Topic 2, share of usage"
 
 
 def test_umap_by_number_with_missing_values(adata: ad.AnnData) -> None:
     adata.obs.iloc[:5, adata.obs.columns.get_loc("depth")] = np.nan
     ax = pl.umap(adata, color="depth")
     ax.figure.canvas.draw()
-    faces = ax.collections[0].get_facecolors()
-    assert len(faces) == adata.n_obs
-    np.testing.assert_allclose(faces[:5], [to_rgba(MISSING)] * 5)
-    assert not np.allclose(faces[5], to_rgba(MISSING))
+    (points,) = ax.collections
+    drawn = dict(zip(map(tuple, points.get_offsets()), points.get_facecolors(), strict=True))
+    grey = [
+        np.allclose(drawn[tuple(place)], to_rgba("lightgray")) for place in adata.obsm["X_bcnmf_umap"].astype(float)
+    ]
+    assert grey == [True] * 5 + [False] * 55
 
 
 def test_umap_by_category_with_missing_values_booleans_and_unused(adata: ad.AnnData) -> None:
     adata.obs["condition"] = adata.obs["condition"].cat.add_categories("never")
     adata.obs.iloc[:5, adata.obs.columns.get_loc("condition")] = np.nan
     legend = pl.umap(adata, color="condition").get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["ctrl", "stim", "missing"]
+    assert [text.get_text() for text in legend.get_texts()] == ["ctrl", "stim", "NA"]
     adata.obs["flag"] = adata.obs["depth"] > 0
     legend = pl.umap(adata, color="flag").get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["False", "True"]
@@ -127,7 +152,7 @@ def test_umap_by_category_with_missing_values_booleans_and_unused(adata: ad.AnnD
 
 def test_umap_takes_axes_and_options_for_scatter(adata: ad.AnnData) -> None:
     _, ax = plt.subplots()
-    assert pl.umap(adata, ax=ax, s=3, alpha=0.4) is ax
+    assert pl.umap(adata, ax=ax, size=3, alpha=0.4) is ax
     assert ax.collections[0].get_sizes().tolist() == [3]
     assert ax.collections[0].get_alpha() == 0.4
     assert ax.get_legend() is None
@@ -140,14 +165,16 @@ def test_umap_gives_every_category_its_own_colour_and_room(n_categories: int) ->
     adata.obs["cluster"] = pd.Categorical([f"cluster {i % n_categories} of forty characters or so" for i in range(180)])
     ax = pl.umap(adata, color="cluster")
     legend = ax.get_legend()
-    assert len({handle.get_color() for handle in legend.legend_handles}) == n_categories
+    assert len({*map(handle_color, legend.legend_handles)}) == n_categories
     assert inside(ax.figure)
     assert not labels_overlap(legend.get_texts())
     assert ax.get_position().width * ax.figure.get_figwidth() > 3
 
 
 def test_umap_errors(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match=r"`color` must be a column of `adata.obs` or a topic, got 'x'.*'Topic 4'"):
+    with pytest.raises(
+        ValueError, match=r"`color` must be a column of `adata.obs`, a topic or a gene, got 'x'.*'Topic 4'"
+    ):
         pl.umap(adata, color="x")
     del adata.obsm["X_bcnmf_umap"]
     with pytest.raises(
@@ -160,9 +187,9 @@ def test_umap_errors(adata: ad.AnnData) -> None:
 
 
 def test_loadings_heatmap_holds_each_topics_top_genes(adata: ad.AnnData) -> None:
-    fig = pl.loadings(adata, n_genes=3)
+    fig = pl.loadings(adata, n_genes=3, return_fig=True)
     ax = fig.axes[0]
-    top = get.top_genes(adata, 3)
+    top = get.top_genes(adata, n_genes=3)
     assert texts(ax.yaxis) == top["gene"].tolist()
     assert texts(ax.xaxis) == get.topics(adata).index.tolist()
     expected = get.loadings(adata).loc[top["gene"]].to_numpy()
@@ -171,8 +198,9 @@ def test_loadings_heatmap_holds_each_topics_top_genes(adata: ad.AnnData) -> None
 
 def test_loadings_of_chosen_topics_with_symbols_by_specificity(adata: ad.AnnData) -> None:
     chosen = ["Topic 4", "Topic 1"]
-    ax = pl.loadings(adata, n_genes=6, topics=chosen, by="specificity", gene_symbols="symbol", cmap="magma").axes[0]
-    top = get.top_genes(adata, 6, topics=chosen, by="specificity")
+    how = {"topics": chosen, "by": "specificity"}
+    ax = pl.loadings(adata, n_genes=6, gene_symbols="symbol", cmap="magma", **how)["heatmap"]
+    top = get.top_genes(adata, n_genes=6, **how)
     assert texts(ax.xaxis) == chosen
     assert texts(ax.yaxis) == adata.var.loc[top["gene"], "symbol"].tolist()
     np.testing.assert_array_equal(ax.images[0].get_array(), get.loadings(adata).loc[top["gene"], chosen])
@@ -180,7 +208,7 @@ def test_loadings_of_chosen_topics_with_symbols_by_specificity(adata: ad.AnnData
 
 
 def test_loadings_bars_show_enrichment_until_there_are_p_values(adata: ad.AnnData) -> None:
-    ax = pl.loadings(adata).axes[1]
+    ax = pl.loadings(adata, return_fig=True).axes[1]
     np.testing.assert_allclose([bar.get_width() for bar in ax.patches], adata.uns["bcnmf"]["topics"]["log2_enrichment"])
     assert ax.get_xlabel() == "log2 enrichment"
     assert texts(ax.yaxis) == get.topics(adata).index.tolist()
@@ -188,7 +216,7 @@ def test_loadings_bars_show_enrichment_until_there_are_p_values(adata: ad.AnnDat
     table = adata.uns["bcnmf"]["topics"]
     table["p_value"] = [1e-3, 0.1, np.nan, 0.0]  # enrichment -1, 0, 1, 2
     table["called"] = [True, False, np.nan, True]
-    ax = pl.loadings(adata).axes[1]
+    ax = pl.loadings(adata, return_fig=True).axes[1]
     widths = np.array([bar.get_width() for bar in ax.patches])
     np.testing.assert_allclose(widths[:3], [-3, 1, 0])
     assert 300 < widths[3] < np.inf
@@ -199,7 +227,7 @@ def test_loadings_bars_show_enrichment_until_there_are_p_values(adata: ad.AnnDat
 
 
 def test_loadings_bars_lie_beside_their_blocks(adata: ad.AnnData) -> None:
-    fig = pl.loadings(adata, n_genes=5)
+    fig = pl.loadings(adata, n_genes=5, return_fig=True)
     fig.canvas.draw()
     heat, bars = fig.axes[:2]
     for k, bar in enumerate(bars.patches):
@@ -209,19 +237,19 @@ def test_loadings_bars_lie_beside_their_blocks(adata: ad.AnnData) -> None:
 
 
 def test_loadings_without_a_test(adata: ad.AnnData) -> None:
-    assert len(pl.loadings(adata, test=None).axes) == 2  # heatmap and colour bar
+    assert len(pl.loadings(adata, test=None, return_fig=True).axes) == 2  # heatmap and colour bar
     with pytest.raises(ValueError, match=r"`test` must be a column with values.*got 'p_value'.*Present: 'log2_enrich"):
-        pl.loadings(adata, test="p_value")
+        pl.loadings(adata, test="p_value", return_fig=True)
     with pytest.raises(ValueError, match="`test` must be 'auto'"):
-        pl.loadings(adata, test="t")
+        pl.loadings(adata, test="t", return_fig=True)
     adata.uns["bcnmf"]["topics"] = adata.uns["bcnmf"]["topics"][["kind"]]
-    assert len(pl.loadings(adata).axes) == 2
+    assert len(pl.loadings(adata, return_fig=True).axes) == 2
 
 
 @pytest.mark.parametrize("n_genes", [1, 10])
 def test_twenty_topics_with_long_gene_names_do_not_overlap(n_genes: int) -> None:
     adata = stored(n_vars=400, n_topics=20, letters=40)
-    fig = pl.loadings(adata, n_genes=n_genes)
+    fig = pl.loadings(adata, n_genes=n_genes, return_fig=True)
     assert inside(fig)
     for axis in (fig.axes[0].yaxis, fig.axes[0].xaxis, fig.axes[1].yaxis, fig.axes[1].xaxis):
         assert not labels_overlap(axis.get_ticklabels())
@@ -233,7 +261,7 @@ def test_twenty_topics_with_long_gene_names_do_not_overlap(n_genes: int) -> None
 def test_long_topic_names_in_loadings(adata: ad.AnnData) -> None:
     table = adata.uns["bcnmf"]["topics"]
     table.index = [f"interferon response of plasma cells ({k})" for k in range(4)]
-    fig = pl.loadings(adata, n_genes=2)
+    fig = pl.loadings(adata, n_genes=2, return_fig=True)
     assert inside(fig)
     assert not labels_overlap(fig.axes[0].get_xticklabels())
     assert not labels_overlap(fig.axes[1].get_yticklabels())
@@ -305,7 +333,7 @@ def test_usage_errors(adata: ad.AnnData) -> None:
         pl.usage(adata, "x")
     with pytest.raises(ValueError, match="`groupby` must be a categorical column, got 'depth' with numbers"):
         pl.usage(adata, "depth")
-    with pytest.raises(ValueError, match="`topics` must be names of topics"):
+    with pytest.raises(ValueError, match=r"`topics` must be 'target', .* got 'Topic 9'"):
         pl.usage(adata, topics="Topic 9")
     adata.obs["empty"] = pd.Categorical([None] * adata.n_obs, categories=["a"])
     with pytest.raises(ValueError, match="`groupby` must have a value for at least one cell"):
@@ -316,7 +344,7 @@ def test_usage_errors(adata: ad.AnnData) -> None:
 
 
 def test_loss_panels_hold_the_stored_table(adata: ad.AnnData) -> None:
-    fig = pl.loss(adata, linewidth=3)
+    fig = pl.loss(adata, linewidth=3, return_fig=True)
     table = adata.uns["bcnmf"]["loss"]
     target, background, change = fig.axes
     for ax, name in ((target, "target"), (background, "background")):
@@ -338,7 +366,7 @@ def test_loss_without_background_or_tolerance(adata: ad.AnnData, value: float | 
     stored["loss"] = (
         stored["loss"].drop(columns="background") if value is None else stored["loss"].assign(background=value)
     )
-    fig = pl.loss(adata)
+    fig = pl.loss(adata, return_fig=True)
     assert [ax.get_title() for ax in fig.axes] == ["loss on target", "change of loadings"]
     assert len(fig.axes[1].lines) == 1
     assert "not converged" in fig.get_suptitle()
@@ -362,7 +390,9 @@ def test_nothing_is_shown(adata: ad.AnnData, function, monkeypatch: pytest.Monke
 def test_plots_survive_a_round_trip_through_h5ad(adata: ad.AnnData, tmp_path) -> None:
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = ad.read_h5ad(tmp_path / "a.h5ad")
-    assert texts(pl.loadings(read).axes[0].yaxis) == texts(pl.loadings(adata).axes[0].yaxis)
+    assert texts(pl.loadings(read, return_fig=True).axes[0].yaxis) == texts(
+        pl.loadings(adata, return_fig=True).axes[0].yaxis
+    )
     pl.umap(read, color="condition")
     pl.usage(read)
-    pl.loss(read)
+    pl.loss(read, return_fig=True)

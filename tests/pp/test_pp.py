@@ -536,3 +536,17 @@ def test_recipe_rejects_filtering_a_condition_away(adata):
     with pytest.raises(ValueError, match="`background` must name categories"):
         bc.pp.recipe(adata, **CONDITIONS, min_genes=60)
     assert_equal(adata, before)
+
+
+def test_highly_variable_genes_of_a_dask_array_are_those_of_the_matrix(adata):
+    """Dense or sparse chunks, cut along both axes."""
+    array = pytest.importorskip("dask.array")
+    own = adata.copy()
+    bc.pp.highly_variable_genes(own, **CONDITIONS, n_top_genes=100)
+    dense = array.from_array(np.asarray(sparse.csr_matrix(adata.X).todense()), chunks=(300, 200))
+    rows = array.from_array(sparse.csr_matrix(adata.X), chunks=(300, adata.n_vars), asarray=False)
+    for matrix in (dense, rows):
+        lazy = ad.AnnData(matrix, obs=adata.obs, var=adata.var)
+        bc.pp.highly_variable_genes(lazy, **CONDITIONS, n_top_genes=100)
+        pd.testing.assert_frame_equal(lazy.var, own.var)
+        assert lazy.X is matrix or isinstance(lazy.X, array.Array)

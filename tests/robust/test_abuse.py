@@ -429,8 +429,9 @@ ROWS: dict[str, Row] = {
     "get.associations": Row(lambda a, how: bc.get.associations(a), then(associated)),
     "get.donors": Row(lambda a, how: bc.get.donors(a), by_donor, examples=2),
     "get.enrichment": Row(lambda a, how: bc.get.enrichment(a), then(enriched)),
+    "get.obs_df": Row(lambda a, how: bc.get.obs_df(a, topics=[0], columns=["condition"]), fitted),
     "get.loadings": Row(lambda a, how: bc.get.loadings(a), fitted),
-    "get.top_genes": Row(lambda a, how: bc.get.top_genes(a, 3, by="specificity"), fitted),
+    "get.top_genes": Row(lambda a, how: bc.get.top_genes(a, n_genes=3, by="specificity"), fitted),
     "get.topics": Row(lambda a, how: bc.get.topics(a), fitted),
     "get.usage": Row(lambda a, how: bc.get.usage(a, normalize=True), fitted),
     "metrics.proportions": Row(lambda a, how: bc.metrics.proportions(points(a))),
@@ -470,6 +471,7 @@ ROWS: dict[str, Row] = {
     "pl.loss": Row(lambda a, how: bc.pl.loss(a), fitted, examples=1),
     "pl.spatial_topics": Row(lambda a, how: bc.pl.spatial_topics(a), spatial, examples=1),
     "pl.stability": Row(lambda a, how: bc.pl.stability(a), again, examples=1),
+    "pl.target_share": Row(lambda a, how: bc.pl.target_share(a, ["kind", "condition"]), by_donor, examples=1),
     "pl.topics_forest": Row(lambda a, how: bc.pl.topics_forest(a), by_donor, examples=1),
     "pl.umap": Row(lambda a, how: bc.pl.umap(a, color="condition"), then(placed), examples=4),
     "pl.usage": Row(lambda a, how: bc.pl.usage(a, "condition", sample_key="donor"), fitted),
@@ -538,6 +540,9 @@ def alike(a: Any, b: Any, where: str) -> None:
             assert [str(x) for x in a.ravel()] == [str(x) for x in b.ravel()], where
 
 
+OF_OTHERS = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
+
+
 def check_error(error: BaseException) -> None:
     """An error is one that we raise, about an argument, a slot or a value."""
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -556,15 +561,15 @@ def outcome(
         warnings.simplefilter("always")
         try:
             result = row.call(adata, how)
-            if draw and isinstance(result, plt.Axes | plt.Figure):
-                (result if isinstance(result, plt.Figure) else result.figure).canvas.draw()
+            if draw and plt.get_fignums():
+                plt.gcf().canvas.draw()
         except Exception as e:  # noqa: BLE001 (any may come: which one is the question)
             error = e
     plt.close("all")
     if error is not None:
         check_error(error)
     for warning in caught:
-        if issubclass(warning.category, DeprecationWarning | FutureWarning) and "bcnmf_sc" not in warning.filename:
+        if issubclass(warning.category, OF_OTHERS) and "bcnmf_sc" not in warning.filename:
             continue  # old versions of others, among themselves
         assert warning.category in (UserWarning, ConvergenceWarning, ad.ImplicitModificationWarning), str(warning)
     return result, error

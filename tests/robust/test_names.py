@@ -112,16 +112,16 @@ def shown(figure) -> set[str]:
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
-        (lambda a, key: bc.pl.loadings(a, n_genes=40, test="group $b$", key=key), NAMES),
+        (lambda a, key: bc.pl.loadings(a, n_genes=40, test="group $b$", key=key, return_fig=True), NAMES),
         (lambda a, key: bc.pl.gene_frequency(a, n_genes=40, n_shown=None, key=key).figure, NAMES),
         (lambda a, key: bc.pl.enrichment(a, n_sets=20, key=key).figure, NAMES),
         (lambda a, key: bc.pl.usage(a, "group $b$", key=key).figure, [*CONDITIONS.values(), "group $b$"]),
         (lambda a, key: bc.pl.umap(a, color="group $b$", key=key).figure, [*CONDITIONS.values(), "group $b$"]),
         (lambda a, key: bc.pl.bubbles(a, "group $b$", key=key).figure, [*CONDITIONS.values(), "group $b$"]),
         (lambda a, key: bc.pl.composition(a, "group $b$", "donor").figure, [*CONDITIONS.values(), "group $b$"]),
-        (lambda a, key: bc.pl.images(a, "group $b$", key=key, shape=(5, 8)), [*CONDITIONS.values()]),
+        (lambda a, key: bc.pl.images(a, "group $b$", key=key, shape=(5, 8), return_fig=True), [*CONDITIONS.values()]),
         (lambda a, key: bc.pl.associations(a, "group $b$", key=key).figure, []),
-        (lambda a, key: bc.pl.loss(a, key=key), []),
+        (lambda a, key: bc.pl.loss(a, key=key, return_fig=True), []),
     ],
     ids=range(10),
 )

@@ -37,7 +37,7 @@ def test_over_representation_is_fishers_test_in_the_genes_used(adata) -> None:
     assert table["gene_set"].unique().tolist() == ["first", "wide"]  # too few genes of "none"
     assert len(table) == 4
     for row in table.itertuples():
-        top = set(bc.get.top_genes(adata, 15, topics=row.topic)["gene"])
+        top = set(bc.get.top_genes(adata, n_genes=15, topics=row.topic)["gene"])
         genes = set(SETS[row.gene_set])
         a, b, c = len(top & genes), len(genes - top), len(top - genes)
         assert (row.n_overlap, row.set_size, row.universe, row.n_genes) == (a, len(genes), 60, 15)
@@ -131,7 +131,7 @@ def test_get_enrichment_filters_and_tells_what_is_missing(adata) -> None:
         bc.get.enrichment(adata)
     bc.tl.enrich(adata, SETS, n_genes=15)
     assert bc.get.enrichment(adata, max_p_adjusted=1e-3)["gene_set"].tolist() == ["first"]
-    with pytest.raises(ValueError, match="`topics` must be names of topics"):
+    with pytest.raises(ValueError, match="`topics` must be 'target', 'background', 'all', a name"):
         bc.get.enrichment(adata, "Topic 9")
 
 

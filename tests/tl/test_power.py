@@ -76,7 +76,7 @@ def test_what_no_study_shows_has_no_number() -> None:
         ({"fold_change": -2.0}, "`fold_change` must be above 0"),
         ({"power": 1.0}, "`power` must be between 0 and 1"),
         ({"p_value": 0.0}, "`p_value` must be between 0 and 1"),
-        ({"topics": "Topic 99"}, "`topics` must be names of topics"),
+        ({"topics": "Topic 99"}, "`topics` must be 'target', 'background', 'all', a name"),
     ],
 )
 def test_errors(wrong, message) -> None:

@@ -19,7 +19,7 @@ from ...engine.deltanmf.hals import share_moments
 from ...engine.deltanmf.stages import Scaled, unit, usage
 from ...engine.rows.summary import Groups
 from .._design import OFFSET, Design, adjust, unit_means
-from .._run import DeltaOptions, RunOptions, check_run, run_settings
+from .._run import DeltaOptions, RunOptions, check_run, did_you_mean, run_settings
 
 if TYPE_CHECKING:
     from ..._anndata import Data
@@ -65,7 +65,8 @@ class Asked:
             "reuse_control": False,
         }
         if unknown := sorted(set(given) - set(defaults)):
-            msg = f"Unknown argument {unknown[0]!r}. Options: {', '.join([*defaults, *RunOptions.__annotations__])}."
+            msg = f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], DeltaOptions)} "
+            msg += f"Options: {', '.join([*defaults, *RunOptions.__annotations__])}."
             raise UserTypeError(msg)
         values: dict[str, Any] = defaults | {name: value for name, value in given.items() if value is not None}
         one_of("library", values["library"], ("median", "tpm", "none"))

@@ -11,6 +11,7 @@ from scipy import sparse
 from ..._anndata import check_backed, check_key, read_matrix
 from ..._mudata import in_memory
 from ..._spots import modality_of, stored_fit
+from ..._stored import added
 from ..._utils.checks import listed, one_of, whole_number
 from ..._utils.errors import UserError
 
@@ -94,6 +95,7 @@ def enhance(
     order = mdata.obs_names.get_indexer(adata.obs_names)
     if method == "model":
         adata.layers[name] = (usage[order] @ np.asarray(adata.varm[key], np.float64).T).astype(np.float32)
+        added(f"layers.{name}")
         return mdata if copy else None
     weights = similarity(usage, np.asarray(mdata.obsm[f"X_{key}_sd"], np.float64), n_neighbors)
     layer = str(record["params"]["layers"][names.index(modality)])
@@ -106,4 +108,5 @@ def enhance(
     filled = sparse.diags_array(scale) @ (here @ x)
     adata.layers[name] = sparse.csr_matrix(filled.astype(np.float32))
     mdata.obsp[f"{key}_similarity"] = sparse.csr_matrix(weights.astype(np.float32))
+    added(f"layers.{name}", f"obsp.{key}_similarity")
     return mdata if copy else None

@@ -15,7 +15,7 @@ from ... import _spots
 from ..._anndata import Reading
 from ..._mudata import forget_joint
 from ..._spots import modality_of
-from ..._stored import recorded
+from ..._stored import added, recorded
 from ..._utils.checks import number, one_of, stack_level, whole_number
 from ..._utils.files import uninterrupted
 from .._run import SpatialRunOptions, check_run
@@ -282,3 +282,4 @@ def _write(
         "converged": factors.converged,
         "posterior": factors.posterior,
     }
+    added(f"obsm.X_{key}", f"varm.{key}", *written, *own, f"uns.{key}")

@@ -406,7 +406,7 @@ def test_kang_quality(data_folder):
     assert roc_auc_score(stim, adata.obs["bcnmf_target_share"]) >= 0.99
     assert adata.obs["bcnmf_enriched"][stim].mean() >= 0.97
     assert adata.obs["bcnmf_enriched"][~stim].mean() <= 0.06
-    leading = set(bc.get.top_genes(adata, 15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
+    leading = set(bc.get.top_genes(adata, n_genes=15, topics=["Topic 1", "Topic 2", "Topic 3", "Topic 4"])["gene"])
     assert {"ISG15", "IFIT3"} <= leading
     topics = bc.get.topics(adata).iloc[:4]
     assert topics["called"].all()

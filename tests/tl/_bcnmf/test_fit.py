@@ -285,7 +285,10 @@ BAD = {
     "start": ({"init": np.ones((3, 3))}, None, ValueError, "`init` must be finite, non-negative loadings of 500 genes"),
     "seed": ({"random_state": None}, None, ValueError, "`random_state` must be a whole number"),
     "device": ({"device": "cuda:97"}, None, ValueError, "Present: 'cpu'"),
-    "way to run": ({"n_jobs": 2}, None, TypeError, "Unknown argument 'n_jobs'"),
+    "way to run": ({"n_jobs": 2}, None, TypeError, "Unknown argument 'n_jobs'. Did you mean `n_threads`?"),
+    "other word": ({"seed": 2}, None, TypeError, "Did you mean `random_state`?"),
+    "misspelt": ({"max_itre": 2}, None, TypeError, "Did you mean `max_iter`?"),
+    "batch_key": ({"batch_key": "donor"}, None, TypeError, "Did you mean `sample_key`?"),
     "names": ({}, rename, ValueError, "`adata.var_names` must be unique.*var_names_make_unique"),
 }
 
@@ -364,7 +367,7 @@ def test_kang(data_folder):
     adata = anndata.read_h5ad(data_folder / "kang_ifnb_muscat.h5ad")
     bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=10, alpha=0.2, tol=1e-3)
     assert adata.uns["bcnmf"]["deviance_explained"]["target"] > 0.3
-    top = bc.get.top_genes(adata, 20)
+    top = bc.get.top_genes(adata, n_genes=20)
     by_enrichment = adata.uns["bcnmf"]["topics"]["log2_enrichment"].idxmax()
     leading = set(top.loc[top["topic"] == by_enrichment, "gene"])
     assert len(leading & {"ISG15", "IFIT1", "IFIT3", "IFI6", "MX1", "LY6E", "ISG20", "IFIT2", "CXCL10"}) >= 3

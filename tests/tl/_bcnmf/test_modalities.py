@@ -63,7 +63,7 @@ def test_mixed_likelihoods_find_the_subgroup(mdata, tmp_path):
     assert topics["called"].tolist() == [True] * 2 + [False] * 6
     np.testing.assert_allclose(topics["share_rna"] + topics["share_protein"], 1, atol=1e-5)
     assert bc.get.usage(mdata).shape == (1000, 8)
-    assert set(bc.get.top_genes(mdata["protein"], 3)["gene"]) <= set(mdata["protein"].var_names)
+    assert set(bc.get.top_genes(mdata["protein"], n_genes=3)["gene"]) <= set(mdata["protein"].var_names)
     assert mdata["protein"].uns["bcnmf"]["params"]["likelihood"] == "gaussian"
     assert mdata.uns["bcnmf"]["params"]["weights"] == [1.0, 0.5]
     mdata.write_h5mu(tmp_path / "a.h5mu")

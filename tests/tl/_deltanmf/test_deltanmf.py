@@ -93,10 +93,10 @@ def test_fields(small, tmp_path):
     back = anndata.read_h5ad(tmp_path / "a.h5ad")
     for table in ("topics", "shift", "emergence", "loss"):
         pd.testing.assert_frame_equal(back.uns["deltanmf"][table], record[table], check_names=False)
-    assert bc.get.top_genes(back, 3, key="deltanmf")["topic"].nunique() == 6
-    assert bc.pl.loadings(back, key="deltanmf").axes[1].get_xlabel() == "log2 enrichment"
+    assert bc.get.top_genes(back, n_genes=3, key="deltanmf")["topic"].nunique() == 6
+    assert bc.pl.loadings(back, key="deltanmf")["topics"].get_xlabel() == "log2 enrichment"
     assert [t.get_text() for t in bc.pl.usage(back, key="deltanmf").get_xticklabels()] == names
-    assert len(bc.pl.loss(back, key="deltanmf").axes) == 3
+    assert len(bc.pl.loss(back, key="deltanmf")) == 3
 
 
 def test_usage_is_in_scaled_counts_and_depends_on_the_cell_alone(small):
@@ -345,7 +345,7 @@ def test_bad_arguments(small, wrong, message):
 
 
 def test_bad_values(small):
-    with pytest.raises(TypeError, match=r"Unknown argument 'minn_cells'\. Options: library"):
+    with pytest.raises(TypeError, match=r"Unknown argument 'minn_cells'\. Did you mean `min_cells`\? Options: library"):
         bc.tl.deltanmf(small, **SMALL, minn_cells=3)
     for value, message in ((np.nan, "must be finite"), (-1.0, "must be non-negative")):
         wrong = small.copy()

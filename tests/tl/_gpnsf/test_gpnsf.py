@@ -94,7 +94,7 @@ def test_anndata_is_one_modality():
     bc.tl.gpnsf(adata, n_topics=3, **QUICK)
     assert adata.varm["gpnsf"].shape == (30, 3)
     assert bc.get.usage(adata, key="gpnsf").shape == (64, 3)
-    assert list(bc.get.top_genes(adata, 2, key="gpnsf")["topic"].unique()) == ["Topic 1", "Topic 2", "Topic 3"]
+    assert list(bc.get.top_genes(adata, n_genes=2, key="gpnsf")["topic"].unique()) == ["Topic 1", "Topic 2", "Topic 3"]
     mdata = mudata.MuData({"rna": simulated()["rna"]})
     mdata.obsm["spatial"] = adata.obsm["spatial"]
     bc.tl.gpnsf(mdata, n_topics=3, **QUICK)
@@ -359,7 +359,7 @@ def test_enhancement_comes_closer_to_the_truth():
 
 
 def test_plots(fitted):
-    fig = bc.pl.spatial_topics(fitted, topics=["Topic 2", "Topic 4"], sample="Slice 2", s=7)
+    fig = bc.pl.spatial_topics(fitted, topics=["Topic 2", "Topic 4"], sample="Slice 2", s=7, return_fig=True)
     panels = [ax for ax in fig.axes if ax.yaxis_inverted()]
     assert len(panels) == 4
     drawn = panels[0].collections[0]
@@ -367,7 +367,7 @@ def test_plots(fitted):
     np.testing.assert_allclose(drawn.get_offsets(), fitted.obsm["spatial"][64:])
     assert drawn.get_sizes()[0] == 7
     assert panels[0].get_title().startswith("Topic 2")
-    assert len(bc.pl.spatial_topics(fitted, show="sd", sample="Slice 1").axes) == 8
+    assert len(bc.pl.spatial_topics(fitted, quantity="sd", sample="Slice 1")) == 4
     ax = bc.pl.lengthscales(fitted)
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["Topic 1", "Topic 2", "Topic 3"]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
@@ -375,7 +375,8 @@ def test_plots(fitted):
     for arguments, message in (
         ({"sample": None}, "got None"),
         ({"topics": "Topic 9"}, "Topic 9"),
-        ({"show": "all"}, "show"),
+        ({"quantity": "all"}, "`quantity` must be"),
+        ({"show": "sd"}, "`show` must be True, False or None"),
     ):
         with pytest.raises(ValueError, match=message):
             bc.pl.spatial_topics(fitted, **({"sample": "Slice 1"} | arguments))
@@ -488,7 +489,7 @@ def test_loadings_are_read_by_modality(fitted):
         W = bc.get.loadings(part, key="gpnsf")
         np.testing.assert_array_equal(W, part.varm["gpnsf"])
         assert list(W.columns) == list(fitted.uns["gpnsf"]["topics"].index), name
-        genes = bc.get.top_genes(part, 3, key="gpnsf", by="specificity")
+        genes = bc.get.top_genes(part, n_genes=3, key="gpnsf", by="specificity")
         share = W / W.sum()
         for topic, block in genes.groupby("topic", observed=True):  # in whatever units the loadings are
             others = share.drop(columns=topic).max(axis=1)
