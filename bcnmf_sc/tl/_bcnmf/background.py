@@ -10,11 +10,12 @@ import pandas as pd
 from scipy import stats
 
 from ..._anndata import Reading
+from ..._depth import depth_ratio
 from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .folds import FEW_BACKGROUND, make_folds
-from .problem import MAX_SUPPRESSED, Problem, one_alpha
+from .problem import DEEPER, MAX_SUPPRESSED, Problem, one_alpha, warn_of_logs
 from .select import summary
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def background_check(
     )
     problem = Problem.read(adata, asked)
     data = problem.data
+    warn_of_logs(data)
     rows = [*_check_size(data), _check_suppressed(problem, alpha)]
     rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
@@ -124,8 +126,6 @@ def _verdict(value: float, good: float, bad: float) -> str:
 def _check_size(data: Data) -> list[Row]:
     design, samples = data.design, data.samples
     n_target, n_background = int(design.target.sum()), int(design.background.sum())
-    depth = (data.sums[0].sum() / n_target) / (data.sums[1:].sum() / n_background)
-    fold = max(depth, 1 / depth)
     rows = [
         (
             "background cells",
@@ -140,13 +140,7 @@ def _check_size(data: Data) -> list[Row]:
             _verdict(n_target, 10 * FEW_TARGET // 2, FEW_TARGET),
             f"{n_target} cells: target topics are learned on them, and tested out of fold on parts of them.",
         ),
-        (
-            "depth",
-            float(depth),
-            _verdict(fold, 1.5, 3),
-            f"A target cell holds {depth:.2g} times as many counts as a background cell. Usage is in counts; its "
-            "proportions are not touched by depth, unless so few counts are left that topics cannot be told apart.",
-        ),
+        _check_depth(data),
     ]
     if samples is not None:
         in_target, in_background = (set(samples[cells].dropna()) for cells in (design.target, design.background))
@@ -170,6 +164,28 @@ def _check_size(data: Data) -> list[Row]:
             )
         )
     return rows
+
+
+def _check_depth(data: Data) -> Row:
+    """Compare depth, in counts wherever they are found."""
+    depth = depth_ratio(data)
+    if np.isnan(depth):
+        return (
+            "depth",
+            depth,
+            "caution",
+            "Depth cannot be seen in normalised values, and there are no counts in a layer 'counts' or in `adata.raw`. "
+            "Normalisation does not remove the effect of depth: check it on counts.",
+        )
+    fold = max(depth, 1 / depth) if depth else np.inf
+    return (
+        "depth",
+        depth,
+        _verdict(fold, DEEPER, 2 * DEEPER),
+        f"A target cell holds {depth:.2g} times as many counts as a background cell. Cells are compared at similar "
+        f"depth; from a {DEEPER:g}-fold difference on, topics can still be called because of depth alone. "
+        "`bcnmf_sc.pp.match_depth` thins the deeper side.",
+    )
 
 
 def _check_suppressed(problem: Problem, alpha: float) -> Row:

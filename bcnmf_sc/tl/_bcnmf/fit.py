@@ -17,7 +17,7 @@ from ...engine.bcnmf.ensemble import fit_model, spawn
 from .._design import design_columns
 from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .folds import deal, design_of, score
-from .problem import SAFE_ALPHA, Problem, default_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha, warn_of_depth, warn_of_logs
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
@@ -218,6 +218,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     problem = Problem.read(adata, asked, several=True)
     data = problem.data
     comparison = design_of(data, design)
+    warn_of_logs(data)
+    warn_of_depth(data)
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":

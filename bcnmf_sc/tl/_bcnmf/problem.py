@@ -31,6 +31,8 @@ VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
 ROUNDING = 1e-6
 """Share of the values' mass below which a deviance in single precision says nothing."""
+DEEPER = 1.5
+"""Ratio of the mean depths of target and background from which on a fit warns."""
 SAFE_ALPHA = 0.5
 """Effective alpha up to which a fit is accelerated by default."""
 
@@ -215,6 +217,32 @@ def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> flo
     if n_background_topics == 0:
         return 0.3
     return 0.5 if basis == "shared" else 0.0
+
+
+def warn_of_logs(data: Data) -> None:
+    """Say that a contrast of log-normalised values finds depth."""
+    if data.logged and not data.likelihood.counts:
+        msg = (
+            "The values look log-normalised. That does not remove the effect of sequencing depth: a background "
+            "measured at another depth produces topics of depth. Use counts (`layer=`) with the default likelihood."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
+
+
+def warn_of_depth(data: Data) -> None:
+    """Say that target and background differ in depth, which is not removed in full."""
+    n_target, n_background = data.design.target.sum(), data.design.background.sum()
+    for name, genes in data.counted.items():
+        target, background = data.sums[0, genes].sum() / n_target, data.sums[1:, genes].sum() / n_background
+        ratio = float(target / background) if background > 0 else np.inf
+        if max(ratio, 1 / ratio if ratio else np.inf) >= DEEPER:
+            msg = (
+                f"A target cell has {ratio:.2g} times as many counts as a background cell in the genes used"
+                + (f" of {name!r}" if name else "")
+                + ". Topics and cells can be called because of depth alone. Thin the deeper side with "
+                "`bcnmf_sc.pp.match_depth` before the fit."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def one_alpha(background: Any) -> None:
