@@ -15,7 +15,7 @@ from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .folds import FEW_BACKGROUND, make_folds
-from .problem import DEEPER, MAX_SUPPRESSED, Problem, one_alpha, warn_of_logs
+from .problem import CANNOT_TELL, DEEPER, MAX_SUPPRESSED, Problem, one_alpha, warn_of_logs
 from .select import summary
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def background_check(
     problem = Problem.read(adata, asked)
     data = problem.data
     warn_of_logs(data)
-    rows = [*_check_size(data), _check_suppressed(problem, alpha)]
+    rows = [*_check_size(data), *_check_spread(data), _check_suppressed(problem, alpha)]
     rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
     table = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
@@ -113,6 +113,14 @@ def background_check(
 Row = tuple[str, float, str, str]
 FEW_TARGET = FEW_BACKGROUND
 """Target cells up to which little is known of what is learned on them."""
+
+
+LEAST_COUNTS, LEAST_GENES = 100, 50
+"""Counts of a gene on either side, and such genes, from which on profiles are compared."""
+SMALL_CHANGE = 1.05
+"""Change of the median gene from which on it may be that of a batch."""
+THIN = 4
+"""Ratio of the 95 % quantile of changes to the median up to which changes are spread over all genes."""
 
 
 def _verdict(value: float, good: float, bad: float) -> str:
@@ -188,6 +196,35 @@ def _check_depth(data: Data) -> Row:
     )
 
 
+def _check_spread(data: Data) -> list[Row]:
+    """Compare the mean profiles: a program changes some genes much, a batch all a little.
+
+    The median gene's log ratio, with the error of its counts taken out, is set against the 95 % quantile: in a normal
+    distribution of log ratios, as a batch has, this is 2.9 times as large, and far larger where few genes change. No
+    row where too few genes have counts on both sides.
+    """
+    target, background = data.sums[0], data.sums[1:].sum(0)
+    known = np.minimum(target, background) >= LEAST_COUNTS
+    if known.sum() < LEAST_GENES or not data.whole:
+        return []
+    target, background = target[known], background[known]
+    ratio = np.log2(target / background)
+    size = np.abs(ratio - np.median(ratio))
+    error = stats.norm.ppf(0.75) * np.median(np.sqrt(1 / target + 1 / background)) / np.log(2)
+    typical, large = float(np.sqrt(max(np.median(size) ** 2 - error**2, 0))), float(np.quantile(size, 0.95))
+    thin = typical >= np.log2(SMALL_CHANGE) and large <= THIN * np.median(size)
+    meaning = (
+        f"Beyond the error of counts, half of the genes differ {2**typical:.2f}-fold or more between target and "
+        f"background, and 5 % {2**large:.2g}-fold. "
+    )
+    meaning += (
+        "Small changes of most genes are what a batch or another composition leaves."
+        if thin
+        else "A batch would change most genes by a little."
+    )
+    return [("genome-wide difference", 2**typical, "caution" if thin else "good", meaning)]
+
+
 def _check_suppressed(problem: Problem, alpha: float) -> Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it is the row below
@@ -228,7 +265,8 @@ def _check_gain(problem: Problem, n_topics: int, n_background_topics: int) -> li
             ratio,
             _verdict(ratio, 3, 1.2),
             f"Target topics give held-out target cells {ratio:.3g} times what they give held-out background cells. "
-            "Near 1, there is nothing in the target that the background does not have.",
+            f"Near 1, there is nothing in the target that the background does not have. Above, {CANNOT_TELL[0].lower()}"
+            f"{CANNOT_TELL[1:]}",
         ),
     ]
 

@@ -164,7 +164,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
-        ratio; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
+        ratio; ``profile_cosine``, the cosine of the loadings with the mean profile of all target cells, which ambient
+        RNA has; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
         mean difference ``log2_fold_change`` of the donors' shares with its 95 % interval ``ci_low`` to ``ci_high``,
         its two-sided ``p_value`` and ``p_adjusted``, whether the topic is ``called`` at ``fdr_level``, its
         ``direction`` (target topics are called where they are gained, background topics also where they are lost),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from ..._anndata import Data, Design, Reading
 
+LIKE_ALL = 0.85
+"""Cosine of a topic with the mean profile of the target's cells from which on it may be that of all cells."""
 MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
 VANISHED = 1e-8
@@ -33,6 +35,11 @@ ROUNDING = 1e-6
 """Share of the values' mass below which a deviance in single precision says nothing."""
 DEEPER = 1.5
 """Ratio of the mean depths of target and background from which on a fit warns."""
+CANNOT_TELL = (
+    "No computation on these data can exclude that ambient RNA, or a batch that coincides with the condition, is the "
+    "cause."
+)
+"""What is said wherever something of the target is found."""
 SAFE_ALPHA = 0.5
 """Effective alpha up to which a fit is accelerated by default."""
 
@@ -161,7 +168,7 @@ class Problem:
         explained = self.deviance_explained(factors)
         record = {
             "params": params | self.data.params,
-            "topics": topics_table(self.data.design, factors.H, n_topics),
+            "topics": self._topics(factors, n_topics),
             "loss": pd.DataFrame(factors.loss, columns=["iteration", "target", "background", "contrast", "change"]),
             "n_iter": factors.n_iter,
             "converged": factors.converged,
@@ -173,6 +180,13 @@ class Problem:
             record["alphas"] = pd.DataFrame({"effective": contrast.effective, "sum": contrast.on_sums})
         _warn_of_fit(factors, explained, run)
         return record
+
+    def _topics(self, factors: Factors, n_topics: int) -> pd.DataFrame:
+        """Describe the topics: their usage, and in a contrast how much they look like all of the target together."""
+        table = topics_table(self.data.design, factors.H, n_topics)
+        if self.data.design.backgrounds:
+            table["profile_cosine"] = _cosine(factors.W, self.data.sums[0])
+        return table
 
     def write(
         self,
@@ -210,6 +224,12 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
         floor = 1e-6  # the ratio of two vanishing shares says nothing
         table["log2_enrichment"] = np.log2((table["usage_target"] + floor) / (table["usage_background"] + floor))
     return table
+
+
+def _cosine(W: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Compute the cosine of each column with a profile; 0 for empty ones."""
+    size = np.linalg.norm(W, axis=0) * np.linalg.norm(profile)
+    return np.divide(profile @ W, size, out=np.zeros(W.shape[1]), where=size > 0)
 
 
 def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> float:
