@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc.tl._deltanmf import data
 from bcnmf_sc.tl._design import moderated
 
 HOW = {"condition_key": "condition", "control": "ctrl"}
@@ -203,7 +204,7 @@ def test_genes_left_out(small):
 
 
 def test_shift_table(small):
-    bc.tl.deltanmf(small, **SMALL)
+    bc.tl.deltanmf(small, **SMALL, cross_fit=None)
     table = small.uns["deltanmf"]["shift"]
     share = small.obsm["X_deltanmf"][:, :4] / small.obsm["X_deltanmf"][:, :4].sum(1, keepdims=True)
     means = pd.DataFrame(share).groupby(small.obs["donor"].to_numpy(), observed=True).mean()
@@ -220,9 +221,40 @@ def test_shift_table(small):
     assert table[["n_case", "n_control"]].to_numpy().tolist() == [[4, 4]] * 4
     # the donors of both conditions are the same
     small.obs["donor"] = [name.split()[1] for name in small.obs["donor"]]
-    bc.tl.deltanmf(small, **SMALL)
+    bc.tl.deltanmf(small, **SMALL, cross_fit=None)
     paired = moderated(y, X, contrast, n=n, block=np.tile(np.arange(4), 2))
     np.testing.assert_allclose(small.uns["deltanmf"]["shift"]["p_value"], paired.p_value, rtol=1e-3)
+
+
+def test_shifts_are_scored_by_topics_that_have_not_seen_the_donor(small, monkeypatch):
+    """Folds are of whole donors, and no cell is scored by a fit that has seen its donor; the fit itself is the same."""
+    parts = []
+    real = data.CaseControl.part
+    monkeypatch.setattr(data.CaseControl, "part", lambda *args: parts.append(args[2]) or real(*args))
+    plain = bc.tl.deltanmf(small, **SMALL, cross_fit=None, copy=True)
+    assert not parts
+    bc.tl.deltanmf(small, **SMALL, cross_fit=2, n_threads=1)
+    for learned, scored in (parts[:2], parts[2:]):
+        np.testing.assert_array_equal(learned, ~scored)
+        donors = small.obs["donor"]
+        assert not set(donors[learned]) & set(donors[scored])
+        assert small.obs["condition"][scored].nunique() == 2
+    assert (parts[1] ^ parts[3]).all()
+    np.testing.assert_array_equal(small.varm["deltanmf"], plain.varm["deltanmf"])
+    np.testing.assert_array_equal(small.obsm["X_deltanmf"], plain.obsm["X_deltanmf"])
+    pd.testing.assert_frame_equal(small.uns["deltanmf"]["emergence"], plain.uns["deltanmf"]["emergence"])
+    table, old = small.uns["deltanmf"]["shift"], plain.uns["deltanmf"]["shift"]
+    assert not np.allclose(table["p_value"], old["p_value"])
+    np.testing.assert_allclose(table["usage_case"], old["usage_case"], atol=0.05)  # topics are matched
+    assert small.uns["deltanmf"]["params"]["cross_fit"] == 2
+
+
+def test_shifts_of_one_donor_a_side_are_not_tested(small):
+    small.obs["donor"] = small.obs["condition"]
+    bc.tl.deltanmf(small, **SMALL, tol=1e-2)
+    assert small.uns["deltanmf"]["shift"]["p_value"].isna().all()
+    with pytest.raises(ValueError, match="`cross_fit` must be a whole number of at least 2, got 1"):
+        bc.tl.deltanmf(small, **SMALL, cross_fit=1)
 
 
 def test_a_shift_is_seen_and_the_cell_as_unit_is_told(caplog):
