@@ -96,7 +96,7 @@ def deltanmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     cross_fit
         Number of folds out of which ``shift`` is computed, each fold by topics that have not seen it: controls fit the
         topics that were learned on them better than cases do, which looks like a shift. Takes about as many short fits.
-        `None` takes the usage of the fit itself, whose p-values are anti-conservative.
+        `None` takes the usage of the fit itself.
     layer
         Layer to read instead of ``adata.X``.
     mask_var
