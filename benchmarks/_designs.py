@@ -78,7 +78,8 @@ def thinned(adata: anndata.AnnData, role: str, part: float, *, seed: int, cells:
     """Keep each count of one side's cells, or of some of these, with a probability."""
     rng = np.random.default_rng(seed)
     counts = sparse.csr_matrix(adata.X)
-    chosen = (adata.obs["role"] == role).to_numpy() & (rng.random(adata.n_obs) < cells)
+    # backwards, since halves are dealt by the first draws of the same seed: no background cell would be below 0.5
+    chosen = (adata.obs["role"] == role).to_numpy() & (rng.random(adata.n_obs)[::-1] < cells)
     here = np.repeat(chosen, np.diff(counts.indptr))
     counts.data[here] = rng.binomial(counts.data[here].astype(int), part)
     counts.eliminate_zeros()
