@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from ._depth import LARGEST_LOG, looks_logged
 from ._methods import METHODS
 from ._stored import CELL_FIELDS, added, question, write
 from ._utils.checks import listed, matrix_values, random_seed, warn_of_fractions, whole_number
@@ -121,8 +122,17 @@ class Data:
     """Gene sums, with a row for the target and one for each background."""
     mass: np.ndarray
     """The same for the values' mass (`Likelihood.mass`)."""
+    whole: bool
+    """Whether all values are whole numbers."""
+    logged: bool
+    """Whether they look log-normalised."""
     params: dict[str, Any]
     """Parameters of the input to store."""
+
+    @property
+    def counted(self) -> dict[str, slice]:
+        """Genes used whose values are modelled as counts, by the name of their modality ("" for an AnnData)."""
+        return {"": slice(None)} if self.likelihood.counts else {}
 
     def store(self, **result: Any) -> Any:
         """Write a factorisation; return the copy if one was requested."""
@@ -185,6 +195,7 @@ def read(adata: AnnData, asked: Reading) -> Data:
                 where = f"in the {len(genes)} genes used. Check `layer` and `mask_var`."
                 msg = f"The {name!r} cells contain only zeros {where}"
                 raise UserError(msg)
+    small = summary.n_fractional > 0 and summary.smallest >= 0 and summary.largest < LARGEST_LOG
     n_empty_cells = int((source.gather(groups, "total") == 0).sum())
     sums, mass, expressed = summary.sums[:-1], summary.mass[:-1], summary.mass[-1] > 0
     n_empty_genes = int((~expressed).sum())
@@ -203,7 +214,22 @@ def read(adata: AnnData, asked: Reading) -> Data:
         "n_empty_genes": n_empty_genes,
     }
     return Data(
-        adata, asked, design, samples, labels, confounders, source, model, refine, genes, expressed, sums, mass, params
+        adata,
+        asked,
+        design,
+        samples,
+        labels,
+        confounders,
+        source,
+        model,
+        refine,
+        genes,
+        expressed,
+        sums,
+        mass,
+        summary.n_fractional == 0,
+        small and looks_logged(adata, layer),
+        params,
     )
 
 

@@ -17,7 +17,7 @@ from ._stored import CELL_FIELDS, GENE_FIELDS, forget, write
 from ._utils.checks import listed, number
 from ._utils.errors import UserError, UserTypeError
 from ._utils.files import uninterrupted
-from .engine import Joint, as_likelihood
+from .engine import LIKELIHOODS, Joint, as_likelihood
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -42,6 +42,13 @@ class Modalities(Data):
     """Indices of the features used, per modality."""
     own: dict[str, Any]
     """Parameters of the modalities to store."""
+
+    @property
+    def counted(self) -> dict[str, slice]:
+        """Features used whose values are modelled as counts, by modality."""
+        ends = np.cumsum([0, *map(len, self.used.values())]).tolist()
+        kinds = zip(self.used, self.own["likelihood"], ends, ends[1:], strict=False)
+        return {name: slice(start, stop) for name, kind, start, stop in kinds if LIKELIHOODS[kind].counts}
 
     @uninterrupted()
     def store(self, **result: Any) -> Any:
@@ -134,7 +141,12 @@ def read(mdata: AnnData | MuData, asked: Reading) -> Data:
         "mask_var": ["none" if part.params["mask_var"] is None else part.params["mask_var"] for part in parts.values()],
     }
     whole = _anndata.read(adata, replace(asked, likelihood=joint, weights=None, layer=None, mask_var=None))
-    return Modalities(**vars(whole), mdata=mdata, used={name: part.genes for name, part in parts.items()}, own=recorded)
+    return Modalities(
+        **vars(whole) | {"logged": any(part.logged for part in parts.values())},
+        mdata=mdata,
+        used={name: part.genes for name, part in parts.items()},
+        own=recorded,
+    )
 
 
 def of(given: Any, name: str, default: Any = None) -> Any:

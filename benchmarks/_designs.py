@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
+from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
@@ -62,6 +63,64 @@ def simulated(seed: int = 0, **options: float) -> anndata.AnnData:
 def _design(adata: anndata.AnnData, target: np.ndarray, new: np.ndarray | None = None) -> anndata.AnnData:
     adata.obs["role"] = np.where(target, "target", "background")
     adata.obs["new"] = target if new is None else new
+    return adata
+
+
+def more_of(adata: anndata.AnnData, which: str, seed: int) -> anndata.AnnData:
+    """Deal shared cells out anew, two of a type to the target for one to the background; all others one for one."""
+    rng = np.random.default_rng(seed)
+    kind = adata.obs["cell_type"].astype(str).str.contains(which).to_numpy()
+    target = rng.random(adata.n_obs) < np.where(kind, 2 / 3, 1 / 2)
+    adata.obs["role"] = np.where(target | adata.obs["new"].to_numpy(), "target", "background")
+    return adata
+
+
+def thinned(adata: anndata.AnnData, role: str, part: float, *, seed: int, cells: float = 1.0) -> anndata.AnnData:
+    """Keep each count of one side's cells, or of some of these, with a probability."""
+    rng = np.random.default_rng(seed)
+    counts = sparse.csr_matrix(adata.X)
+    # backwards, since halves are dealt by the first draws of the same seed: no background cell would be below 0.5
+    chosen = (adata.obs["role"] == role).to_numpy() & (rng.random(adata.n_obs)[::-1] < cells)
+    here = np.repeat(chosen, np.diff(counts.indptr))
+    counts.data[here] = rng.binomial(counts.data[here].astype(int), part)
+    counts.eliminate_zeros()
+    adata.X = counts
+    return adata
+
+
+def soaked(adata: anndata.AnnData, part: float, *, seed: int) -> anndata.AnnData:
+    """Replace a part of every target cell's counts by ambient RNA, which has the mean profile of the target."""
+    rng = np.random.default_rng(seed)
+    counts, target = sparse.csr_matrix(adata.X), (adata.obs["role"] == "target").to_numpy()
+    profile = np.asarray(counts[target].sum(0)).ravel()
+    total = np.asarray(counts.sum(1)).ravel() * target
+    adata = thinned(adata, "target", 1 - part, seed=seed)
+    ambient = rng.poisson(part * np.outer(total, profile / profile.sum())).astype(np.float32)
+    adata.X = sparse.csr_matrix(adata.X + sparse.csr_matrix(ambient))
+    return adata
+
+
+def batched(adata: anndata.AnnData, deviation: float, *, seed: int) -> anndata.AnnData:
+    """Multiply each gene's counts in the target by a factor of its own, as a batch would; log-normal."""
+    rng = np.random.default_rng(seed)
+    counts = sparse.csr_matrix(adata.X)
+    here = np.repeat((adata.obs["role"] == "target").to_numpy(), np.diff(counts.indptr))
+    factor = np.exp(deviation * rng.normal(size=adata.n_vars))[counts.indices[here]]
+    own = counts.data[here].astype(int)
+    counts.data[here] = rng.binomial(own, np.minimum(factor, 1)) + rng.poisson(own * np.maximum(factor - 1, 0))
+    counts.eliminate_zeros()
+    adata.X = counts
+    return adata
+
+
+def doubled(adata: anndata.AnnData, part: float, *, seed: int) -> anndata.AnnData:
+    """Add to some of the target cells the counts of another one each: doublets."""
+    rng = np.random.default_rng(seed)
+    target = np.flatnonzero(adata.obs["role"] == "target")
+    hit = rng.choice(target, int(part * len(target)), replace=False)
+    counts = sparse.lil_matrix(adata.X)
+    counts[hit] = adata.X[hit] + adata.X[rng.choice(target, len(hit))]
+    adata.X = counts.tocsr()
     return adata
 
 

@@ -17,8 +17,8 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 from _common import table, verdict
-from _designs import ROLES, SHARED_TYPES, arguments, kang, kang_null, simulated, zheng
-from scipy import sparse, stats
+from _designs import ROLES, SHARED_TYPES, arguments, kang, kang_null, more_of, simulated, thinned, zheng
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 import bcnmf_sc as bc
@@ -32,27 +32,6 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 N_GENES = 2000
 """Genes of the Zheng data, those in most cells."""
-
-
-def more_of(adata: AnnData, which: str, seed: int) -> AnnData:
-    """Deal shared cells out anew, two of a type to the target for one to the background; all others one for one."""
-    rng = np.random.default_rng(seed)
-    kind = adata.obs["cell_type"].astype(str).str.contains(which).to_numpy()
-    target = rng.random(adata.n_obs) < np.where(kind, 2 / 3, 1 / 2)
-    adata.obs["role"] = np.where(target | adata.obs["new"].to_numpy(), "target", "background")
-    return adata
-
-
-def thinned(adata: AnnData, role: str, part: float, *, seed: int, cells: float = 1.0) -> AnnData:
-    """Keep each count of one side's cells, or of some of these, with a probability."""
-    rng = np.random.default_rng(seed)
-    counts = sparse.csr_matrix(adata.X)
-    chosen = (adata.obs["role"] == role).to_numpy() & (rng.random(adata.n_obs) < cells)
-    here = np.repeat(chosen, np.diff(counts.indptr))
-    counts.data[here] = rng.binomial(counts.data[here].astype(int), part)
-    counts.eliminate_zeros()
-    adata.X = counts
-    return adata
 
 
 def kang_more_monocytes(folder: Path, seed: int) -> AnnData:

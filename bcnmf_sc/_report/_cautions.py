@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._stored import question
 from ..tl._bcnmf.folds import FEW_BACKGROUND, FEW_DONORS
-from ..tl._bcnmf.problem import MAX_SUPPRESSED
+from ..tl._bcnmf.problem import LIKE_ALL, MAX_SUPPRESSED
 from ..tl._bcnmf.select import COLLAPSED
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ def _of_topics(record: Mapping[str, Any]) -> Iterator[str]:
             )
         if unnamed:
             return
+        called = found[found["called"].astype(bool)]
+        if "profile_cosine" in called:
+            like = called.index[called["profile_cosine"] >= LIKE_ALL]
+            if len(like):
+                yield (
+                    f"Called topics with nearly the mean profile of all target cells: {', '.join(map(str, like))}. "
+                    "Ambient RNA or a difference in depth would look like this."
+                )
         if found["p_value"].isna().all():
             yield "Topics could not be tested by donor: a condition has fewer than two donors."
         elif not record.get("params", {}).get("sample_key"):

@@ -14,6 +14,7 @@ import pandas as pd
 from .. import get, pl
 from .._methods import method_of
 from ..pl._axes import LEVEL
+from ..tl._bcnmf.problem import CANNOT_TELL
 from ._cautions import cautions, of_this_design
 from ._page import Code, Facts, Items, Missing, Part, Section, Text, picture, table, written
 
@@ -158,7 +159,11 @@ def _question(of: Analysis) -> list[Part]:
 
 def _warnings(of: Analysis) -> list[Part]:
     found = cautions(of.adata, of.key, of.record)
-    return [Items(found)] if found else [Text("No warnings for the stored results.")]
+    parts: list[Part] = [Items(found)] if found else [Text("No warnings for the stored results.")]
+    topics = of.record["topics"]
+    if "called" in topics and topics.loc[topics["kind"] == "target", "called"].astype(bool).any():
+        parts.append(Text(CANNOT_TELL))
+    return parts
 
 
 def _background(of: Analysis) -> list[Part]:

@@ -124,8 +124,11 @@ def conditions_of(
     return design.target, design.background, record
 
 
-def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.csr_matrix:
-    """Check the counts of all cells and return them unchanged; CSC and dask arrays as CSR (a copy, for row access)."""
+def counts_of(adata: AnnData, layer: str | None, *, whole: bool = False) -> NDArray[np.number] | sparse.csr_matrix:
+    """Check the counts of all cells and return them unchanged; CSC and dask arrays as CSR (a copy, for row access).
+
+    Values that are not whole numbers bring a warning; if ``whole``, an error.
+    """
     counts = read_matrix(adata, layer)
     where = matrix_name(layer)
     if hasattr(counts, "map_blocks"):
@@ -142,6 +145,9 @@ def counts_of(adata: AnnData, layer: str | None) -> NDArray[np.number] | sparse.
     matrix_values(where, values.size - int(np.isfinite(values).sum()), values.min(initial=0))
     if values.dtype.kind == "f":
         n_fractional = int((values != np.rint(values)).sum())
+        if whole and n_fractional:
+            msg = f"{where} must hold counts, got {n_fractional} values that are not whole numbers. Name a `layer`."
+            raise UserError(msg)
         used = "genes are selected by counts"
         warn_of_fractions(where, n_fractional, values.max(initial=0), used, adata.layers.keys())
     return counts

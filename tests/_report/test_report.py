@@ -330,6 +330,7 @@ def test_sound_analysis_has_no_warning(full, tmp_path):
     adata.uns["bcnmf"]["topics"].loc[["Topic 1", "Topic 2"], ["p_value", "called"]] = [1e-3, True]
     assert cautions(adata, "bcnmf", adata.uns["bcnmf"]) == []
     page = written(adata, tmp_path)
+    assert any("can exclude that ambient RNA" in text for text in page.text("p"))  # as topics are called
     assert "No warnings for the stored results." in page.text("p")
 
 

@@ -419,6 +419,7 @@ ROWS: dict[str, Row] = {
     "pp.highly_variable_genes": Row(
         lambda a, how: bc.pp.highly_variable_genes(a, **how, n_top_genes=4), examples=5, memory=True
     ),
+    "pp.match_depth": Row(lambda a, how: bc.pp.match_depth(a, **how), examples=5, memory=True, subsets=True),
     "pp.protein_coding": Row(lambda a, how: bc.pp.protein_coding(a)),
     "pp.recipe": Row(
         lambda a, how: bc.pp.recipe(a, **how, n_top_genes=4, min_genes=1, min_cells=1),

@@ -98,7 +98,7 @@ class OutOfFold:
     """Out-of-fold usage: of every cell under a model that has not seen it."""
 
     share: np.ndarray
-    """Share of a cell's usage on target topics."""
+    """Share of a cell's usage on topics of the first kind, the target topics."""
     usage: np.ndarray
     """Share of a cell's usage on each topic, matched to those of the full fit; cells x topics."""
     fold: np.ndarray
@@ -115,25 +115,52 @@ def cross_fit(
     A warm start from the full fit would leak the held-out cells. Background topics are refitted as well: a model fits
     the cells that it has seen better, so background cells would otherwise score lower than unseen cells.
     """
-    n = model.n_topics
-    share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], full.W.shape[1]), np.nan)
+    quick = rough(run)
+
+    def fit_fold(own: RowSource, learn: np.ndarray, out: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        factors = fit_model(own, model, learn=learn, project=out, random_state=seed, run=quick)
+        return factors.W, factors.H
+
+    return out_of_fold(source, fit_fold, full.W, model.n_topics, fold, random_state=random_state, run=run)
+
+
+def out_of_fold(
+    source: RowSource,
+    fit_fold: Callable[[RowSource, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+    W: np.ndarray,
+    n: int,
+    fold: np.ndarray,
+    *,
+    random_state: int = 0,
+    run: Run,
+) -> OutOfFold:
+    """Score the cells of each fold by a fit to the others, whose topics are matched to those of the full fit.
+
+    Parameters
+    ----------
+    fit_fold
+        Takes a source, the cells to learn from, the cells to score (bools) and a seed; returns loadings and usage.
+    W
+        Loadings of the full fit.
+    n
+        Topics of the first kind, which come first; topics are matched within their kind.
+    """
+    share, usage = np.full(source.shape[0], np.nan), np.full((source.shape[0], W.shape[1]), np.nan)
     folds = np.unique(fold[fold >= 0])
     seeds = spawn(random_state, len(folds))
-    rough = _rough(run)
 
-    def score(own: RowSource, job: tuple[int, int]) -> Factors:
+    def score(own: RowSource, job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         held_out, seed = job
-        learn, out = (fold >= 0) & (fold != held_out), fold == held_out
-        return fit_model(own, model, learn=learn, project=out, random_state=seed, run=rough)
+        return fit_fold(own, (fold >= 0) & (fold != held_out), fold == held_out, seed)
 
     cosines = []
     jobs = list(zip(folds.tolist(), seeds, strict=True))
-    for held_out, factors in zip(folds, run_all(score, jobs, source, "folds", run), strict=True):
+    for held_out, (found, H) in zip(folds, run_all(score, jobs, source, "folds", run), strict=True):
         out = fold == held_out
-        proportions = shares_of(factors.H[out])
+        proportions = shares_of(H[out])
         share[out] = proportions[:, :n].sum(1)
         # of each kind among its like, so that no target topic takes the place of a background topic
-        own, shared = (match(full.W[:, kind], factors.W[:, kind]) for kind in (slice(n), slice(n, None)))
+        own, shared = (match(W[:, kind], found[:, kind]) for kind in (slice(n), slice(n, None)))
         usage[out] = proportions[:, np.append(own[0], n + shared[0])]
         cosines.append(np.append(own[1], shared[1]))
     return OutOfFold(share, usage, fold, np.mean(cosines, axis=0))
@@ -180,11 +207,11 @@ def select(
     """Compute the held-out gain of several models on the same folds and seeds: a list per model, a gain per fold."""
     folds = np.unique(fold[fold >= 0]).tolist()[:N_SELECT_FOLDS]
     seeds = spawn(random_state, len(folds))
-    rough = _rough(run)
+    quick = rough(run)
 
     def score(own: RowSource, job: tuple[Model, int, int]) -> Gain:
         model, held_out, seed = job
-        return held_out_gain(own, model, fold, held_out, random_state=seed, run=rough)
+        return held_out_gain(own, model, fold, held_out, random_state=seed, run=quick)
 
     jobs = [(model, held_out, seed) for model in models for held_out, seed in zip(folds, seeds, strict=True)]
     gains = run_all(score, jobs, source, "select", run)
@@ -258,7 +285,7 @@ def shares_of(H: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
     return np.divide(H, total, out=np.zeros(H.shape, dtype), where=total > 0)
 
 
-def _rough(run: Run) -> Run:
+def rough(run: Run) -> Run:
     """Return looser run options, for fits that serve model selection or out-of-fold scores only."""
     return replace(
         run, checkpoint=None, progress=False, tol=max(run.tol, 1e-3), max_iter=min(run.max_iter, 300), usage_tol=1e-3

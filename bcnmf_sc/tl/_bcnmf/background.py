@@ -10,12 +10,13 @@ import pandas as pd
 from scipy import stats
 
 from ..._anndata import Reading
+from ..._depth import depth_ratio
 from ..._utils.checks import number, whole_number
 from ...engine.bcnmf import ensemble
 from .._run import no_checkpoint, run_settings
 from .donors import BY_CELL, unnamed_donors
 from .folds import FEW_BACKGROUND, make_folds
-from .problem import MAX_SUPPRESSED, Problem, one_alpha
+from .problem import CANNOT_TELL, DEEPER, MAX_SUPPRESSED, Problem, one_alpha, warn_of_logs
 from .select import summary
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ def background_check(
     )
     problem = Problem.read(adata, asked)
     data = problem.data
-    rows = [*_check_size(data), *_check_donors(data, by_cell=by_cell), _check_suppressed(problem, alpha)]
+    warn_of_logs(data)
+    rows = [*_check_size(data), *_check_donors(data, by_cell=by_cell), *_check_spread(data)]
+    rows.append(_check_suppressed(problem, alpha))
     rows += _check_gain(problem, n_topics, n_background_topics)
     rows += [_check_confounder(name, column, data.design) for name, column in data.confounders.items()]
     table = pd.DataFrame(rows, columns=["check", "value", "verdict", "meaning"])
@@ -113,6 +116,14 @@ def background_check(
 Row = tuple[str, float, str, str]
 FEW_TARGET = FEW_BACKGROUND
 """Target cells up to which little is known of what is learned on them."""
+
+
+LEAST_COUNTS, LEAST_GENES = 100, 50
+"""Counts of a gene on either side, and such genes, from which on profiles are compared."""
+SMALL_CHANGE = 1.05
+"""Change of the median gene from which on it may be that of a batch."""
+THIN = 4
+"""Ratio of the 95 % quantile of changes to the median up to which changes are spread over all genes."""
 
 
 def _verdict(value: float, good: float, bad: float) -> str:
@@ -126,8 +137,6 @@ def _verdict(value: float, good: float, bad: float) -> str:
 def _check_size(data: Data) -> list[Row]:
     design = data.design
     n_target, n_background = int(design.target.sum()), int(design.background.sum())
-    depth = (data.sums[0].sum() / n_target) / (data.sums[1:].sum() / n_background)
-    fold = max(depth, 1 / depth)
     return [
         (
             "background cells",
@@ -142,13 +151,7 @@ def _check_size(data: Data) -> list[Row]:
             _verdict(n_target, 10 * FEW_TARGET // 2, FEW_TARGET),
             f"{n_target} cells: target topics are learned on them, and tested out of fold on parts of them.",
         ),
-        (
-            "depth",
-            float(depth),
-            _verdict(fold, 1.5, 3),
-            f"A target cell holds {depth:.2g} times as many counts as a background cell. Usage is in counts; its "
-            "proportions are not touched by depth, unless so few counts are left that topics cannot be told apart.",
-        ),
+        _check_depth(data),
     ]
 
 
@@ -179,6 +182,57 @@ def _check_donors(data: Data, *, by_cell: bool) -> list[Row]:
             "conditions apart.",
         ),
     ]
+
+
+def _check_depth(data: Data) -> Row:
+    """Compare depth, in counts wherever they are found."""
+    depth = depth_ratio(data)
+    if np.isnan(depth):
+        return (
+            "depth",
+            depth,
+            "caution",
+            "Depth cannot be seen in normalised values, and there are no counts in a layer 'counts' or in `adata.raw`. "
+            "Normalisation does not remove the effect of depth: check it on counts.",
+        )
+    fold = max(depth, 1 / depth) if depth else np.inf
+    return (
+        "depth",
+        depth,
+        _verdict(fold, DEEPER, 2 * DEEPER),
+        f"A target cell holds {depth:.2g} times as many counts as a background cell. Cells are compared at similar "
+        f"depth; from a {DEEPER:g}-fold difference on, topics can still be called because of depth alone. "
+        "`bcnmf_sc.pp.match_depth` thins the deeper side.",
+    )
+
+
+def _check_spread(data: Data) -> list[Row]:
+    """Compare the mean profiles: a program changes some genes much, a batch all a little.
+
+    The median gene's log ratio, with the error of its counts taken out, is set against the 95 % quantile: in a normal
+    distribution of log ratios, as a batch has, this is 2.9 times as large, and far larger where few genes change. No
+    row where too few genes have counts on both sides.
+    """
+    target, background = data.sums[0], data.sums[1:].sum(0)
+    known = np.minimum(target, background) >= LEAST_COUNTS
+    if known.sum() < LEAST_GENES or not data.whole:
+        return []
+    target, background = target[known], background[known]
+    ratio = np.log2(target / background)
+    size = np.abs(ratio - np.median(ratio))
+    error = stats.norm.ppf(0.75) * np.median(np.sqrt(1 / target + 1 / background)) / np.log(2)
+    typical, large = float(np.sqrt(max(np.median(size) ** 2 - error**2, 0))), float(np.quantile(size, 0.95))
+    thin = typical >= np.log2(SMALL_CHANGE) and large <= THIN * np.median(size)
+    meaning = (
+        f"Beyond the error of counts, half of the genes differ {2**typical:.2f}-fold or more between target and "
+        f"background, and 5 % {2**large:.2g}-fold. "
+    )
+    meaning += (
+        "Small changes of most genes are what a batch or another composition leaves."
+        if thin
+        else "A batch would change most genes by a little."
+    )
+    return [("genome-wide difference", 2**typical, "caution" if thin else "good", meaning)]
 
 
 def _check_suppressed(problem: Problem, alpha: float) -> Row:
@@ -221,7 +275,8 @@ def _check_gain(problem: Problem, n_topics: int, n_background_topics: int) -> li
             ratio,
             _verdict(ratio, 3, 1.2),
             f"Target topics give held-out target cells {ratio:.3g} times what they give held-out background cells. "
-            "Near 1, there is nothing in the target that the background does not have.",
+            f"Near 1, there is nothing in the target that the background does not have. Above, {CANNOT_TELL[0].lower()}"
+            f"{CANNOT_TELL[1:]}",
         ),
     ]
 

@@ -18,7 +18,7 @@ from .._design import design_columns
 from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .donors import BY_CELL, unnamed_donors, warn_of_unnamed
 from .folds import deal, design_of, score
-from .problem import SAFE_ALPHA, Problem, default_alpha
+from .problem import SAFE_ALPHA, Problem, default_alpha, warn_of_depth, warn_of_logs
 from .select import ALPHAS, alpha_path, choose_background_topics
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         The likelihood's parameters, where it has them; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in target and background, log2 of their
-        ratio; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
+        ratio; ``profile_cosine``, the cosine of the loadings with the mean profile of all target cells, which ambient
+        RNA has; with background topics and ``cross_fit`` also the comparison of target and background out of fold: the
         mean difference ``log2_fold_change`` of the donors' shares with its 95 % interval ``ci_low`` to ``ci_high``,
         its two-sided ``p_value`` and ``p_adjusted``, whether the topic is ``called`` at ``fdr_level``, its
         ``direction`` (target topics are called where they are gained, background topics also where they are lost),
@@ -226,6 +227,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     unnamed = unnamed_donors(data.adata.obs, data.design) if scored and sample_key is None and not by_cell else None
     if unnamed is not None:
         warn_of_unnamed(unnamed)
+    warn_of_logs(data)
+    warn_of_depth(data)
     start = start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":

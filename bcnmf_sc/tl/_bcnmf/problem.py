@@ -25,12 +25,21 @@ if TYPE_CHECKING:
 
     from ..._anndata import Data, Design, Reading
 
+LIKE_ALL = 0.85
+"""Cosine of a topic with the mean profile of the target's cells from which on it may be that of all cells."""
 MAX_SUPPRESSED = 0.1
 """Share of suppressed genes from which on a fit warns."""
 VANISHED = 1e-8
 """Loading below which a gene counts for nothing."""
 ROUNDING = 1e-6
 """Share of the values' mass below which a deviance in single precision says nothing."""
+DEEPER = 1.5
+"""Ratio of the mean depths of target and background from which on a fit warns."""
+CANNOT_TELL = (
+    "No computation on these data can exclude that ambient RNA, or a batch that coincides with the condition, is the "
+    "cause."
+)
+"""What is said wherever something of the target is found."""
 SAFE_ALPHA = 0.5
 """Effective alpha up to which a fit is accelerated by default."""
 
@@ -159,7 +168,7 @@ class Problem:
         explained = self.deviance_explained(factors)
         record = {
             "params": params | self.data.params,
-            "topics": topics_table(self.data.design, factors.H, n_topics),
+            "topics": self._topics(factors, n_topics),
             "loss": pd.DataFrame(factors.loss, columns=["iteration", "target", "background", "contrast", "change"]),
             "n_iter": factors.n_iter,
             "converged": factors.converged,
@@ -171,6 +180,13 @@ class Problem:
             record["alphas"] = pd.DataFrame({"effective": contrast.effective, "sum": contrast.on_sums})
         _warn_of_fit(factors, explained, run)
         return record
+
+    def _topics(self, factors: Factors, n_topics: int) -> pd.DataFrame:
+        """Describe the topics: their usage, and in a contrast how much they look like all of the target together."""
+        table = topics_table(self.data.design, factors.H, n_topics)
+        if self.data.design.backgrounds:
+            table["profile_cosine"] = _cosine(factors.W, self.data.sums[0])
+        return table
 
     def write(
         self,
@@ -210,11 +226,43 @@ def topics_table(design: Design, H: np.ndarray, n_topics: int) -> pd.DataFrame:
     return table
 
 
+def _cosine(W: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Compute the cosine of each column with a profile; 0 for empty ones."""
+    size = np.linalg.norm(W, axis=0) * np.linalg.norm(profile)
+    return np.divide(profile @ W, size, out=np.zeros(W.shape[1]), where=size > 0)
+
+
 def default_alpha(n_background_topics: int | Literal["auto"], basis: str) -> float:
     """Return the effective alpha of a fit for which none is given."""
     if n_background_topics == 0:
         return 0.3
     return 0.5 if basis == "shared" else 0.0
+
+
+def warn_of_logs(data: Data) -> None:
+    """Say that a contrast of log-normalised values finds depth."""
+    if data.logged and not data.likelihood.counts:
+        msg = (
+            "The values look log-normalised. That does not remove the effect of sequencing depth: a background "
+            "measured at another depth produces topics of depth. Use counts (`layer=`) with the default likelihood."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=stack_level())
+
+
+def warn_of_depth(data: Data) -> None:
+    """Say that target and background differ in depth, which is not removed in full."""
+    n_target, n_background = data.design.target.sum(), data.design.background.sum()
+    for name, genes in data.counted.items():
+        target, background = data.sums[0, genes].sum() / n_target, data.sums[1:, genes].sum() / n_background
+        ratio = float(target / background) if background > 0 else np.inf
+        if max(ratio, 1 / ratio if ratio else np.inf) >= DEEPER:
+            msg = (
+                f"A target cell has {ratio:.2g} times as many counts as a background cell in the genes used"
+                + (f" of {name!r}" if name else "")
+                + ". Topics and cells can be called because of depth alone. Thin the deeper side with "
+                "`bcnmf_sc.pp.match_depth` before the fit."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=stack_level())
 
 
 def one_alpha(background: Any) -> None:

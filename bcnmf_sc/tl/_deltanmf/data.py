@@ -24,6 +24,7 @@ from .._run import DeltaOptions, RunOptions, check_run, did_you_mean, run_settin
 if TYPE_CHECKING:
     from ..._anndata import Data
     from ...engine import Run
+    from ...engine.rows.sources import RowSource
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +163,18 @@ class CaseControl:
             np.divide(loadings, self.deviation[:, None], out=np.zeros_like(loadings), where=self.deviation[:, None] > 0)
         )
 
-    def result(self, W: np.ndarray, n_control: int) -> Result:
-        """Put a fit back into counts, with the usage of all cells."""
+    def part(self, source: RowSource, cells: np.ndarray) -> CaseControl:
+        """Restrict the data to some of the cells, which are scaled as before."""
+        return replace(
+            self,
+            data=replace(self.data, source=source),
+            control=self.control & cells,
+            case=self.case & cells,
+            cells=np.where(cells, self.cells, 0.0),
+        )
+
+    def in_counts(self, W: np.ndarray, n_control: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return loadings in counts, whose columns sum to 1, the usage of all cells in counts, and their loss."""
         deviation = np.repeat([self.deviation, self.case_deviation], [n_control, W.shape[1] - n_control], axis=0).T
         loadings = W * deviation
         sums = loadings.sum(0)
@@ -171,6 +182,11 @@ class CaseControl:
         if not np.array_equal(self.deviation, self.case_deviation):
             H_control, loss_control = usage(self.stage("control"), W)
             H, loss = np.where(self.control[:, None], H_control, H), np.where(self.control, loss_control, loss)
+        return loadings / sums, H * sums, loss
+
+    def result(self, W: np.ndarray, n_control: int) -> Result:
+        """Put a fit back into counts, with the usage of all cells."""
+        loadings, H, loss = self.in_counts(W, n_control)
         explained, mse = {}, {}
         for name, member in (("control", self.control), ("case", self.case)):
             if not member.any():
@@ -183,8 +199,7 @@ class CaseControl:
             if name == "case" and W.shape[1] > n_control:
                 without = usage(data, W[:, :n_control])[1].sum()
                 explained["case_by_control_topics"] = float(1 - without / null)
-        H = H * sums
-        return Result(W, loadings / sums, H, shares_of(H), shares_of(H[:, :n_control]), explained, mse, n_control)
+        return Result(W, loadings, H, shares_of(H), shares_of(H[:, :n_control]), explained, mse, n_control)
 
 
 @dataclass(frozen=True)

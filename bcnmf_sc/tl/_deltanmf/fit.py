@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
@@ -16,19 +17,22 @@ from ..._anndata import MaskVar, Reading
 from ..._stored import stored, stored_slot
 from ..._utils.checks import listed, number, stack_level, start_loadings, whole_number
 from ..._utils.errors import UserError
+from ...engine.bcnmf.ensemble import out_of_fold, rough, shares_of, spawn
 from ...engine.deltanmf.stages import Stage, fit_stage
 from ...pp import _similarity
+from .._bcnmf.folds import make_folds
 from .._run import DeltaOptions, all_gone_through
 from .data import Asked, CaseControl, emergence_table, shift_table
 
 if TYPE_CHECKING:
     from ..._anndata import Data
+    from ...engine.rows.sources import RowSource
 
 STAGES: tuple[Literal["control", "case"], ...] = ("control", "case")
 WORDS = ("condition_key", "control", "case")
 
 
-def deltanmf(
+def deltanmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     adata: AnnData,
     *,
     condition_key: str,
@@ -40,6 +44,7 @@ def deltanmf(
     rel_gamma: float = 1e-3,
     similarity: _similarity.Similarity | str | None = None,
     sample_key: str | None = None,
+    cross_fit: int | None = 5,
     layer: str | None = None,
     mask_var: MaskVar = "auto",
     init: np.ndarray | str | None = None,
@@ -87,7 +92,11 @@ def deltanmf(
         (dense or sparse) and gene ids, a DataFrame, or the name of an entry of ``adata.varp``. Genes are matched by
         name; those that it does not know have no similar genes.
     sample_key
-        Column of ``adata.obs`` with the donors: the unit of the test of shifts.
+        Column of ``adata.obs`` with the donors: the unit of the test of shifts, and of its folds.
+    cross_fit
+        Number of folds out of which ``shift`` is computed, each fold by topics that have not seen it: controls fit the
+        topics that were learned on them better than cases do, which looks like a shift. Takes about as many short fits.
+        `None` takes the usage of the fit itself.
     layer
         Layer to read instead of ``adata.X``.
     mask_var
@@ -121,13 +130,13 @@ def deltanmf(
         Deviation that a gene was divided by; NaN for genes not used.
     ``.uns[key_added]`` : dict
         ``params``; ``topics`` (a row per topic: kind, mean share of usage in cases and controls, log2 of their ratio);
-        ``shift`` (a row per control topic: its share among the control topics in cases and controls, difference, log2
-        ratio, with ``sample_key`` the donors' mean ``log2_fold_change`` with its 95 % interval, test); ``emergence`` (a
-        row per case topic: its share of all usage in cases, and in controls projected on it, log2 enrichment, share of
-        cells above the controls' 95 % quantile, closest control topic); ``loss`` (per check: iteration, half the
-        squared error of controls and then of cases, the same with penalties, change of the loadings); ``n_iter``;
-        ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control topics alone, against their
-        mean profile; ``mse``.
+        ``shift`` (a row per control topic, out of fold with ``cross_fit``: its share among the control topics in cases
+        and controls, difference, log2 ratio, with ``sample_key`` the donors' mean ``log2_fold_change`` with its 95 %
+        interval, test); ``emergence`` (a row per case topic: its share of all usage in cases, and in controls projected
+        on it, log2 enrichment, share of cells above the controls' 95 % quantile, closest control topic); ``loss`` (per
+        check: iteration, half the squared error of controls and then of cases, the same with penalties, change of the
+        loadings); ``n_iter``; ``converged``; ``deviance_explained`` of controls, of cases, and of cases by control
+        topics alone, against their mean profile; ``mse``.
 
     Notes
     -----
@@ -156,6 +165,8 @@ def deltanmf(
     asked = Asked.of(options)
     whole_number("n_topics_control", n_topics_control, 1)
     whole_number("n_topics_case", n_topics_case, 0)
+    if cross_fit is not None:
+        whole_number("cross_fit", cross_fit, 2)
     for name, strength in (("rel_alpha", rel_alpha), ("rel_gamma", rel_gamma)):
         number(name, strength)
     if rel_alpha and similarity is None:
@@ -191,33 +202,13 @@ def deltanmf(
         whole_number(f"n_topics_{name}", n, 0, most, f"the smaller of {name} cells and genes used")
     start = None if init_loadings is None else data.scaled_loadings(init_loadings)
 
-    common: dict[str, Any] = {"similarity": graph, "rel_alpha": float(rel_alpha), "random_state": random_state}
-    scaled = {name: data.stage(name) for name in STAGES}
-    stages: dict[str, Stage] = {}
-    held = start
-    if not asked.reuse_control:
-        stages["control"] = fit_stage(
-            scaled["control"],
-            n_topics_control,
-            start=start,
-            n_restarts=asked.n_restarts,
-            consensus=asked.start == "consensus",
-            run=asked.run_of("control"),
-            **common,
-        )
-        held = stages["control"].W
-    if n_topics_case:
-        stages["case"] = fit_stage(
-            scaled["case"],
-            n_topics_case,
-            held=held,
-            rel_gamma=float(rel_gamma),
-            run=asked.run_of("case"),
-            **common,
-        )
-    W = stages["case"].W if n_topics_case else held
-    assert W is not None  # for type checkers: one of the stages ran, or `init` was given
+    how = Stages(n_topics_control, n_topics_case, graph, float(rel_alpha), float(rel_gamma), asked)
+    stages, W = how.fit(data, start, random_state)
     result = data.result(W, n_topics_control)
+    shares = result.control_share
+    fold = None if cross_fit is None else _folds(data, read.samples, cross_fit, random_state)
+    if fold is not None:
+        shares = how.control_shares(data, W, fold, start, random_state)
     params = {
         "method": "deltanmf",
         "condition_key": condition_key,
@@ -229,13 +220,14 @@ def deltanmf(
         "rel_gamma": float(rel_gamma),
         "n_genes_in_similarity": n_known,
         "sample_key": sample_key,
+        "cross_fit": cross_fit,
         "init": "found" if init is None else init if isinstance(init, str) else "given",
         "mask_var": read.params["mask_var"],
     }
     record = {
         "params": data.params | asked.params | params,
         "topics": result.topics(data),
-        "shift": shift_table(result.control_share, data, read.samples),
+        "shift": shift_table(shares, data, read.samples),
         "loss": _loss_table(stages),
         "n_iter": sum(stage.n_iter for stage in stages.values()),
         "converged": all(stage.converged for stage in stages.values()),
@@ -260,6 +252,77 @@ def deltanmf(
             )
             warnings.warn(msg, ConvergenceWarning, stacklevel=stack_level())
     return copied
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How the two stages are fitted."""
+
+    n_control: int
+    n_case: int
+    similarity: Any
+    rel_alpha: float
+    rel_gamma: float
+    asked: Asked
+
+    def fit(
+        self, data: CaseControl, start: np.ndarray | None, random_state: int, *, quick: bool = False
+    ) -> tuple[dict[str, Stage], np.ndarray]:
+        """Fit them to the controls and cases; return the stages that were run, and all loadings.
+
+        If ``quick``, the fit serves out-of-fold scores only.
+        """
+        runs = {name: rough(self.asked.run_of(name)) if quick else self.asked.run_of(name) for name in STAGES}
+        common: dict[str, Any] = {
+            "similarity": self.similarity,
+            "rel_alpha": self.rel_alpha,
+            "random_state": random_state,
+        }
+        stages: dict[str, Stage] = {}
+        held = start
+        if not self.asked.reuse_control:
+            stages["control"] = fit_stage(
+                data.stage("control"),
+                self.n_control,
+                start=start,
+                n_restarts=self.asked.n_restarts,
+                consensus=self.asked.start == "consensus",
+                run=runs["control"],
+                **common,
+            )
+            held = stages["control"].W
+        if self.n_case:
+            stages["case"] = fit_stage(
+                data.stage("case"), self.n_case, held=held, rel_gamma=self.rel_gamma, run=runs["case"], **common
+            )
+        W = stages["case"].W if self.n_case else held
+        assert W is not None  # for type checkers: one of the stages ran, or `init` was given
+        return stages, W
+
+    def control_shares(
+        self, data: CaseControl, W: np.ndarray, fold: np.ndarray, start: np.ndarray | None, random_state: int
+    ) -> np.ndarray:
+        """Return the share of each control topic among them, of every cell by topics that have not seen it.
+
+        Loadings to start from may have seen the cells, so they are used only where they are held.
+        """
+        given = start if self.asked.reuse_control else None
+
+        def fit_fold(source: RowSource, learn: np.ndarray, out: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+            _, found = self.fit(data.part(source, learn), given, seed, quick=True)
+            return found, data.part(source, out).in_counts(found, self.n_control)[1]
+
+        run, seed = self.asked.run_of("case"), spawn(random_state, 2)[1]
+        scores = out_of_fold(data.data.source, fit_fold, W, self.n_control, fold, random_state=seed, run=run)
+        return shares_of(scores.usage[:, : self.n_control])
+
+
+def _folds(data: CaseControl, samples: pd.Categorical | None, n_folds: int, random_state: int) -> np.ndarray | None:
+    """Deal the cells out to folds, by donor where these are known; `None` where too few are known to test anything."""
+    units = np.arange(len(data.case)) if samples is None else samples.codes
+    if any(len(np.unique(units[cells & (units >= 0)])) < 2 for cells in (data.control, data.case)):  # noqa: PLR2004
+        return None
+    return make_folds(data.data.design, samples, n_folds, spawn(random_state, 2)[0])
 
 
 def _loss_table(stages: dict[str, Stage]) -> pd.DataFrame:

@@ -211,6 +211,7 @@ def test_warns_where_shared_programs_have_no_background_topic(adata):
     assert adata.obs["bcnmf_enriched"][spiked(adata)].mean() > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:A target cell has:UserWarning")  # CD34+ cells hold more counts
 @pytest.mark.parametrize("spike", ["CD34+", "CD14+"])
 def test_added_cells_are_found_and_nothing_where_nothing_was_added(data_folder, spike):
     """A third of `benchmarks/semi_synthetic.py`."""

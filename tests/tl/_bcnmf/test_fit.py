@@ -318,7 +318,6 @@ def test_says_what_non_counts_look_like(adata):
     sc.pp.log1p(adata)
     with pytest.warns(UserWarning, match=r"Is it log-normalised\? Name the layer of counts .*'counts'"):
         bc.tl.bcnmf(adata, **QUICK)
-    bc.tl.bcnmf(adata, **QUICK, likelihood="gaussian")
 
 
 def test_warns_without_convergence(adata):

@@ -16,10 +16,11 @@ from statsmodels.stats.multitest import multipletests
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
+from bcnmf_sc.tl._deltanmf import data
 from bcnmf_sc.tl._design import moderated
 
 HOW = {"condition_key": "condition", "control": "ctrl"}
-SMALL = HOW | {"n_topics_control": 4, "n_topics_case": 2, "sample_key": "donor"}
+SMALL = HOW | {"n_topics_control": 4, "n_topics_case": 2, "sample_key": "donor", "cross_fit": None}
 
 
 def matched(truth, found):
@@ -42,7 +43,7 @@ def embedding(small):
 @pytest.fixture(scope="module")
 def hard():
     adata = bc.datasets.simulated_programs()
-    bc.tl.deltanmf(adata, **HOW, n_topics_control=8, n_topics_case=3, sample_key="donor")
+    bc.tl.deltanmf(adata, **HOW, n_topics_control=8, n_topics_case=3, sample_key="donor", cross_fit=None)
     return adata
 
 
@@ -69,7 +70,7 @@ def test_cells_without_new_programs_use_no_case_topics(hard):
 
 def test_cases_without_new_programs_use_no_case_topics():
     adata = bc.datasets.simulated_programs(1500, 1000, 800, n_shared=5, n_new=2, frac_active=0)
-    bc.tl.deltanmf(adata, **HOW, n_topics_control=5, n_topics_case=2, sample_key="donor")
+    bc.tl.deltanmf(adata, **HOW, n_topics_control=5, n_topics_case=2, sample_key="donor", cross_fit=None)
     assert adata.uns["deltanmf"]["emergence"]["usage_case"].sum() < 0.03
 
 
@@ -223,6 +224,37 @@ def test_shift_table(small):
     bc.tl.deltanmf(small, **SMALL)
     paired = moderated(y, X, contrast, n=n, block=np.tile(np.arange(4), 2))
     np.testing.assert_allclose(small.uns["deltanmf"]["shift"]["p_value"], paired.p_value, rtol=1e-3)
+
+
+def test_shifts_are_scored_by_topics_that_have_not_seen_the_donor(small, monkeypatch):
+    """Folds are of whole donors, and no cell is scored by a fit that has seen its donor; the fit itself is the same."""
+    parts = []
+    real = data.CaseControl.part
+    monkeypatch.setattr(data.CaseControl, "part", lambda *args: parts.append(args[2]) or real(*args))
+    plain = bc.tl.deltanmf(small, **SMALL, copy=True)
+    assert not parts
+    bc.tl.deltanmf(small, **SMALL | {"cross_fit": 2}, n_threads=1)
+    for learned, scored in (parts[:2], parts[2:]):
+        np.testing.assert_array_equal(learned, ~scored)
+        donors = small.obs["donor"]
+        assert not set(donors[learned]) & set(donors[scored])
+        assert small.obs["condition"][scored].nunique() == 2
+    assert (parts[1] ^ parts[3]).all()
+    np.testing.assert_array_equal(small.varm["deltanmf"], plain.varm["deltanmf"])
+    np.testing.assert_array_equal(small.obsm["X_deltanmf"], plain.obsm["X_deltanmf"])
+    pd.testing.assert_frame_equal(small.uns["deltanmf"]["emergence"], plain.uns["deltanmf"]["emergence"])
+    table, old = small.uns["deltanmf"]["shift"], plain.uns["deltanmf"]["shift"]
+    assert not np.allclose(table["p_value"], old["p_value"])
+    np.testing.assert_allclose(table["usage_case"], old["usage_case"], atol=0.05)  # topics are matched
+    assert small.uns["deltanmf"]["params"]["cross_fit"] == 2
+
+
+def test_shifts_of_one_donor_a_side_are_not_tested(small):
+    small.obs["donor"] = small.obs["condition"]
+    bc.tl.deltanmf(small, **SMALL | {"cross_fit": 5}, tol=1e-2)
+    assert small.uns["deltanmf"]["shift"]["p_value"].isna().all()
+    with pytest.raises(ValueError, match="`cross_fit` must be a whole number of at least 2, got 1"):
+        bc.tl.deltanmf(small, **SMALL | {"cross_fit": 1})
 
 
 def test_a_shift_is_seen_and_the_cell_as_unit_is_told(caplog):
@@ -398,14 +430,26 @@ def test_command_line_equals_the_call(small, tmp_path, capsys):
     small.varp["similar"] = sparse.csr_matrix(graph)
     small.write_h5ad(tmp_path / "in.h5ad")
     argv = ["deltanmf", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", "--condition-key", "condition"]
-    argv += ["--control", "ctrl", "--n-topics-control", "4", "--n-topics-case", "2", "--sample-key", "donor"]
+    argv += [
+        "--control",
+        "ctrl",
+        "--n-topics-control",
+        "4",
+        "--n-topics-case",
+        "2",
+        "--sample-key",
+        "donor",
+        "--cross-fit",
+        "2",
+    ]
     argv += ["--rel-alpha", "0.1", "--similarity", "similar", "--scale", "pooled", "--min-cells", "5", "--tol", "1e-3"]
     argv += ["--exclude-genes", "Gene 3", "--exclude-genes", "Gene 4", "--library", "tpm", "--n-restarts", "2"]
     with pytest.raises(SystemExit) as end:
         cli.main([str(word) for word in argv])
     assert end.value.code == 0
     assert "Case 2" in capsys.readouterr().out
-    bc.tl.deltanmf(small, **SMALL, rel_alpha=0.1, similarity="similar", scale="pooled", min_cells=5, tol=1e-3,
+    how = SMALL | {"cross_fit": 2}
+    bc.tl.deltanmf(small, **how, rel_alpha=0.1, similarity="similar", scale="pooled", min_cells=5, tol=1e-3,
                    exclude_genes=["Gene 3", "Gene 4"], library="tpm", n_restarts=2)  # fmt: skip
     out = anndata.read_h5ad(tmp_path / "out.h5ad")
     np.testing.assert_array_equal(out.varm["deltanmf"], small.varm["deltanmf"])
