@@ -20,10 +20,69 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOLD_ROWS = 12
-"""Tables with more rows are collapsed."""
 INCH = 96
 """CSS pixels."""
+WIDEST = 3.7
+"""Inches: what a phone shows without shrinking."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The headline, what it means, and how far to trust it; `light` is None where there is nothing to judge."""
+
+    head: str
+    lines: Sequence[str]
+    light: str | None
+    reasons: Sequence[Any]
+    kind: str = "answer"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Shares of called cells: a row is a group, its number of cells, its share and that of the background."""
+
+    caption: str
+    column: str
+    rows: Sequence[tuple[str, str, float, float]]
+    case: str
+    control: str
+    kind: str = "bars"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A program: its name, effect, genes, and more about it."""
+
+    name: str
+    effect: str
+    genes: Sequence[str]
+    more: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Programs side by side, as many as fit."""
+
+    title: str
+    cards: Sequence[Card]
+    kind: str = "cards"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Parts behind a title."""
+
+    title: str
+    parts: Sequence[Part]
+    kind: str = "fold"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures side by side, as many as fit."""
+
+    pictures: Sequence[Picture]
+    kind: str = "row"
 
 
 @dataclass(frozen=True)
@@ -76,7 +135,6 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: Sequence[bool]
-    folded: bool = False
     kind: str = "table"
 
 
@@ -91,7 +149,7 @@ class Picture:
     kind: str = "picture"
 
 
-Part = Text | Missing | Items | Facts | Code | Table | Picture
+Part = Answer | Bars | Cards | Fold | Row | Text | Missing | Items | Facts | Code | Table | Picture
 
 
 @dataclass(frozen=True)
@@ -103,14 +161,14 @@ class Section:
     parts: list[Part] = field(default_factory=list)
 
 
-def table(frame: pd.DataFrame, caption: str, *, fold: bool | None = None) -> Table:
+def table(frame: pd.DataFrame, caption: str) -> Table:
     """Convert a frame to text; its index, if it is named or not numeric, becomes the first column."""
     if frame.index.name or not pd.api.types.is_integer_dtype(frame.index.dtype):
         frame = frame.rename_axis(index=frame.index.name or "").reset_index()
     numeric = [pd.api.types.is_numeric_dtype(x) and not pd.api.types.is_bool_dtype(x) for x in frame.dtypes]
     rows = [[written(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     columns = [str(name).replace("_", " ") for name in frame.columns]
-    return Table(caption, columns, rows, numeric, folded=len(rows) > FOLD_ROWS if fold is None else fold)
+    return Table(caption, columns, rows, numeric)
 
 
 def written(value: Any) -> str:
@@ -128,14 +186,24 @@ def written(value: Any) -> str:
     return "–" if value is pd.NA or value is pd.NaT else str(value)
 
 
-def picture(draw: Callable[[], Axes | Figure], alt: str, caption: str) -> Picture:
-    """Draw a figure and embed it as SVG; rasterised points stay pixels."""
+def picture(
+    draw: Callable[..., Any], alt: str, caption: str, *, size: tuple[float, float] | None = (WIDEST, 3.0), **given: Any
+) -> Picture:
+    """Draw with a function of `pl` and embed the figure as SVG; rasterised points stay pixels.
+
+    The function draws on axes of this size in inches. Without one it makes its own figure, which is laid out anew if it
+    is too wide for the screen of a phone.
+    """
     # text as outlines, and the same ids in every run
-    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "bcnmf_sc", "savefig.dpi": 150}):
-        drawn = draw()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "bcnmf_sc", "savefig.dpi": 130}):
+        if size is not None:
+            given["ax"] = plt.subplots(figsize=size, layout="constrained")[1]
+        drawn = draw(**given)
         figure: Any = getattr(drawn, "figure", None) or drawn
         buffer = io.BytesIO()
         try:
+            if figure.get_figwidth() > WIDEST:
+                figure.set_size_inches(WIDEST, figure.get_figheight())
             figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
             width = round(figure.get_figwidth() * INCH)
         finally:
