@@ -106,7 +106,8 @@ def top_genes(
 
     The floor :math:`f`, a tenth of the loading in a flat topic, prevents genes with negligible loadings from leading.
     The maximum is over all other topics, including those left out by `topics`. Ranked by score, loading times
-    specificity, they are the genes that both make up the topic and distinguish it: the report lists these.
+    specificity, they are the genes that both make up the topic and distinguish it: the report lists these. Genes that
+    another topic has more of follow by loading.
 
     Parameters
     ----------
@@ -156,8 +157,9 @@ def top_genes(
     for topic in chosen:
         k = w.columns.get_loc(topic)
         table = {"gene": w.index.to_numpy(), "loading": w[topic].to_numpy(), "specificity": specificity[:, k]}
-        values = table["loading"] * table["specificity"] if by == "score" else table[by]
-        order = np.argsort(-values, kind="stable")[:n_genes]
+        values = table["loading"] * np.maximum(table["specificity"], 0) if by == "score" else table[by]
+        ties = table["loading"] if by == "score" else np.zeros(len(values))
+        order = np.lexsort((-ties, -values))[:n_genes]
         block = pd.DataFrame({name: column[order] for name, column in table.items()})
         block.insert(0, "rank", np.arange(1, len(order) + 1))
         blocks.append(block)

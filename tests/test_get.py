@@ -92,8 +92,9 @@ def test_score_is_loading_times_specificity(adata: ad.AnnData) -> None:
     top, every = get.top_genes(adata, 3, by="score"), get.top_genes(adata, None)
     for topic, found in top.groupby("topic", observed=True):
         table = every[every["topic"] == topic].set_index("gene")
-        score = (table["loading"] * table["specificity"]).sort_values(ascending=False, kind="stable")
-        assert found["gene"].tolist() == score.index[:3].tolist()
+        table["score"] = table["loading"] * table["specificity"].clip(lower=0)
+        expected = table.sort_values(["score", "loading"], ascending=False, kind="stable")
+        assert found["gene"].tolist() == expected.index[:3].tolist()
     assert top.groupby("topic", observed=True)["gene"].first().tolist() == ["gene1", "gene4", "gene3"]
 
 

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page from an analysed AnnData.
 
-`_answer` and `_cautions` make the first part, `_content` the other sections, from what `_analysis` reads; `_page` renders
-them as HTML with the template `page.html.jinja`.
+`_answer` and `_cautions` make the first part, `_content` the other sections, from what `_analysis` reads; `_page`
+renders them as HTML with the template `page.html.jinja`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from .. import get
@@ -17,6 +16,7 @@ from .._stored import question
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from anndata import AnnData
 
     from .._methods import Method, Report
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 SIDES = ["target", "background"]
 TYPES = re.compile(r"(cell_?type|cell_?class|cell_?label|annotation|leiden|louvain|cluster|subset)", re.IGNORECASE)
 """Names of columns that hold cell types or clusters."""
-DONORS = re.compile(r"(donor|patient|subject|individual|sample|mouse|animal|participant)", re.IGNORECASE)
-"""Names of columns that hold donors."""
+DONORS = ("donor", "patient", "subject", "individual", "participant", "mouse", "animal", "sample")
+"""Parts of the names of columns that hold donors, the surest first."""
 MOST_GROUPS = 60
 """A column with more values does not describe groups of cells."""
 SUFFIX = re.compile(r"[_|.:]ENS[A-Z]*G\d+(\.\d+)?$")
@@ -151,8 +151,9 @@ class Analysis:
     def sample(self) -> dict[str, str]:
         """The column of the donors, as an argument: the fit's, or one named like it; empty if there is none."""
         named = self.params.get("sample_key")
-        found = str(named) if named else next((name for name in self._groupings if DONORS.search(name)), None)
-        return {"sample_key": found} if found in self.adata.obs else {}
+        likely = [name for part in DONORS for name in self._groupings if part in name.lower()]
+        found = str(named) if named else next(iter(likely), None)
+        return {"sample_key": found} if found is not None and found in self.adata.obs else {}
 
     @property
     def example(self) -> dict[str, str]:
@@ -182,6 +183,8 @@ class Analysis:
         """The specific genes of each topic, as lists: by loading times specificity."""
         by: Any = "score" if len(self.record["topics"]) > 1 else "loading"
         long = get.top_genes(self.adata, self.n_genes, key=self.key, by=by, gene_symbols=self.gene_symbols)
+        if by == "score":
+            long = long[(long["specificity"] > 0) & (long["loading"] > 0)]
         return long.groupby("topic", observed=True)["gene"].agg(
             lambda names: [SUFFIX.sub("", str(name)) for name in names]
         )

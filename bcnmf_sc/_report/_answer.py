@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_CARDS = 6
 """Programs on cards; the others are in the table of topics."""
 MOST_BARS = 8
+FEW_GENES = 5
+"""Genes of a topic that is not called."""
 LEAST_CELLS = 20
 """Cells of a group below which its share of called cells says little."""
 EXCESS = (0.02, 1.5)
@@ -32,6 +34,7 @@ def answer(of: Analysis) -> list[Part]:
     """Return the first part of the page."""
     found = reasons(of)
     projected = of.role is not None and bool((of.role == "projected").all())
+    lines: list[str]
     if projected:
         head, lines = f"How much do these {of.adata.n_obs} cells use topics learned on other cells?", []
     elif of.method.name == "deltanmf":
@@ -43,12 +46,9 @@ def answer(of: Analysis) -> list[Part]:
     else:
         head, lines = _of_scored_fit(of)
     light = None if projected or not of.groups else verdict(found)
-    parts: list[Part] = [Answer(head, lines, light, _ordered(found) if light else [])]
-    if of.enriched is not None and not projected:
-        column = of.types or str(of.params.get("sample_key") or "")
-        if column and (bars := affected(of, column)) is not None:
-            parts.append(bars)
-    return [*parts, *_programs(of)]
+    column = of.types or str(of.params.get("sample_key") or "")
+    bars = affected(of, column) if column and of.enriched is not None and not projected else None
+    return [Answer(head, lines, light, _ordered(found) if light else [], bars), *_programs(of)]
 
 
 def rates(of: Analysis) -> tuple[float, float]:
@@ -70,20 +70,40 @@ def gained(of: Analysis) -> list[str]:
     if "called" not in topics:
         return []
     of_called = topics[topics["called"].astype(bool)]
-    gain = of_called["usage_target"] - of_called["usage_background"]
-    return [str(name) for name in of_called.index[np.argsort(-gain.to_numpy(), kind="stable")]]
+    found = {str(name): shares(of, str(name)) for name in of_called.index}
+    return sorted(found, key=lambda name: found[name]["background"] - found[name]["target"])
+
+
+def shares(of: Analysis, name: str) -> dict[str, float]:
+    """Return the mean shares of a topic on both sides: of the donors out of fold where they are known."""
+    if "donors" in of.record and of.method.kinds == ("target",):
+        by = of.record["donors"].groupby(of.record["donors"]["condition"].astype(str))[name].mean()
+        return {side: float(by.get(side, np.nan)) for side in SIDES}
+    row = of.record["topics"].loc[name]
+    return {
+        side: float(row[f"usage_{side}"])
+        for side in ("target", "background", "case", "control")
+        if f"usage_{side}" in row
+    }
 
 
 def _of_scored_fit(of: Analysis) -> tuple[str, list[str]]:
     target, background = rates(of)
     case, control = of.name["target"], of.name["background"]
-    n, more, called, donors = int(of.cells("target").sum()), is_excess(target, background), gained(of), fewest_donors(of)
+    n, more, called, donors = (
+        int(of.cells("target").sum()),
+        is_excess(target, background),
+        gained(of),
+        fewest_donors(of),
+    )
     affected_share = max(target - background, 0.0) / (1 - background) if background < 1 else 0.0
     programs = "one program" if len(called) == 1 else f"{len(called)} programs"
     few = donors is not None and donors < ENOUGH
     count = "" if donors is None else "1 donor" if donors == 1 else f"{donors} donors"
     about = f"About {percent(affected_share)} of the {n:,} {case} cells"
-    if called and more:
+    if called and more and donors is None:
+        head = f"{about} differ from comparable {control} cells, in {programs}; donors were not named."
+    elif called and more:
         head = f"{about} are affected, by {programs}."
     elif called:
         head = f"{programs.capitalize()} used more by {case}; too few cells are called to say which are affected."
@@ -99,9 +119,9 @@ def _of_scored_fit(of: Analysis) -> tuple[str, list[str]]:
         head = f"No difference found between {case} and {control}."
     level = float(of.params.get("cell_fpr", 0.05))
     lines = [
-        f"{percent(target)} of {case} cells are called, against {percent(background)} of {control} cells (the "
-        f"level is {percent(level)}): they use the target topics more than {percent(1 - level)} of comparable "
-        f"{control} cells, under topics that have not seen them."
+        f"Called: {percent(target)} of {case} cells, {percent(background)} of {control} cells. A cell is called if it "
+        f"uses the target topics more than {percent(1 - level)} of comparable {control} cells do, under topics that "
+        f"have not seen it; chance calls {percent(level)}."
     ]
     if more:
         lines += [line for column in (of.types, of.params.get("sample_key")) if (line := spread(of, column))]
@@ -117,12 +137,17 @@ def _of_plain_fit(of: Analysis) -> tuple[str, list[str]]:
     case, control = of.name["target"], of.name["background"]
     topics, why = of.topics, "cross-fitting was off" if of.trained else "the fit has no background topics"
     n = len(topics)
-    head = f"{'One topic describes' if n == 1 else f'{n} topics describe'} what {case} has and {control} has not."
-    lines = [f"Which cells are affected was not asked: {why}, so nothing was scored on cells that the fit has not seen."]
+    head = (
+        f"{'One topic' if n == 1 else f'{n} topics'} of {case} cells in contrast to {control} cells; no test was made."
+    )
+    lines = [
+        f"Which cells are affected was not asked: {why}, so nothing was scored on cells that the fit has not seen."
+    ]
     if "log2_enrichment" in topics:
-        best = topics["log2_enrichment"].idxmax()
-        fold = times(float(topics.loc[best, "log2_enrichment"]))
-        lines.append(f"In the fit itself, {best} differs most: {fold} the share of usage. This is no test.")
+        low, high = topics["log2_enrichment"].min(), topics["log2_enrichment"].max()
+        lines.append(
+            f"In the fit itself, {case} cells use the topics from {times(low)} to {times(high)} than {control} cells."
+        )
     return head, lines
 
 
@@ -147,6 +172,9 @@ def affected(of: Analysis, column: str) -> Bars | None:
     table = _by_group(of, column)
     if table is None:
         return None
+    paired = bool(table["background"].notna().any())
+    if not paired:
+        table = table.assign(background=rates(of)[1])
     shown = table[table["n"] >= min(LEAST_CELLS, table["n"].max())].head(MOST_BARS)
     rows = [
         (str(name), f"{int(row.n):,}", float(row.target), float(row.background))
@@ -154,8 +182,8 @@ def affected(of: Analysis, column: str) -> Bars | None:
     ]
     left = len(table) - len(shown)
     case, control = of.name["target"], of.name["background"]
-    caption = f"Called cells by {column}: share of {case} cells (bar) and of {control} cells (line)"
-    return Bars(caption + (f"; {left} more in the evidence" if left else ""), column, rows, case, control)
+    caption = f"Called cells by {column}: {case} (bar) and {'' if paired else 'all '}{control} cells (line)"
+    return Bars(caption + (f"; {left} more below" if left else ""), column, rows, case, control, paired)
 
 
 def by_group(of: Analysis, column: str) -> pd.DataFrame | None:
@@ -165,7 +193,9 @@ def by_group(of: Analysis, column: str) -> pd.DataFrame | None:
         return None
     case, control = of.name["target"], of.name["background"]
     said = {f"{case} cells": table["n"].astype(int), f"{case} called": table["target"].map(percent)}
-    return pd.DataFrame(said | {f"{control} called": table["background"].map(percent)}).rename_axis(column)
+    if table["background"].notna().any():
+        said[f"{control} called"] = table["background"].map(percent)
+    return pd.DataFrame(said).rename_axis(column)
 
 
 def spread(of: Analysis, column: Any) -> str:
@@ -177,12 +207,15 @@ def spread(of: Analysis, column: Any) -> str:
     if len(table) < 2:  # noqa: PLR2004
         return ""
     high, low = table.iloc[0], table.iloc[-1]
-    what = "donors" if column == of.params.get("sample_key") else f"values of {column}"
+    what = "donors" if column == of.params.get("sample_key") else f"groups of {column}"
     if high["target"] - low["target"] < ALIKE:
         return f"Alike in all {len(table)} {what}: {percent(low['target'])} to {percent(high['target'])} called."
+    background = rates(of)[1]
+    n_none = sum(not is_excess(share, background) for share in table["target"])
     return (
         f"Most in {table.index[0]} ({percent(high['target'])} called), fewest in {table.index[-1]} "
-        f"({percent(low['target'])}) of {len(table)} {what}."
+        f"({percent(low['target'])}) of {len(table)} {what}"
+        + (f"; no more than chance in {n_none} of them." if n_none else ".")
     )
 
 
@@ -224,24 +257,21 @@ def _programs(of: Analysis) -> list[Part]:
 
 def _words(of: Analysis, name: str) -> tuple[str, list[str], list[str]]:
     """Return the effect of a topic, its genes, and more about it."""
-    row = of.record["topics"].loc[name]
-    if name in of.record.get("shift", {"p_value": ()}) or "log2_fold_change" not in row:
-        said = effect(row)
-    else:
-        said = effect(row)
+    shift = of.record.get("shift")
+    row = (shift if shift is not None and name in shift.index else of.record["topics"]).loc[name]
     more = []
     if (best := best_set(of, name)) is not None:
         more.append(best)
-    sides = [c for c in ("target", "background", "case", "control") if f"usage_{c}" in row]
-    if sides:
-        shares = [f"{percent(float(row[f'usage_{c}']))} in {of.name.get(c, c + 's')}" for c in sides]
-        more.append("Share of usage: " + ", ".join(shares))
+    if len(sides := shares(of, name)) > 1 and ("donors" in of.record or "called" not in row):
+        said = [f"{percent(share)} in {of.name.get(side, f'{side}s')}" for side, share in sides.items()]
+        more.append("Mean share of usage: " + ", ".join(said))
     if of.types and (where := _mostly(of, name)):
         more.append(where)
     if "called" in row and not bool(row["called"]):
         p = float(row["p_adjusted"]) if "p_adjusted" in row else np.nan
         more.append("Not called" + (f" (adjusted p {p:.2g})" if np.isfinite(p) else ""))
-    return said, list(of.genes.get(name, [])), more
+    few = None if bool(row.get("called", True)) else FEW_GENES
+    return effect(row), list(of.genes.get(name, []))[:few], more
 
 
 def _mostly(of: Analysis, name: str) -> str:
@@ -253,7 +283,7 @@ def _mostly(of: Analysis, name: str) -> str:
     group = of.adata.obs[of.types].astype(str).to_numpy(dtype=object)[cells]
     by = pd.Series(share).groupby(group).agg(["size", "mean"])
     by = by[by["size"] >= min(LEAST_CELLS, by["size"].max())]["mean"]
-    return f"Most used by {by.idxmax()} ({percent(float(by.max()))})" if by.max() > 0 else ""
+    return f"Most used by {by.idxmax()}" if by.max() > 0 and len(by) > 1 else ""
 
 
 def best_set(of: Analysis, name: str) -> str | None:
@@ -290,15 +320,16 @@ def times(log2: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"  # noqa: PLR2004
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"  # noqa: PLR2004
 
 
 def percent(share: float) -> str:
     """Write a share in percent, with a decimal near 0 and 1."""
     if not np.isfinite(share):
         return "–"
-    middle = 0.1 <= share <= 0.9  # noqa: PLR2004
-    return f"{share:.0%}" if middle or share in (0, 1) else f"{share:.1%}"
+    if 0 < share < 0.001:  # noqa: PLR2004
+        return "<0.1%"
+    return f"{share:.0%}" if 0.1 <= share <= 0.9 else f"{share:.1%}".replace(".0%", "%")  # noqa: PLR2004
 
 
 def _ordered(found: Sequence[Reason]) -> list[Reason]:

@@ -26,6 +26,10 @@ STABLE = (0.8, 0.5)
 """Stability from which on a topic is stable, and below which it is not."""
 OWN_CHECKS = ("background donors", "shared donors", "depth", "held-out gain ratio")
 """Background checks that the report reads from the fit itself, or states as a result."""
+APART = (
+    "much worse than the background itself. Either the effect is very broad, or the two hold different cells: compare "
+    "their cell types."
+)
 Level = Literal["good", "caution", "bad", "note"]
 
 
@@ -69,8 +73,8 @@ def _of_donors(of: Analysis) -> Iterator[Reason]:
     if n is None:
         column = of.sample.get("sample_key")
         hint = f"{column!r} looks like their column: fit again with sample_key={column!r}." if column else ""
-        text = "Donors are not named, so what sets donors apart may pass for an effect; p-values over cells overstate "
-        yield Reason("bad", "donors", f"{text}the evidence. {hint}".strip())
+        text = "Donors are not named, so what sets donors apart may pass for an effect."
+        yield Reason("bad", "donors", f"{text} {hint}".strip())
     elif n < ENOUGH:
         few = "1 donor" if n == 1 else f"{n} donors"
         text = f"{few} in a condition: a large effect shows, but {few} cannot decide that there is none. "
@@ -78,7 +82,7 @@ def _of_donors(of: Analysis) -> Iterator[Reason]:
     else:
         sides = {side: len(names) for side, names in of.donors.items()}
         counts = " and ".join(f"{count} of {of.name[side]}" for side, count in sides.items()) or f"at least {n} a side"
-        yield Reason("good", "donors", f"named: {counts}")
+        yield Reason("good", "donors", f"donors named: {counts}")
 
 
 def _of_fit(of: Analysis) -> Iterator[Reason]:
@@ -86,7 +90,11 @@ def _of_fit(of: Analysis) -> Iterator[Reason]:
     if "converged" in record:
         n = int(record["n_iter"])
         text = f"The fit did not converge in {n} iterations. Raise max_iter." if not record["converged"] else ""
-        yield Reason("caution", "convergence", text) if text else Reason("good", "convergence", f"after {n} iterations")
+        yield (
+            Reason("caution", "convergence", text)
+            if text
+            else Reason("good", "convergence", f"converged in {n} iterations")
+        )
     if record.get("deviance_explained", {}).get("target", 0) < 0:
         text = "The topics describe the target worse than its mean profile: the contrast removed too much. Lower alpha."
         yield Reason("bad", "fit", text)
@@ -114,14 +122,15 @@ def _of_topics(of: Analysis) -> Iterator[Reason]:
             yield Reason("caution", "topics", text)
     if "stability" not in topics or topics["stability"].isna().all():
         return
-    of_called = topics[topics["called"].astype(bool)] if "called" in topics else topics
-    values = (of_called if len(of_called) else topics)["stability"].dropna()
+    values = (topics[topics["called"].astype(bool)] if "called" in topics else topics)["stability"].dropna()
     weak = values[values < STABLE[0]]
+    if not len(values):  # no topic is claimed
+        return
     if not len(weak):
-        yield Reason("good", "stability", f"topics return in other fits (cosine {values.min():.2f} or more)")
+        yield Reason("good", "stability", f"topics return in other fits, with a cosine of {values.min():.2f} or more")
         return
     shown = ", ".join(f"{name} ({value:.2f})" for name, value in weak.items())
-    level: Level = "bad" if (values < STABLE[1]).all() and len(of_called) else "caution"
+    level: Level = "bad" if (values < STABLE[1]).all() else "caution"
     yield Reason(level, "stability", f"Topics that do not return in other fits (cosine below {STABLE[0]}): {shown}.")
 
 
@@ -142,7 +151,7 @@ def _of_cells(of: Analysis) -> Iterator[Reason]:
         return
     fold = max(ratio, 1 / ratio)
     if fold <= DEPTHS[0]:
-        yield Reason("good", "depth", f"alike ({ratio:.2g} counts in a target cell for each in a background cell)")
+        yield Reason("good", "depth", f"depth alike, {ratio:.2g} counts in a target cell for 1 in a background cell")
     else:
         text = f"A target cell holds {ratio:.2g} times as many counts as a background cell: part of a difference may "
         yield Reason("caution" if fold < DEPTHS[1] else "bad", "depth", text + "be one of depth.")
@@ -162,9 +171,10 @@ def _of_background(of: Analysis) -> Iterator[Reason]:
     for row in poor.to_dict("records"):
         size = str(row["check"]).endswith("cells")
         level: Level = "bad" if size and str(row["verdict"]) == "bad" else "caution"
-        yield Reason(level, "background", f"Check of the background, {row['check']}: {row['meaning']}")
+        text = APART if row["check"] == "target explained by background topics" else str(row["meaning"])
+        yield Reason(level, "background", f"Check of the background, {row['check']}: {text}")
     if not len(poor):
-        yield Reason("good", "background", "checked, suitable")
+        yield Reason("good", "background", "background checked, suitable")
 
 
 def _of_tests(of: Analysis) -> Iterator[Reason]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections import defaultdict
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from anndata import AnnData
+    from matplotlib.axes import Axes
 
     from ._page import Picture
 
@@ -72,8 +74,9 @@ def _evidence(of: Analysis) -> list[Part]:
     parts += [
         Fold(f"All {(kinds == kind).sum()} {kind} topics", _topics(of, kind)) for kind in dict.fromkeys(map(str, kinds))
     ]
-    tables = [table(of.record[name].rename_axis("topic"), text) for name, text in of.says.tables.items() if name in of.record]
-    parts += [Fold(part.caption, [part]) for part in tables]
+    for name, text in of.says.tables.items():
+        if name in of.record:
+            parts.append(Fold(text, [table(of.record[name].rename_axis("topic"), text)]))
     if "enrichment" in of.record:
         parts.append(Fold("Gene sets", _enrichment(of)))
     if tests := _tests(of):
@@ -121,26 +124,37 @@ def _figures(of: Analysis) -> Iterable[Picture]:
         draw = partial(pl.usage, of.adata, key=key, topics=chosen)
         yield picture(draw, alt, "Share of usage by role in the fit", size=(WIDEST, 2.7))
     if f"X_{key}_umap" in of.adata.obsm:
-        for color, what in ((role, "role in the fit"), (share, "target share, out of fold"), (of.types, of.types)):
+        column = str(of.params.get("background_key", role))
+        for color, what in ((column, column), (share, "target share, out of fold"), (of.types, of.types)):
             if color in obs:
                 alt = f"UMAP of the topic proportions, coloured by {color}."
                 draw = partial(pl.umap, of.adata, key=key, color=color)
                 yield picture(draw, alt, f"UMAP of the topics by {what}", size=(WIDEST, 2.7))
     if "enrichment" in record:
         found = get.enrichment(of.adata, key=key)
-        tested = [name for name in chosen if name in set(found["topic"].astype(str))]
+        tested = [name for name in chosen if name in set(found.loc[found["p_adjusted"] <= LEVEL, "topic"].astype(str))]
         if tested:
             best = found[found["topic"].isin(tested)].groupby("topic", observed=True, sort=False).head(1)
             words = "; ".join(f"{t}: {s}" for t, s in zip(best["topic"], best["gene_set"], strict=True))
-            draw = partial(
-                pl.enrichment, of.adata, key=key, method=str(found["method"].iloc[0]), n_sets=DRAWN_SETS, topics=tested
-            )
-            yield picture(draw, f"Leading gene sets. {words}.", "Leading gene sets of the programs", size=None)
+            method = str(found["method"].iloc[0])
+            draw = partial(_draw_sets, of.adata, key=key, method=method, n_sets=DRAWN_SETS, topics=tested)
+            n_sets = found.loc[found["topic"].isin(tested), "gene_set"].nunique()
+            size = (WIDEST, 1.9 + 0.3 * min(n_sets, DRAWN_SETS * len(tested)))
+            yield picture(draw, f"Leading gene sets. {words}.", "Leading gene sets of the programs", size=size)
     first = "; ".join(f"{name}: {of.genes[name][0]}" for name in chosen if of.genes.get(name))
-    genes: dict[str, Any] = {"n_genes": max(1, min(of.n_genes, HEAT_ROWS // len(chosen))), "topics": chosen}
+    most = max((len(of.genes.get(name, ())) for name in chosen), default=1)
+    genes: dict[str, Any] = {"n_genes": max(1, min(most, HEAT_ROWS // len(chosen))), "topics": chosen}
     genes |= {"by": "score" if len(of.record["topics"]) > 1 else "loading", "test": None}
-    draw = partial(pl.loadings, of.adata, key=key, gene_symbols=of.gene_symbols, **genes)
-    yield picture(draw, f"Heatmap of the loadings. Leading gene of each topic: {first}.", "Specific genes", size=None)
+    heat = partial(pl.loadings, of.adata, key=key, gene_symbols=of.gene_symbols, **genes)
+    yield picture(heat, f"Heatmap of the loadings. Leading gene of each topic: {first}.", "Specific genes", size=None)
+
+
+def _draw_sets(adata: AnnData, *, ax: Axes, **given: Any) -> Axes:
+    """Draw gene sets with their long names in several lines."""
+    pl.enrichment(adata, ax=ax, **given)
+    labels = [textwrap.fill(label.get_text().replace("_", " "), 22) for label in ax.get_yticklabels()]
+    ax.set_yticks(ax.get_yticks(), labels)
+    return ax
 
 
 def _tests_drawn(of: Analysis) -> Iterable[Picture]:
@@ -322,7 +336,7 @@ def _methods(of: Analysis) -> list[Part]:
     facts = [("bcnmf_sc of the fit", written(of.params.get("version", "not stored")))]
     facts += [(f"{name} of this report", version(name)) for name in PACKAGES]
     facts.append(("Python of this report", platform.python_version()))
-    folds = {
+    folds: dict[str, list[Part]] = {
         "What can be added": _missing(of),
         "Parameters": [Facts([(str(name), written(value)) for name, value in sorted(of.params.items())])],
         "Versions": [Facts(facts)],
@@ -333,29 +347,31 @@ def _methods(of: Analysis) -> list[Part]:
 
 def _missing(of: Analysis) -> list[Part]:
     """Name each part that is not stored, with the call that adds it; only columns that the data have."""
-    record, parts = of.record, []
+    record = of.record
+    calls: list[tuple[str, str, dict[str, Any]]] = []
     projected = of.role is not None and bool((of.role == "projected").all())
     if of.says.contrast and not projected:
         sizes = {"n_topics": int(of.params["n_topics"])} if "n_topics" in of.params else {}
         donors = of.sample
         if of.enriched is None:
-            parts.append(("Cells and topics scored on cells that the fit has not seen:", "bcnmf", of.data | sizes | {"n_background_topics": "auto"} | donors))
+            scored = of.data | sizes | {"n_background_topics": "auto"} | donors
+            calls.append(("Cells and topics scored on cells that the fit has not seen:", "bcnmf", scored))
         if of.step("background_check") is None:
-            parts.append(("A check of the background:", "background_check", of.data | donors))
+            calls.append(("A check of the background:", "background_check", of.data | donors))
         if not of.trained and of.step("alpha") is None:
-            parts.append(("A choice of alpha:", "select_alpha", of.data | donors))
+            calls.append(("A choice of alpha:", "select_alpha", of.data | donors))
         if of.step("n_topics") is None and "selection" not in record:
-            parts.append(("A choice of the numbers of topics:", "select_n_topics", of.data | donors))
+            calls.append(("A choice of the numbers of topics:", "select_n_topics", of.data | donors))
     if f"X_{of.key}_umap" not in of.adata.obsm:
-        parts.append(("A UMAP of the topics:", "umap", {}))
+        calls.append(("A UMAP of the topics:", "umap", {}))
     if of.example and "associations" not in record:
-        parts.append(("Tests of topics against a column:", "associate", of.example))
+        calls.append(("Tests of topics against a column:", "associate", of.example))
     if of.example and "gene_associations" not in record:
-        parts.append(("Tests of genes against a column:", "associate_genes", of.example))
+        calls.append(("Tests of genes against a column:", "associate_genes", of.example))
     if "enrichment" not in record:
-        parts.append(("Gene sets:", "enrich", {"gene_sets": "sets.gmt", "by": "score"}))
+        calls.append(("Gene sets:", "enrich", {"gene_sets": "sets.gmt", "by": "score"}))
     if not projected and ("stability" not in record["topics"] or record["topics"]["stability"].isna().all()):
         sizes = {name: int(of.params[name]) for name in of.params if name.startswith("n_topics")}
         other = {} if of.says.again == "consensus" else {"random_state": 1, "key_added": f"{of.key}_again"}
-        parts.append(("The stability of the topics over random starts:", of.says.again, of.data | sizes | other))
-    return [Missing(text, of.call(function, **arguments)) for text, function, arguments in parts]
+        calls.append(("The stability of the topics over random starts:", of.says.again, of.data | sizes | other))
+    return [Missing(text, of.call(function, **arguments)) for text, function, arguments in calls]

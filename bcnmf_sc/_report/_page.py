@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INCH = 96
 """CSS pixels."""
@@ -34,18 +33,23 @@ class Answer:
     lines: Sequence[str]
     light: str | None
     reasons: Sequence[Any]
+    bars: Bars | None = None
     kind: str = "answer"
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Shares of called cells: a row is a group, its number of cells, its share and that of the background."""
+    """Shares of called cells: a row is a group, its number of cells, its share and that of the background.
+
+    `paired` tells whether the background has a share of its own in each group.
+    """
 
     caption: str
     column: str
     rows: Sequence[tuple[str, str, float, float]]
     case: str
     control: str
+    paired: bool
     kind: str = "bars"
 
 
@@ -204,11 +208,16 @@ def picture(
         try:
             if figure.get_figwidth() > WIDEST:
                 figure.set_size_inches(WIDEST, figure.get_figheight())
-            figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
-            width = round(figure.get_figwidth() * INCH)
+            # tight: labels wider than their axes are not cut
+            look: dict[str, Any] = {"facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.06}
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **look)
         finally:
             plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    drawn = buffer.getvalue()
+    data = base64.b64encode(drawn).decode("ascii")
+    said = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', drawn)
+    assert said is not None  # for type checkers: matplotlib writes it
+    width = round(float(said[1]) * INCH / 72)
     return Picture(f"data:image/svg+xml;base64,{data}", alt, caption, width)
 
 
