@@ -117,3 +117,13 @@ def report(
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return target
+
+
+def summary(
+    adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = None, groupby: str | None = None
+) -> list[str]:
+    """Return the answer of the report in a few lines of text."""
+    from ._analysis import Analysis
+    from ._answer import in_words
+
+    return in_words(Analysis(adata, key, stored(adata, key), 8, gene_symbols, groupby))

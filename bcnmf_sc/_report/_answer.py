@@ -10,7 +10,7 @@ import pandas as pd
 from .. import get
 from ._analysis import SIDES
 from ._cautions import ENOUGH, Reason, fewest_donors, reasons, verdict
-from ._page import Answer, Bars, Card, Cards, Part, Text, written
+from ._page import LIGHTS, Answer, Bars, Card, Cards, Part, Text, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_CARDS = 6
 """Programs on cards; the others are in the table of topics."""
 MOST_BARS = 8
+MOST_DOUBTS = 4
+"""Reasons of a light in a summary."""
 FEW_GENES = 5
 """Genes of a topic that is not called."""
 LEAST_CELLS = 20
@@ -49,6 +51,22 @@ def answer(of: Analysis) -> list[Part]:
     column = of.types or str(of.params.get("sample_key") or "")
     bars = affected(of, column) if column and of.enriched is not None and not projected else None
     return [Answer(head, lines, light, _ordered(found) if light else [], bars), *_programs(of)]
+
+
+def in_words(of: Analysis) -> list[str]:
+    """Return the answer in a few lines of text."""
+    lines = []
+    for part in answer(of):
+        if isinstance(part, Answer):
+            lines.append(part.head)
+            if part.light:
+                doubts = [reason.text for reason in part.reasons if reason.level != "good"]
+                lines.append(f"Trust: {LIGHTS[part.light].lower()}. {doubts[0] if doubts else ''}".strip())
+                lines += [f"  also: {doubt}" for doubt in doubts[1:MOST_DOUBTS]]
+        elif isinstance(part, Cards):
+            lines.append(f"{part.title}:")
+            lines += [f"  {card.name}: {card.effect}; {', '.join(card.genes)}" for card in part.cards]
+    return lines
 
 
 def rates(of: Analysis) -> tuple[float, float]:

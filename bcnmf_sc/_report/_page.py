@@ -25,6 +25,9 @@ WIDEST = 3.7
 """Inches: what a phone shows without shrinking."""
 
 
+LIGHTS = {"good": "Green", "caution": "Amber", "bad": "Red"}
+
+
 @dataclass(frozen=True)
 class Answer:
     """The headline, what it means, and how far to trust it; `light` is None where there is nothing to judge."""
@@ -225,4 +228,4 @@ def render(title: str, sections: Sequence[Section]) -> str:
     """Render the page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(title=title, sections=sections)
+    return environment.from_string(source).render(title=title, sections=sections, lights=LIGHTS)

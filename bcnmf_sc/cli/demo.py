@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-DEMO_FILES = ("demo.h5ad", "topics.png", "usage.png", "loss.png")
+DEMO_FILES = ("demo.h5ad", "topics.png", "usage.png", "loss.png", "report.html")
 DEMO_KEYS = {"NMF": "nmf", "bcNMF": "bcnmf"}
 
 
