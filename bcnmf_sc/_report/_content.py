@@ -277,7 +277,9 @@ def _choices(of: Analysis) -> list[Part]:
         values = ", ".join(written(float(a)) for a in alpha["table"]["alpha"])
         alt = f"Held-out gain ratio and deviance explained at alpha {values}; {float(alpha['alpha']):g} was chosen."
         parts.append(Text(str(alpha["reason"])))
-        parts.append(picture(partial(pl.alpha_path, of.adata, key=of.key), alt, "Path over alpha", size=None))
+        parts.append(
+            picture(partial(pl.alpha_path, of.adata, key=of.key), alt, "Path over alpha", size=None, narrow=True)
+        )
         parts.append(table(alpha["table"], "Path over alpha"))
     elif of.trained and float(of.record.get("alpha_effective", 1)) == 0:
         parts.append(Text("Background topics take the place of alpha, which is 0 by design."))
@@ -318,7 +320,9 @@ def _fit(of: Analysis) -> list[Part]:
     parts: list[Part] = [Facts(facts)] if facts else []
     if "loss" in of.record:
         alt = "Loss on target and background, and change of the loadings, by iteration."
-        parts.append(picture(partial(pl.loss, of.adata, key=of.key), alt, "Convergence of the fit", size=None))
+        parts.append(
+            picture(partial(pl.loss, of.adata, key=of.key), alt, "Convergence of the fit", size=None, narrow=True)
+        )
     if "alphas" in of.record and float(of.record.get("alpha_effective", 1)) > 0:
         caption = "Weight of each background, on the effective scale and on the scale of the sums"
         parts.append(table(of.record["alphas"].rename_axis("background"), caption))

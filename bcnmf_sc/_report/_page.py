@@ -194,22 +194,28 @@ def written(value: Any) -> str:
 
 
 def picture(
-    draw: Callable[..., Any], alt: str, caption: str, *, size: tuple[float, float] | None = (WIDEST, 3.0), **given: Any
+    draw: Callable[..., Any],
+    alt: str,
+    caption: str,
+    *,
+    size: tuple[float, float] | None = (WIDEST, 3.0),
+    narrow: bool = False,
 ) -> Picture:
     """Draw with a function of `pl` and embed the figure as SVG; rasterised points stay pixels.
 
-    The function draws on axes of this size in inches. Without one it makes its own figure, which is laid out anew if it
-    is too wide for the screen of a phone.
+    The function draws on axes of this size in inches. Without one it makes its own figure; if it is to be narrow, it is
+    laid out anew for the screen of a phone.
     """
     # text as outlines, and the same ids in every run
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "bcnmf_sc", "savefig.dpi": 130}):
+        given: dict[str, Any] = {}
         if size is not None:
             given["ax"] = plt.subplots(figsize=size, layout="constrained")[1]
         drawn = draw(**given)
         figure: Any = getattr(drawn, "figure", None) or drawn
         buffer = io.BytesIO()
         try:
-            if figure.get_figwidth() > WIDEST:
+            if narrow:
                 figure.set_size_inches(WIDEST, figure.get_figheight())
             # tight: labels wider than their axes are not cut
             look: dict[str, Any] = {"facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.06}

@@ -73,7 +73,11 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
         mapping = any(typing.get_origin(member) is Mapping for member in members)
         scalar = not set(kinds).isdisjoint(members)
         metavar += "[=NUMBER]" if mapping else ""
-        more |= {"multiple": True, "callback": lambda _, __, given: collect(given, mapping=mapping, scalar=scalar)}
+
+        def read(_: Any, __: Any, given: Sequence[Any]) -> Any:
+            return collect(given, mapping=mapping, scalar=scalar) if given else default
+
+        more |= {"multiple": True, "callback": read}
         more["help"] += " Repeat the option for several."
     names = [flag, SHORT[name]] if name in SHORT else [flag]
     return click.Option(names, type=_reader(kinds, words, none=bool(none)), metavar=metavar, **more)
