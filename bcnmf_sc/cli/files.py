@@ -143,8 +143,10 @@ def brief(data: Any, key: str | None = None) -> list[str]:
             continue
         topics, kinds = stored["topics"], method_of(stored).kinds
         counts = ", ".join(f"{n} {kind}" for kind, n in topics["kind"].value_counts(sort=False).items())
-        end = f"; {'converged' if stored['converged'] else 'not converged'} in {int(stored['n_iter'])} iterations"
-        lines.append(f"{name}: {counts} topics{end if 'converged' in stored else ''}.")
+        end = ""
+        if "converged" in stored:
+            end = f"; {'converged' if stored['converged'] else 'not converged'} in {int(stored['n_iter'])} iterations"
+        lines.append(f"{name}: {counts} topics{end}.")
         shown = topics[topics["kind"].isin(kinds)]
         shown = shown[[c for c in shown if c in SHOWN or c.startswith(("usage_", "mean_share"))]]
         lines += shown.head(MOST_ROWS).to_string(float_format="{:.3g}".format, index_names=False).split("\n")
