@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ENOUGH = 3
 """Donors in each condition from which on a topic that is not called says something."""
+MANY = 5
+"""Donors in each condition from which on it matters little that none is in both."""
 DEPTHS = (1.5, 3.0)
 """Ratios of the depths of target and background up to which they are alike, and from which on they are not."""
 STABLE = (0.8, 0.5)
@@ -80,9 +82,15 @@ def _of_donors(of: Analysis) -> Iterator[Reason]:
         text = f"{few} in a condition: a large effect shows, but {few} cannot decide that there is none. "
         yield Reason("bad" if n == 1 else "caution", "donors", text + "See tl.power for how many would.")
     else:
-        sides = {side: len(names) for side, names in of.donors.items()}
-        counts = " and ".join(f"{count} of {of.name[side]}" for side, count in sides.items()) or f"at least {n} a side"
-        yield Reason("good", "donors", f"donors named: {counts}")
+        named = of.donors
+        counts = " and ".join(f"{len(d)} of {of.name[side]}" for side, d in named.items()) or f"at least {n} a side"
+        apart = bool(named) and not set.intersection(*named.values())
+        if apart and n < MANY:
+            text = f"No donor is in both conditions, and there are {counts}: what sets single donors apart weighs much."
+            yield Reason("caution", "donors", text)
+        else:
+            allowed = ", none in both, which the test by donor allows for" if apart else ""
+            yield Reason("good", "donors", f"donors named: {counts}{allowed}")
 
 
 def _of_fit(of: Analysis) -> Iterator[Reason]:
@@ -127,7 +135,7 @@ def _of_topics(of: Analysis) -> Iterator[Reason]:
     if not len(values):  # no topic is claimed
         return
     if not len(weak):
-        yield Reason("good", "stability", f"topics return in other fits, with a cosine of {values.min():.2f} or more")
+        yield Reason("good", "stability", f"topics return in other fits, with a cosine of at least {values.min():.2f}")
         return
     shown = ", ".join(f"{name} ({value:.2f})" for name, value in weak.items())
     level: Level = "bad" if (values < STABLE[1]).all() else "caution"
@@ -172,9 +180,11 @@ def _of_background(of: Analysis) -> Iterator[Reason]:
         size = str(row["check"]).endswith("cells")
         level: Level = "bad" if size and str(row["verdict"]) == "bad" else "caution"
         text = APART if row["check"] == "target explained by background topics" else str(row["meaning"])
-        yield Reason(level, "background", f"Check of the background, {row['check']}: {text}")
+        few = "few, " if size else ""
+        yield Reason(level, "background", f"Check of the background, {row['check']}: {few}{text}")
     if not len(poor):
-        yield Reason("good", "background", "background checked, suitable")
+        suits = ", suitable" if (checks["verdict"].astype(str) == "good").all() else ""
+        yield Reason("good", "background", f"background checked{suits}")
 
 
 def _of_tests(of: Analysis) -> Iterator[Reason]:

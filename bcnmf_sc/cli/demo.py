@@ -73,7 +73,7 @@ def _demo_report(path: Path, *, force: bool) -> Path:
     """Fit simulated cells, six donors, and write the report."""
     from .. import datasets, report, tl
 
-    cells = datasets.simulated()
+    cells = datasets.simulated(n_background=600)
     contrast: dict[str, Any] = {"background_key": "condition", "background": "ctrl", "sample_key": "donor"}
     run: dict[str, Any] = {"tol": 1e-3, "progress": False}
     with warnings.catch_warnings():  # the report says it
