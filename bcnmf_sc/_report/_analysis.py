@@ -28,6 +28,10 @@ DONORS = ("donor", "patient", "subject", "individual", "participant", "mouse", "
 """Parts of the names of columns that hold donors, the surest first."""
 MOST_GROUPS = 60
 """A column with more values does not describe groups of cells."""
+EXCESS = (0.02, 1.5)
+"""Least difference, and least ratio, of the shares of called cells that count as more than the background's."""
+LEAST_CELLS = 20
+"""Cells of a group below which its share of called cells says little."""
 SUFFIX = re.compile(r"[_|.:]ENS[A-Z]*G\d+(\.\d+)?$")
 """An identifier that makes the symbol before it unique."""
 
@@ -126,6 +130,29 @@ class Analysis:
             and 1 < obs[name].nunique() <= min(MOST_GROUPS, len(obs) // 2)
         ]
 
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Shares of called cells in the target and in the background."""
+        assert self.enriched is not None  # for type checkers
+        called = self.enriched.to_numpy(dtype=bool)
+        target, background = (called[self.cells(side)].mean() if self.cells(side).any() else 0.0 for side in SIDES)
+        return float(target), float(background)
+
+    def called_by(self, column: str) -> pd.DataFrame | None:
+        """Return the number of target cells and the shares of called cells by group, the largest share first."""
+        if column not in self.adata.obs or self.enriched is None:
+            return None
+        group = self.adata.obs[column].astype(str).to_numpy(dtype=object)
+        known = self.adata.obs[column].notna().to_numpy()
+        called = self.enriched.to_numpy(dtype=bool)
+        by = {}
+        for side in SIDES:
+            cells = self.cells(side) & known
+            by[side] = pd.Series(called[cells]).groupby(group[cells]).agg(["size", "mean"])
+        table = pd.DataFrame({"n": by["target"]["size"], "target": by["target"]["mean"]})
+        table["background"] = by["background"]["mean"].reindex(table.index)
+        return table.sort_values(["target", "n"], ascending=False, kind="stable") if len(table) else None
+
     # Suggested calls
 
     @property
@@ -188,3 +215,8 @@ class Analysis:
         return long.groupby("topic", observed=True)["gene"].agg(
             lambda names: [SUFFIX.sub("", str(name)) for name in names]
         )
+
+
+def is_excess(target: float, background: float) -> bool:
+    """Return whether more cells are called in the target than chance calls."""
+    return target - background >= EXCESS[0] and target >= EXCESS[1] * background

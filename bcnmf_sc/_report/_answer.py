@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import get
-from ._analysis import SIDES
+from ._analysis import LEAST_CELLS, SIDES, is_excess
 from ._cautions import ENOUGH, Reason, fewest_donors, reasons, verdict
 from ._page import LIGHTS, Answer, Bars, Card, Cards, Part, Text, written
 
@@ -24,10 +24,6 @@ MOST_DOUBTS = 4
 """Reasons of a light in a summary."""
 FEW_GENES = 5
 """Genes of a topic that is not called."""
-LEAST_CELLS = 20
-"""Cells of a group below which its share of called cells says little."""
-EXCESS = (0.02, 1.5)
-"""Least difference, and least ratio, of the shares of called cells that count as more than the background's."""
 ALIKE = 0.1
 """Range of shares below which groups are alike."""
 
@@ -69,19 +65,6 @@ def in_words(of: Analysis) -> list[str]:
     return lines
 
 
-def rates(of: Analysis) -> tuple[float, float]:
-    """Return the shares of called cells in the target and in the background."""
-    assert of.enriched is not None  # for type checkers
-    called = of.enriched.to_numpy(dtype=bool)
-    target, background = (called[of.cells(side)].mean() if of.cells(side).any() else 0.0 for side in SIDES)
-    return float(target), float(background)
-
-
-def is_excess(target: float, background: float) -> bool:
-    """Return whether more cells are called in the target than chance calls."""
-    return target - background >= EXCESS[0] and target >= EXCESS[1] * background
-
-
 def gained(of: Analysis) -> list[str]:
     """Return the called target topics, those with the largest gain in usage first."""
     topics = of.topics
@@ -106,7 +89,7 @@ def shares(of: Analysis, name: str) -> dict[str, float]:
 
 
 def _of_scored_fit(of: Analysis) -> tuple[str, list[str]]:
-    target, background = rates(of)
+    target, background = of.rates
     case, control = of.name["target"], of.name["background"]
     n, more, called, donors = (
         int(of.cells("target").sum()),
@@ -187,12 +170,12 @@ def _of_cases(of: Analysis) -> tuple[str, list[str]]:
 
 def affected(of: Analysis, column: str) -> Bars | None:
     """Return the share of called cells in each group of the target, beside that of the background."""
-    table = _by_group(of, column)
+    table = of.called_by(column)
     if table is None:
         return None
     paired = bool(table["background"].notna().any())
     if not paired:
-        table = table.assign(background=rates(of)[1])
+        table = table.assign(background=of.rates[1])
     shown = table[table["n"] >= min(LEAST_CELLS, table["n"].max())].head(MOST_BARS)
     rows = [
         (str(name), f"{int(row.n):,}", float(row.target), float(row.background))
@@ -206,7 +189,7 @@ def affected(of: Analysis, column: str) -> Bars | None:
 
 def by_group(of: Analysis, column: str) -> pd.DataFrame | None:
     """Return the same as a table of words, with all groups."""
-    table = _by_group(of, column)
+    table = of.called_by(column)
     if table is None:
         return None
     case, control = of.name["target"], of.name["background"]
@@ -218,7 +201,7 @@ def by_group(of: Analysis, column: str) -> pd.DataFrame | None:
 
 def spread(of: Analysis, column: Any) -> str:
     """Say in which groups of the target most and fewest cells are called."""
-    table = None if column is None else _by_group(of, str(column))
+    table = None if column is None else of.called_by(str(column))
     if table is None:
         return ""
     table = table[table["n"] >= LEAST_CELLS]
@@ -228,28 +211,13 @@ def spread(of: Analysis, column: Any) -> str:
     what = "donors" if column == of.params.get("sample_key") else f"groups of {column}"
     if high["target"] - low["target"] < ALIKE:
         return f"Alike in all {len(table)} {what}: {percent(low['target'])} to {percent(high['target'])} called."
-    background = rates(of)[1]
+    background = of.rates[1]
     n_none = sum(not is_excess(share, background) for share in table["target"])
     return (
         f"Most in {table.index[0]} ({percent(high['target'])} called), fewest in {table.index[-1]} "
         f"({percent(low['target'])}) of {len(table)} {what}"
         + (f"; no more than chance in {n_none} of them." if n_none else ".")
     )
-
-
-def _by_group(of: Analysis, column: str) -> pd.DataFrame | None:
-    if column not in of.adata.obs or of.enriched is None:
-        return None
-    group = of.adata.obs[column].astype(str).to_numpy(dtype=object)
-    known = of.adata.obs[column].notna().to_numpy()
-    called, target, background = of.enriched.to_numpy(dtype=bool), of.cells("target"), of.cells("background")
-    by = {
-        side: pd.Series(called[cells & known]).groupby(group[cells & known]).agg(["size", "mean"])
-        for side, cells in (("target", target), ("background", background))
-    }
-    table = pd.DataFrame({"n": by["target"]["size"], "target": by["target"]["mean"]})
-    table["background"] = by["background"]["mean"].reindex(table.index)
-    return table.sort_values(["target", "n"], ascending=False, kind="stable") if len(table) else None
 
 
 # By what

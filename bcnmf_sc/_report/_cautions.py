@@ -11,7 +11,7 @@ from .. import get
 from ..tl._bcnmf.folds import FEW_BACKGROUND
 from ..tl._bcnmf.problem import MAX_SUPPRESSED
 from ..tl._bcnmf.select import COLLAPSED
-from ._analysis import SIDES
+from ._analysis import LEAST_CELLS, SIDES, is_excess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,8 @@ MANY = 5
 """Donors in each condition from which on it matters little that none is in both."""
 DEPTHS = (1.5, 3.0)
 """Ratios of the depths of target and background up to which they are alike, and from which on they are not."""
+GENERAL = 2 / 3
+"""Share of the target's donors with called cells from which on an effect is general."""
 STABLE = (0.8, 0.5)
 """Stability from which on a topic is stable, and below which it is not."""
 OWN_CHECKS = ("background donors", "shared donors", "depth", "held-out gain ratio")
@@ -148,6 +150,13 @@ def _of_cells(of: Analysis) -> Iterator[Reason]:
     if of.enriched is None:
         text = "Cells and topics were not scored on cells that the fit has not seen: nothing here is a test."
         yield Reason("bad", "scores", text)
+    by_donor = of.called_by(str(of.params.get("sample_key")))
+    if by_donor is not None and is_excess(*of.rates):
+        shares = by_donor.loc[by_donor["n"] >= LEAST_CELLS, "target"]
+        with_effect = sum(is_excess(share, of.rates[1]) for share in shares)
+        if with_effect < GENERAL * len(shares):
+            text = f"More cells than by chance are called in only {with_effect} of {len(shares)} donors of "
+            yield Reason("caution", "donors", f"{text}{of.name['target']}: the effect is not general.")
     n = int(of.cells(SIDES[1]).sum())
     if n < FEW_BACKGROUND:
         text = f"Only {n} background cells: topics and calls that depend on them are unreliable."

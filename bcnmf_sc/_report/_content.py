@@ -32,6 +32,8 @@ BEST_SETS = 5
 DRAWN_SETS = 3
 BEST_GENES = 30
 """Tested genes shown per comparison."""
+MOST_DRAWN = 4
+"""Topics side by side in a narrow figure."""
 HEAT_ROWS = 20
 """Rows of the heatmap of loadings."""
 CONSENSUS = (
@@ -114,8 +116,8 @@ def _figures(of: Analysis) -> Iterable[Picture]:
         draw = partial(pl.topics_forest, of.adata, key=key, kind="target")
         yield picture(draw, alt, "Effect of each target topic; colour: called", size=(WIDEST, high))
     if "donors" in record:
-        alt = f"Share of usage of each donor on {', '.join(chosen)}, in target and background."
-        draw = partial(pl.donors, of.adata, topics=chosen, key=key)
+        alt = f"Share of usage of each donor on {', '.join(chosen[:MOST_DRAWN])}, in target and background."
+        draw = partial(pl.donors, of.adata, topics=chosen[:MOST_DRAWN], key=key)
         yield picture(draw, alt, "Each donor's mean share of usage: the units of the test", size=(WIDEST, 2.7))
     elif of.role is not None:
         means = get.usage(of.adata, key=key, normalize=True)[chosen].groupby(obs[role].astype(str)).mean().T

@@ -476,6 +476,9 @@ SPOILED = {
     "depth": lambda a: a.obsm["X_bcnmf"].__imul__(np.where(a.obs["bcnmf_role"] == "target", 2, 1)[:, None]),
     "scores": lambda a: a.obs.drop(columns="bcnmf_enriched", inplace=True),
     "unchecked": lambda a: a.uns.pop("bcnmf_background_check"),
+    "one": lambda a: setattr(
+        a, "obs", a.obs.assign(bcnmf_enriched=(a.obs["donor"] == "d0") & (a.obs["bcnmf_role"] == "target"))
+    ),
     "few": lambda a: setattr(a, "obs", a.obs.assign(bcnmf_role=["background"] * 5 + ["target"] * (a.n_obs - 5))),
     "bad": changed("check", "verdict", "bad"),
     "unit": changed("associations", "unit", "cell"),
@@ -500,6 +503,7 @@ SPOILED = {
         ("depth", "times as many counts as a background cell"),
         ("scores", "nothing here is a test"),
         ("unchecked", "The background was not checked"),
+        ("one", "called in only 1 of 3 donors of case: the effect is not general"),
         ("few", "Only 5 background cells"),
         ("bad", "Check of the background, background cells"),
         ("unit", "Topics were tested against state with every cell"),
