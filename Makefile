@@ -35,7 +35,7 @@ $(DEV): $(RUNTIME)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[all,test,docs,dev]'
 	@touch $@
 
-demo: $(RUNTIME)  ## fit NMF and bcNMF to the bundled data: a table, demo.h5ad, figures
+demo: $(RUNTIME)  ## fit NMF and bcNMF to the bundled data: a table, demo.h5ad, figures, a report to open
 	$(BIN)/bcnmf-sc demo $(DEMO_ARGS)
 
 # the package's doctests and the tests in one run; a worker is one process, so its libraries get one thread each

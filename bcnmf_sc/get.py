@@ -142,7 +142,7 @@ def top_genes(
     n_genes: int | None = 10,
     *,
     key: str = "bcnmf",
-    by: Literal["loading", "specificity"] = "loading",
+    by: Literal["loading", "specificity", "score"] = "loading",
     gene_symbols: str | None = None,
 ) -> pd.DataFrame:
     r"""Return the leading genes of each topic.
@@ -154,7 +154,9 @@ def top_genes(
     .. math:: \log_2 (w_{gk} + f) - \log_2 (\max_{j \ne k} w_{gj} + f), \qquad f = 0.1 / G.
 
     The floor :math:`f`, a tenth of the loading in a flat topic, prevents genes with negligible loadings from leading.
-    The maximum is over all other topics, including those left out by `topics`.
+    The maximum is over all other topics, including those left out by `topics`. Ranked by score, loading times
+    specificity, they are the genes that both make up the topic and distinguish it: the report lists these. Genes that
+    another topic has more of follow by loading.
 
     Parameters
     ----------
@@ -192,11 +194,11 @@ def top_genes(
     """
     if n_genes is not None:
         whole_number("n_genes", n_genes, 1)
-    one_of("by", by, ("loading", "specificity"))
+    one_of("by", by, ("loading", "specificity", "score"))
     w = loadings(adata, key=key, gene_symbols=gene_symbols)
     chosen = pick_topics(stored(adata, key), topics)
-    if by == "specificity" and w.shape[1] == 1:
-        msg = "`by` must be 'loading' if there is only one topic, got 'specificity'."
+    if by != "loading" and w.shape[1] == 1:
+        msg = f"`by` must be 'loading' if there is only one topic, got {by!r}."
         raise UserError(msg)
 
     w = w[(w > 0).any(axis=1).to_numpy()]
@@ -206,7 +208,9 @@ def top_genes(
     for topic in chosen:
         k = w.columns.get_loc(topic)
         table = {"gene": w.index.to_numpy(), "loading": w[topic].to_numpy(), "specificity": specificity[:, k]}
-        order = np.argsort(-table[by], kind="stable")[:n_genes]
+        values = table["loading"] * np.maximum(table["specificity"], 0) if by == "score" else table[by]
+        ties = table["loading"] if by == "score" else np.zeros(len(values))
+        order = np.lexsort((-ties, -values))[:n_genes]
         block = pd.DataFrame({name: column[order] for name, column in table.items()})
         block.insert(0, "rank", np.arange(1, len(order) + 1))
         blocks.append(block)

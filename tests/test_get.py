@@ -88,6 +88,16 @@ def test_top_genes_by_specificity_follow_the_documented_formula(adata: ad.AnnDat
     np.testing.assert_allclose(top["specificity"], expected, rtol=1e-6)
 
 
+def test_score_is_loading_times_specificity(adata: ad.AnnData) -> None:
+    top, every = get.top_genes(adata, 3, by="score"), get.top_genes(adata, None)
+    for topic, found in top.groupby("topic", observed=True):
+        table = every[every["topic"] == topic].set_index("gene")
+        table["score"] = table["loading"] * table["specificity"].clip(lower=0)
+        expected = table.sort_values(["score", "loading"], ascending=False, kind="stable")
+        assert found["gene"].tolist() == expected.index[:3].tolist()
+    assert top.groupby("topic", observed=True)["gene"].first().tolist() == ["gene1", "gene4", "gene3"]
+
+
 def test_specificity_equals_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     w = rng.choice([0.0, 0.1, 0.2, 0.3], size=(50, 4))
@@ -118,6 +128,8 @@ def test_one_topic_has_no_specificity() -> None:
     assert get.top_genes(adata)["specificity"].isna().all()
     with pytest.raises(ValueError, match="`by` must be 'loading'"):
         get.top_genes(adata, by="specificity")
+    with pytest.raises(ValueError, match="got 'score'"):
+        get.top_genes(adata, by="score")
 
 
 def test_topics_is_a_copy(adata: ad.AnnData) -> None:
@@ -167,7 +179,7 @@ def test_dropped_matrix(adata: ad.AnnData) -> None:
     ("arguments", "message"),
     [
         ({"n_genes": 0}, "`n_genes` must be a whole number of at least 1, got 0"),
-        ({"by": "rank"}, "`by` must be 'loading' or 'specificity', got 'rank'"),
+        ({"by": "rank"}, "`by` must be .*'score'.*, got 'rank'"),
         ({"topics": "Topic 9"}, "`topics` must be 'target'.*Present: 'Topic 1', 'Topic 2', 'Topic 3'"),
         ({"topics": ["Topic 1", "Topic 1"]}, "each once"),
         ({"topics": []}, "`topics` must be 'target'"),

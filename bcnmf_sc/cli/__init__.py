@@ -1,7 +1,8 @@
 """The command line: read an h5ad, call a function of the package, write an h5ad.
 
-Subcommands for functions of `tl` are generated from their signatures and docstrings, so new arguments and new methods
-appear by themselves; any other function takes one line in `GENERATED`. Heavy imports wait until a subcommand runs.
+Subcommands for functions of `pp` and `tl` are generated from their signatures and docstrings, so new arguments and new
+methods appear by themselves; any other function takes one line in `GENERATED`. Heavy imports wait until a subcommand
+runs.
 """
 
 from __future__ import annotations
@@ -12,14 +13,29 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .._methods import METHODS
 from .._utils.errors import UserError
+from .analyse import make_analyse, results
 from .demo import demo
-from .files import categories, check_output, describe, one_line, printable, read, refuse, whole, write, write_data
+from .export import export
+from .files import (
+    brief,
+    categories,
+    check_output,
+    describe,
+    heed_damage,
+    one_line,
+    printable,
+    read,
+    refuse,
+    write,
+    write_data,
+)
 from .options import PATH, Numbered, options
 
 if TYPE_CHECKING:
@@ -29,17 +45,34 @@ if TYPE_CHECKING:
 
 SIGNALLED = 128
 """Exit code of a process ended by a signal, minus the signal's number."""
-GENERATED = {method.command: (method.name, method.summary) for method in METHODS if method.command} | {
-    "project": ("project", "Compute the usage of new cells on the topics of a fitted file."),
-}
-"""Subcommand: function of `tl`, and its summary (given here so that `--help` need not import it)."""
+GENERATED = (
+    {
+        "hvg": ("pp.highly_variable_genes", "Mark highly variable genes over target and background together."),
+        "check": ("tl.background_check", "Check whether a background is suitable, before a fit."),
+        "select": ("tl.select_n_topics", "Choose the numbers of target and background topics."),
+        "select-alpha": ("tl.select_alpha", "Choose the strength of the contrast of a fit without background topics."),
+    }
+    | {method.command: (f"tl.{method.name}", method.summary) for method in METHODS if method.command}
+    | {
+        "associate": ("tl.associate", "Test topics against a column, by donor where donors are named."),
+        "associate-genes": ("tl.associate_genes", "Test genes against a column."),
+        "enrich": ("tl.enrich", "Find the gene sets of each topic."),
+        "umap": ("tl.umap", "Compute the UMAP of the topics."),
+        "project": ("tl.project", "Compute the usage of new cells on the topics of a fitted file."),
+        "update": ("tl.update", "Go on with a fit when more cells come."),
+    }
+)
+"""Subcommand: function, and its summary (given here so that `--help` need not import it)."""
+ANALYSE = "Run all of it with defaults: an h5ad in, a folder with h5ad, tables and report out."
+FITS = {method.command for method in METHODS} | {"project", "update"}
+"""Subcommands that store a factorisation."""
 
 
 # From a signature to a subcommand -----------------------------------------------------------------------------------
 
 
 def command(name: str, function: Callable[..., Any], summary: str, *, multimodal: bool = False) -> click.Command:
-    """Make the subcommand for a function of `tl` that modifies its AnnData: IN.h5ad, function, OUT.h5ad."""
+    """Make the subcommand for a function that modifies its AnnData: IN.h5ad, function, OUT.h5ad."""
     made = options(function)
     files = {str(option.name) for option in made if option.type is PATH}
     arguments = inspect.signature(function).parameters
@@ -53,8 +86,9 @@ def command(name: str, function: Callable[..., Any], summary: str, *, multimodal
         # run options: those not given are left to the function
         function(adata, **{key: value for key, value in values.items() if value is not None or key in arguments})
         write(output, partial(write_data, data=adata))
-        key = values.get("key_added") or values.get("key")
-        click.echo("\n".join([printable(f"Wrote {output}"), "", *describe(adata, key)]))
+        key = str(values.get("key_added") or values.get("key") or "")
+        found = brief(adata, key) if name in FITS else results(name, adata, key)
+        click.echo("\n".join([printable(f"Wrote {output}"), *found]))
 
     metavar = "IN.h5mu|IN.h5ad" if multimodal else "IN.h5ad"
     first = click.Argument(["source"], type=PATH, metavar=metavar)
@@ -73,23 +107,26 @@ class Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the names of the subcommands, in the order of the help."""
-        return [*GENERATED, *super().list_commands(ctx)]
+        return ["analyse", *GENERATED, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a subcommand, creating it if needed."""
+        if cmd_name == "analyse":
+            return make_analyse()
         if cmd_name not in GENERATED:
             return super().get_command(ctx, cmd_name)
-        from .. import tl
-
-        function, summary = GENERATED[cmd_name]
+        dotted, summary = GENERATED[cmd_name]
+        module, name = dotted.split(".")
+        function = getattr(import_module(f"..{module}", __package__), name)
         multimodal = any(method.multimodal for method in METHODS if method.command == cmd_name)
-        return command(cmd_name, getattr(tl, function), summary, multimodal=multimodal)
+        return command(cmd_name, function, summary, multimodal=multimodal)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without creating them."""
         with formatter.section("Commands"):
             written = [(name, made.get_short_help_str(100)) for name, made in sorted(self.commands.items())]
-            formatter.write_dl([(name, summary) for name, (_, summary) in GENERATED.items()] + written)
+            generated = [(name, summary) for name, (_, summary) in GENERATED.items()]
+            formatter.write_dl([("analyse", ANALYSE), *generated, *written])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; bad input exits with one line, a bug with its traceback."""
@@ -117,8 +154,8 @@ def cli() -> None:
 def info(source: Path) -> None:
     """Show the factorisations stored in a file."""
     adata = read(source, backed="r", multimodal=True)
-    with whole(source):
-        lines = describe(adata)
+    heed_damage(source, adata)
+    lines = describe(adata)
     lines = lines or ["No factorisation is stored. `bcnmf-sc fit` makes one."]
     click.echo("\n".join([printable(f"{source}: {adata.n_obs} cells x {adata.n_vars} genes"), "", *lines]))
     adata.file.close()
@@ -131,6 +168,7 @@ def info(source: Path) -> None:
 @click.option("--title", help="Heading of the page.")
 @click.option("--n-genes", default=10, type=click.IntRange(min=1), show_default=True, help="Genes to list per topic.")
 @click.option("--gene-symbols", help="Column of adata.var that names the genes.")
+@click.option("--groupby", help="Column of adata.obs with the cell types by which called cells are counted.")
 @click.option("--force", is_flag=True, help="Overwrite the output where it exists.")
 def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     """Write the results in a fitted file to one self-contained HTML page."""
@@ -138,13 +176,14 @@ def report_(source: Path, output: Path, *, force: bool, **values: Any) -> None:
     adata = read(source, backed="r")
     from .. import report
 
-    with whole(source):
-        report(adata, output, **values)
+    heed_damage(source, adata)
+    report(adata, output, overwrite=force, **values)
     adata.file.close()
     click.echo(f"Wrote {output}")
 
 
-cli.add_command(demo)
+for each in (export, demo):
+    cli.add_command(each)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+
+SHOWN = ("log2_fold_change", "ci_low", "ci_high", "p_adjusted", "called")
+"""Columns of the table of topics that a command prints."""
+MOST_ROWS = 10
 
 # Files --------------------------------------------------------------------------------------------------------------
 
@@ -71,6 +74,18 @@ def check_output(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
         refuse(f"{path} exists. Use --force to overwrite it.")
 
 
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Exit if results could not or should not be written to a folder, before any work."""
+    from .._utils.files import check_place
+
+    if not folder.exists():
+        check_place(folder, "output")
+        return
+    check_place(folder / "x", "output")
+    if any(folder.iterdir()) and not force:
+        refuse(f"{folder} is not empty. Use --force to overwrite what is in it.")
+
+
 def write(path: Path, save: Callable[[Path], Any]) -> None:
     """Save under a temporary name, then rename: `path` is either complete or unchanged."""
     from .._utils.files import replacing
@@ -118,6 +133,28 @@ def describe(adata: AnnData, key: str | None = None) -> list[str]:
     return [printable(line) for line in lines]
 
 
+def brief(data: Any, key: str | None = None) -> list[str]:
+    """Describe a fit in a few lines: how it ended, and its topics of interest."""
+    from .._methods import method_of
+
+    lines = []
+    for name, stored in data.uns.items():
+        if not isinstance(stored, Mapping) or not {"params", "topics"} <= set(stored) or key not in (None, name):
+            continue
+        topics, kinds = stored["topics"], method_of(stored).kinds
+        counts = ", ".join(f"{n} {kind}" for kind, n in topics["kind"].value_counts(sort=False).items())
+        end = ""
+        if "converged" in stored:
+            end = f"; {'converged' if stored['converged'] else 'not converged'} in {int(stored['n_iter'])} iterations"
+        lines.append(f"{name}: {counts} topics{end}.")
+        shown = topics[topics["kind"].isin(kinds)]
+        shown = shown[[c for c in shown if c in SHOWN or c.startswith(("usage_", "mean_share"))]]
+        lines += shown.head(MOST_ROWS).to_string(float_format="{:.3g}".format, index_names=False).split("\n")
+        if len(shown) > MOST_ROWS:
+            lines.append(f"... and {len(shown) - MOST_ROWS} more: see bcnmf-sc info.")
+    return [printable(line) for line in lines]
+
+
 def printable(line: str) -> str:
     """Return a line that a terminal shows and does not act on: of a file, a name may hold escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
@@ -131,13 +168,22 @@ def categories(data: Any, column: str | None) -> list[str]:
     return [] if found is None else [str(value) for value in found.dropna().unique()]
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Exit if a part of a stored fit is missing, as in a file with a flipped bit."""
-    try:
-        yield
-    except KeyError as error:
-        refuse(f"{path} is damaged: the stored fit lacks {error}. Use another copy of the file, or fit again.")
+class _Stored(dict[str, Any]):
+    """Part of a stored fit; exits if an entry is read that it lacks, as in a file with a flipped bit."""
+
+    def __init__(self, entries: Mapping[str, Any], path: Path) -> None:
+        super().__init__({k: _Stored(v, path) if isinstance(v, Mapping) else v for k, v in entries.items()})
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
+        refuse(f"{self.path} is damaged: the stored fit lacks {name!r}. Use another copy of the file, or fit again.")
+
+
+def heed_damage(path: Path, data: Any) -> None:
+    """Make reading a part that a stored fit lacks an error of the file, not of the package."""
+    for name, entry in data.uns.items():
+        if isinstance(entry, Mapping) and "topics" in entry:
+            data.uns[name] = _Stored(entry, path)
 
 
 def _shown(value: Any) -> str:

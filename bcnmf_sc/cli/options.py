@@ -26,6 +26,7 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
 
     The first argument (the input file), `copy`, `init` and arguments that can only be arrays are left out.
     """
+    from .. import tl
     from ..tl._run import RunOptions, hints, options_of
 
     group, kinds = options_of(function), hints(function)
@@ -36,6 +37,9 @@ def options(function: Callable[..., Any]) -> list[click.Option]:
     }
     # a TypedDict declares only what it adds to the options of every fit
     texts = _texts(RunOptions) | _texts(group) | _texts(function)
+    for name, text in texts.items():
+        if other := re.match(r"As in (?:get\.|tl\.)?(\w+)", text):  # say it here
+            texts[name] = _texts(getattr(tl, other[1])).get(name, text)
     made = [_option(name, kinds[name], default=default, text=texts[name]) for name, default in own.items()]
     fields = typing.get_type_hints(group) if group else {}
     made += [_option(name, kind, text=texts[name]) for name, kind in fields.items()]
@@ -69,7 +73,11 @@ def _option(name: str, hint: Any, *, text: str, default: Any = None) -> click.Op
         mapping = any(typing.get_origin(member) is Mapping for member in members)
         scalar = not set(kinds).isdisjoint(members)
         metavar += "[=NUMBER]" if mapping else ""
-        more |= {"multiple": True, "callback": lambda _, __, given: collect(given, mapping=mapping, scalar=scalar)}
+
+        def read(_: Any, __: Any, given: Sequence[Any]) -> Any:
+            return collect(given, mapping=mapping, scalar=scalar) if given else default
+
+        more |= {"multiple": True, "callback": read}
         more["help"] += " Repeat the option for several."
     names = [flag, SHORT[name]] if name in SHORT else [flag]
     return click.Option(names, type=_reader(kinds, words, none=bool(none)), metavar=metavar, **more)

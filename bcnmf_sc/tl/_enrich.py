@@ -32,7 +32,7 @@ def enrich(
     key: str = "bcnmf",
     method: Literal["ora", "gsea"] = "ora",
     n_genes: int = 50,
-    by: Literal["loading", "specificity"] = "loading",
+    by: Literal["loading", "specificity", "score"] = "loading",
     topics: str | Sequence[str] | None = None,
     gene_symbols: str | None = None,
     min_size: int = 5,

@@ -132,14 +132,29 @@ class RunOptions(TypedDict, total=False):
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of a function's arguments; MuData, which need not be installed, is any."""
-    return typing.get_type_hints(function, localns={"MuData": Any})
+    """Return the types of a function's arguments; MuData, which need not be installed, is any.
+
+    Types that a module imports for type checkers only are listed here.
+    """
+    return typing.get_type_hints(function, localns=_typing_names())
+
+
+def _typing_names() -> dict[str, Any]:
+    from anndata import AnnData
+
+    from .._anndata import MaskVar
+    from ._design import Contrast, Method
+
+    named = {"AnnData": AnnData, "MaskVar": MaskVar, "Contrast": Contrast, "Method": Method, "MuData": Any}
+    named |= {"GeneSets": str | PathLike[str], "Annotation": str | PathLike[str], "RunOptions": RunOptions}
+    named |= {"Sequence": Sequence, "Mapping": Mapping, "Likelihood": Likelihood, "LikelihoodName": LikelihoodName}
+    return named
 
 
 def options_of(function: Callable[..., Any]) -> type | None:
     """Return the TypedDict of the options that a function takes beside its arguments, if it takes any."""
     more = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
-    return typing.get_args(hints(function)[more[0]])[0] if more else None
+    return next(iter(typing.get_args(hints(function)[more[0]])), None) if more else None
 
 
 def arguments(function: Callable[..., Any]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The report: what stands in it, that it is whole and safe, and how it behaves in a browser."""
+"""The report: what it says first, that it is whole and safe, and how it behaves in a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from anndata.tests.helpers import assert_equal
 
 import bcnmf_sc as bc
 from bcnmf_sc import cli
-from bcnmf_sc._report._cautions import cautions
+from bcnmf_sc._report import _answer
+from bcnmf_sc._report._analysis import Analysis
+from bcnmf_sc._report._cautions import Reason, reasons, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 NASTY = "<script>alert('x')</script>&\"gene\""
 SPLIT = {"background_key": "condition", "background": "ctrl <b>"}
 QUICK = {"tol": 0.05, "progress": False}
-SECTIONS = ["question", "warnings", "background", "alpha", "topics", "usage", "tests", "enrichment", "stability"]
-SECTIONS += ["fit", "parameters", "versions", "citation"]
+SECTIONS = ["answer", "evidence", "diagnostics", "methods"]
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -81,7 +82,7 @@ def full() -> ad.AnnData:
     """Everything has been run."""
     adata = small()
     bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, cross_fit=2, sample_key="donor", **SPLIT, **QUICK)
-    leading = bc.get.top_genes(adata, "Topic 1", 1)["gene"][0]
+    leading = bc.get.top_genes(adata, 1, topics="Topic 1")["gene"][0]
     adata.var_names = [NASTY if name == leading else name for name in adata.var_names]
     bc.tl.background_check(adata, n_topics=2, n_background_topics=5, **SPLIT, **QUICK)
     bc.tl.select_alpha(adata, n_topics=2, alphas=(0, 0.3), n_restarts=2, n_folds=2, **SPLIT, **QUICK)
@@ -115,8 +116,20 @@ def plain() -> ad.AnnData:
 
 
 def written(adata: ad.AnnData, tmp_path: Path, **options) -> Page:
-    bc.report(adata, tmp_path / "report.html", **options)
-    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    path = bc.report(adata, tmp_path / "report.html", overwrite=True, **options)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def said(page: Page) -> str:
+    return " ".join(word for _, word in page.words)
+
+
+def analysis(adata: ad.AnnData, key: str = "bcnmf") -> Analysis:
+    return Analysis(adata, key, adata.uns[key], 10, None)
+
+
+def cautions(adata: ad.AnnData, key: str = "bcnmf") -> list[str]:
+    return [reason.text for reason in reasons(analysis(adata, key)) if reason.level != "good"]
 
 
 # structure
@@ -128,7 +141,8 @@ def test_headings_landmarks_and_links(page):
     assert page.text("title") == page.text("h1") == ["IFN & <you>"]
     assert [section["id"] for section in page.of("section")] == SECTIONS
     assert len(page.of("h2")) == len(SECTIONS)
-    assert not page.of("h3")
+    levels = [int(tag[1]) for tag, _, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))  # none is left out
     ids = [attributes["id"] for _, attributes, _ in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert all(section["aria-labelledby"] in ids for section in page.of("section"))
@@ -138,18 +152,22 @@ def test_headings_landmarks_and_links(page):
 
 def test_figures_have_words_and_are_part_of_the_file(page, full):
     images = page.of("img")
-    assert len(images) == 8  # alpha, loadings, usage, two UMAPs, associations, stability, loss
+    # effects, donors, three UMAPs, genes, associations; alpha, stability, loss
+    assert [image["alt"].split()[0] for image in images if not image["alt"].startswith("Leading gene sets")] == [
+        "Effect", "Share", "UMAP", "UMAP", "UMAP", "Heatmap", "Difference", "Held-out", "Stability", "Loss"
+    ]  # fmt: skip
     assert all(len(image["alt"]) > 30 for image in images)
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
     assert len(page.text("figcaption")) == len(images)
-    assert NASTY in images[1]["alt"]  # the leading gene of the first topic
+    alts = {image["alt"].split()[0]: image["alt"] for image in images}
+    assert f"Topic 1: {analysis(full).genes['Topic 1'][0]}" in alts["Heatmap"]
     called = bc.get.associations(full)
-    called = called[called["p_adjusted"] <= 0.05]
-    assert all(str(topic) in images[5]["alt"] for topic in called["topic"])
+    called = called[(called["p_adjusted"] <= 0.05) & called["topic"].astype(str).str.startswith("Topic")]
+    assert all(str(topic) in alts["Difference"] for topic in called["topic"])
 
 
 def test_cells_are_pixels_and_text_is_outlines(page, full):
-    for image in page.of("img")[2:5]:  # usage and the two UMAPs
+    for image in [image for image in page.of("img") if image["alt"].startswith("UMAP")]:
         drawn = base64.b64decode(image["src"].partition(",")[2]).decode()
         assert "<image" in drawn
         assert drawn.count("<use") < full.n_obs
@@ -159,9 +177,11 @@ def test_cells_are_pixels_and_text_is_outlines(page, full):
 def test_tables_have_captions_and_headers_and_scroll_with_the_keyboard(page):
     tables = page.of("table")
     assert len(page.of("caption")) == len(tables) > 8
+    bars = [table for table in tables if table.get("class") == "bars"]
+    assert len(bars) == 1
     assert {cell.get("scope") for cell in page.of("th")} == {"col", "row"}
     scrolled = [attributes for _, attributes, _ in page.tags if attributes.get("class") == "scroll"]
-    assert len(scrolled) == len(tables) + len(page.of("img"))
+    assert len(scrolled) == len(tables) - len(bars)
     assert all(box["tabindex"] == "0" and box["role"] == "group" and box["aria-label"] for box in scrolled)
 
 
@@ -186,20 +206,41 @@ def test_names_are_escaped(path, page):
 
 
 def test_what_is_stored_is_shown(page, full):
-    words = " ".join(word for _, word in page.words)
+    words = said(page)
     assert "Which gene programs do the 160 target cells" in words
     assert full.uns["bcnmf_alpha"]["reason"] in words
     assert full.uns["bcnmf_n_topics"]["reason"] in words
     assert all(meaning in words for meaning in full.uns["bcnmf_background_check"]["meaning"])
     for name in full.uns["bcnmf"]["params"]:
         assert name in page.text("dt")
-    for topic, genes in bc.get.top_genes(full, "all", 10).groupby("topic", observed=True)["gene"]:
+    for topic, genes in bc.get.top_genes(full, 10).groupby("topic", observed=True)["gene"]:
         assert topic in page.text("th")
         assert ", ".join(genes) in page.text("td")
+        assert ", ".join(analysis(full).genes[topic]) in page.text("td")
     assert f"{full.obs.loc[full.obs['bcnmf_role'] == 'target', 'bcnmf_enriched'].mean():.1%}" in page.text("td")
     assert "arXiv:2602.22387" in " ".join(page.text("code"))
     assert bc.__version__ in page.text("dd")
     assert "bc.tl." not in words  # nothing is missing
+
+
+def test_the_first_section_answers(page, full):
+    """How many cells, which, by what, with what interval and how sure."""
+    (head,) = [word for word in page.text("p") if word.startswith(("About ", "No difference"))]
+    called = full.obs["bcnmf_enriched"].groupby(full.obs["bcnmf_role"].astype(str)).mean()
+    assert any(f"Called: {_answer.percent(called['target'])} of case cells" in word for word in page.text("p"))
+    assert "160 case cells" in head
+    assert "Can I trust it?" in page.text("strong")
+    bars = next(i for i, (tag, of, _) in enumerate(page.tags) if tag == "table" and of.get("class") == "bars")
+    evidence = next(i for i, (_, of, _) in enumerate(page.tags) if of.get("id") == "evidence")
+    assert bars < evidence
+    assert set(full.obs["cell_type"].cat.categories) <= set(page.text("th"))
+    topics = full.uns["bcnmf"]["topics"]
+    for name in ("Topic 1", "Topic 2"):
+        assert name in page.text("h4")
+        assert _answer.effect(topics.loc[name]) in page.text("p")
+        assert "95% CI" in _answer.effect(topics.loc[name])
+        assert ", ".join(analysis(full).genes[name]) in page.text("p")
+    assert not [word for word in page.text("h4") if word.startswith("Background")]
 
 
 @pytest.mark.parametrize("slot", ["obsm['X_mine']", "varm['mine']"])
@@ -225,20 +266,20 @@ def test_steps_of_another_design_are_not_shown_as_of_this_fit(full, change, tmp_
     adata.write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad")
     page = written(adata, tmp_path)
-    words = " ".join(word for _, word in page.words)
+    words = said(page)
     for step in ("background check", "alpha", "n topics"):
         assert f"The stored {step} is for another design than this fit and is not shown." in words
     assert not any(meaning in words for meaning in adata.uns["bcnmf_background_check"]["meaning"])
     for name in ("bcnmf_alpha", "bcnmf_n_topics"):
         assert adata.uns[name]["reason"] not in words
     called = [ast.parse(call, mode="eval").body.func.attr for call in page.text("code") if call.startswith("bc.tl.")]
-    assert called == ["background_check", "select_alpha", "select_n_topics"]
+    assert called == ["background_check", "select_n_topics"]  # beside background topics alpha is 0 by design
 
 
 def test_the_same_design_in_other_words_is_shown(full, tmp_path):
     adata = full.copy()
     bc.tl.background_check(adata, n_topics=2, n_background_topics=5, target="case", **SPLIT, **QUICK)
-    assert "another design" not in " ".join(word for _, word in written(adata, tmp_path).words)
+    assert "another design" not in said(written(adata, tmp_path))
 
 
 def test_what_is_missing_is_named_with_the_call_that_adds_it(plain, tmp_path):
@@ -249,6 +290,7 @@ def test_what_is_missing_is_named_with_the_call_that_adds_it(plain, tmp_path):
         node = ast.parse(call, mode="eval").body
         given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
         inspect.signature(getattr(bc.tl, node.func.attr)).bind(plain, **given)  # it could be made
+        assert {given.get("groupby", "donor"), given.get("sample_key", "donor")} <= set(plain.obs)
         assert "mine" in (given.get("key"), given.get("key_added"))
         made[node.func.attr] = given
     assert set(made) == {
@@ -262,8 +304,16 @@ def test_what_is_missing_is_named_with_the_call_that_adds_it(plain, tmp_path):
         "enrich",
         "consensus",
     }
-    assert made["select_alpha"] == {"key_added": "mine", **SPLIT}
+    assert made["select_alpha"] == {"key_added": "mine", **SPLIT, "sample_key": "donor"}
     assert len(page.of("img")) == 3  # loadings, usage, loss
+
+
+def test_only_columns_that_are_there_are_suggested(plain, tmp_path):
+    adata = plain[:, :].copy()
+    adata.obs = adata.obs[["condition", "mine_role"]]
+    words = " ".join(word for word in written(adata, tmp_path, key="mine").text("code"))
+    assert "groupby='condition'" in words
+    assert "sample_key" not in words
 
 
 def test_calls_that_are_named_add_what_was_missing(plain, tmp_path):
@@ -273,7 +323,7 @@ def test_calls_that_are_named_add_what_was_missing(plain, tmp_path):
         if call.startswith(("bc.tl.umap", "bc.tl.associate")):
             eval(call, {"bc": bc, "adata": adata})
     after = written(adata, tmp_path, key="mine")
-    assert len(after.of("img")) == 3 + 1 + 1
+    assert len(after.of("img")) == 3 + 2 + 1  # UMAPs by condition and by cell type, associations
     assert not [word for word in after.text("code") if "umap" in word or "associate" in word]
 
 
@@ -281,9 +331,9 @@ def test_methods_without_a_background_have_no_section_for_it(tmp_path):
     adata = small()
     bc.tl.nmf(adata, n_topics=2, **QUICK)
     page = written(adata, tmp_path, key="nmf")
-    assert [section["id"] for section in page.of("section")] == [
-        x for x in SECTIONS if x not in ("background", "alpha")
-    ]
+    assert "Is this background suitable?" not in page.text("summary")
+    assert "Can I trust it?" not in page.text("strong")
+    assert "2 topics describe 280 cells." in page.text("p")
     assert any("280 cells of the fit" in word for word in page.text("p"))
 
 
@@ -296,6 +346,7 @@ def test_deltanmf_shows_shift_and_emergence(tmp_path):
     captions = page.text("caption")
     assert any(caption.startswith("Control topics") for caption in captions)
     assert any(caption.startswith("Case topics") for caption in captions)
+    assert any(word.startswith("2 additional programs in cases; ") for word in page.text("p"))
     assert "DeltaNMF" in " ".join(page.text("code"))
 
 
@@ -304,13 +355,13 @@ def test_projected_cells(plain, tmp_path):
     bc.tl.project(adata, plain, key="mine")
     page = written(adata, tmp_path, key="mine")
     assert any("How much do these 280 cells use topics learned on other cells?" in x for x in page.text("p"))
-    assert cautions(adata, "mine", adata.uns["mine"]) == []
+    assert cautions(adata, "mine") == []
 
 
 def test_symbols_and_number_of_genes(plain, tmp_path):
     plain.var["symbol"] = [f"S{i}" for i in range(plain.n_vars)]
     page = written(plain, tmp_path, key="mine", gene_symbols="symbol", n_genes=3)
-    top = bc.get.top_genes(plain, n_genes=3, key="mine", gene_symbols="symbol", topics="Topic 1")
+    top = bc.get.top_genes(plain, 3, key="mine", gene_symbols="symbol", topics="Topic 1")
     assert ", ".join(top["gene"]) in page.text("td")
 
 
@@ -326,26 +377,82 @@ def test_many_long_names(tmp_path):
 
 def test_sound_analysis_has_no_warning(full, tmp_path):
     adata = full.copy()
-    adata.uns["bcnmf_background_check"]["verdict"] = "good"
-    adata.uns["bcnmf"]["topics"].loc[["Topic 1", "Topic 2"], ["p_value", "called"]] = [1e-3, True]
-    assert cautions(adata, "bcnmf", adata.uns["bcnmf"]) == []
+    sound(adata)
+    assert cautions(adata) == []
     page = written(adata, tmp_path)
-    assert any("can exclude that ambient RNA" in text for text in page.text("p"))  # as topics are called
-    assert "No warnings for the stored results." in page.text("p")
+    assert "Green" in page.text("strong")
+    assert "nothing that is stored speaks against it" in said(page)
 
 
-def test_two_donors_cannot_decide(full):
-    adata = full.copy()
+def sound(adata: ad.AnnData) -> None:
+    """Leave nothing to be warned of."""
+    adata.uns["bcnmf_background_check"]["verdict"] = "good"
+    adata.uns["bcnmf"]["converged"] = True
+    columns = ["p_value", "called", "stability"]
+    adata.uns["bcnmf"]["topics"].loc[["Topic 1", "Topic 2"], columns] = [1e-3, True, 0.9]
+
+
+def scored(adata: ad.AnnData, *, n_donors: int | None, target: float, called: bool) -> str:
+    """Return the headline where so many donors, called cells and called topics are found."""
     record = adata.uns["bcnmf"]
-    record["topics"]["called"] = False
-    said = {}
-    for n in (2, 3):
-        sides = np.repeat(["target", "background"], n)
-        record["donors"] = pd.DataFrame({"donor": [f"d{i}" for i in range(2 * n)], "condition": sides, "n_cells": 50})
-        said[n] = " ".join(cautions(adata, "bcnmf", record))
-    assert "but 2 donors in a condition cannot decide this" in said[2]
-    assert "none is used significantly more" not in said[2]
-    assert "none is used significantly more" in said[3]
+    record["topics"]["called"] = record["topics"]["kind"].eq("target") & called
+    role = adata.obs["bcnmf_role"].astype(str).to_numpy()
+    for side, share in (("target", target), ("background", 0.05)):
+        cells = np.flatnonzero(role == side)
+        adata.obs.loc[adata.obs_names[cells], "bcnmf_enriched"] = np.arange(len(cells)) < share * len(cells)
+    record.pop("donors", None)
+    record["params"].pop("sample_key", None)
+    if n_donors is not None:
+        sides = np.repeat(["target", "background"], n_donors)
+        names = [f"d{i}" for i in range(2 * n_donors)]
+        record["donors"] = pd.DataFrame({"donor": names, "condition": sides, "n_cells": 50})
+        record["donors"][list(record["topics"].index)] = 0.1
+    return _answer._of_scored_fit(analysis(adata))[0]
+
+
+@pytest.mark.parametrize(
+    ("n_donors", "target", "called", "words"),
+    [
+        (5, 0.998, True, "are affected, by 2 programs."),
+        (5, 0.06, True, "too few cells are called"),
+        (2, 0.998, False, "2 donors cannot decide whether other donors would."),
+        (5, 0.998, False, "but the donors do not agree on any program."),
+        (2, 0.05, False, "No difference seen between case and ctrl <b>; 2 donors cannot decide this."),
+        (5, 0.05, False, "No difference found between case and ctrl <b>."),
+        (None, 0.998, True, "in 2 programs; donors were not named."),
+        (None, 0.998, False, "without donors no program can be called."),
+    ],
+)
+def test_the_headline_contradicts_nothing(full, n_donors, target, called, words):
+    head = scored(full.copy(), n_donors=n_donors, target=target, called=called)
+    assert words in head
+    assert ("No difference" in head) == (target < 0.1 and not called)
+
+
+def test_what_is_left_for_chance_is_taken_off(full):
+    head = scored(full.copy(), n_donors=5, target=0.525, called=True)
+    assert head.startswith("About 50% of the 160 case cells are affected")  # (0.525 - 0.05) / 0.95
+
+
+def test_light_is_the_worst_of_its_reasons():
+    good, caution, bad, note = (Reason(level, "x", "") for level in ("good", "caution", "bad", "note"))
+    assert verdict([good, note]) == "good"
+    assert verdict([good, caution, note]) == "caution"
+    assert verdict([caution, bad]) == "bad"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"log2_fold_change": 3.0, "ci_low": 2.0, "ci_high": 4.0}, "8.0-fold more (95% CI 4.0 to 16)"),
+        ({"log2_fold_change": -1.0, "ci_low": -2.0, "ci_high": 1.0}, "2.0-fold less (95% CI 0.5 to 4.0)"),
+        ({"log2_fold_change": 1.0, "ci_low": np.nan, "ci_high": np.nan}, "2.0-fold more, no interval"),
+        ({"log2_enrichment": 1.0}, "2.0-fold more, no interval or test"),
+        ({"kind": "target"}, ""),
+    ],
+)
+def test_effects_in_words(row, words):
+    assert _answer.effect(pd.Series(row)) == words
 
 
 def changed(table: str, column: str, value: object):
@@ -363,10 +470,16 @@ SPOILED = {
     "worse": lambda a: a.uns["bcnmf"]["deviance_explained"].update(target=-0.1),
     "suppressed": lambda a: setattr(a, "var", a.var.assign(bcnmf_suppressed=True)),
     "collapsed": changed("topics", "usage_target", [0.3, 1e-5, 0.2, 0.1, 0.1, 0.1, 0.1]),
-    "called": changed("topics", "called", False),  # noqa: FBT003
-    "donors": changed("topics", "p_value", np.nan),
-    "cells": lambda a: a.uns["bcnmf"]["params"].update(sample_key=None),
-    "few": lambda a: setattr(a, "obs", a.obs.assign(bcnmf_role="target")),
+    "stable": changed("topics", "stability", 0.6),
+    "donors": lambda a: (a.uns["bcnmf"]["params"].update(sample_key=None), a.uns["bcnmf"].pop("donors")),
+    "two": lambda a: a.uns["bcnmf"].update(donors=a.uns["bcnmf"]["donors"].groupby("condition", observed=True).head(2)),
+    "depth": lambda a: a.obsm["X_bcnmf"].__imul__(np.where(a.obs["bcnmf_role"] == "target", 2, 1)[:, None]),
+    "scores": lambda a: a.obs.drop(columns="bcnmf_enriched", inplace=True),
+    "unchecked": lambda a: a.uns.pop("bcnmf_background_check"),
+    "one": lambda a: setattr(
+        a, "obs", a.obs.assign(bcnmf_enriched=(a.obs["donor"] == "d0") & (a.obs["bcnmf_role"] == "target"))
+    ),
+    "few": lambda a: setattr(a, "obs", a.obs.assign(bcnmf_role=["background"] * 5 + ["target"] * (a.n_obs - 5))),
     "bad": changed("check", "verdict", "bad"),
     "unit": changed("associations", "unit", "cell"),
     "contrast": changed("associations", "groupby", "condition"),
@@ -384,22 +497,27 @@ SPOILED = {
         ("worse", "worse than its mean profile"),
         ("suppressed", "120 genes are suppressed"),
         ("collapsed", "Collapsed topics, hardly used by any target cell: Topic 2."),
-        ("called", "No target topic is called"),
-        ("donors", "could not be tested by donor"),
-        ("cells", "Topics were called over cells"),
-        ("few", "Only 0 background cells"),
-        ("bad", "Background check, background cells (bad)"),
+        ("stable", "Topics that do not return in other fits (cosine below 0.8): Topic 1 (0.60), Topic 2 (0.60)."),
+        ("donors", "Donors are not named, so what sets donors apart may pass for an effect. 'donor' looks like"),
+        ("two", "2 donors cannot decide that there is none"),
+        ("depth", "times as many counts as a background cell"),
+        ("scores", "nothing here is a test"),
+        ("unchecked", "The background was not checked"),
+        ("one", "called in only 1 of 3 donors of case: the effect is not general"),
+        ("few", "Only 5 background cells"),
+        ("bad", "Check of the background, background cells"),
         ("unit", "Topics were tested against state with every cell"),
         ("contrast", "Topics were tested against condition, the contrast"),
-        ("alpha", "The fit used alpha 0.17, while"),
+        ("alpha", "The fit used alpha 0.17; the stored path"),
         ("ruined", "Every alpha on the stored path"),
     ],
 )
 def test_each_warning(full, what, words):
     adata = full.copy()
-    assert words not in " ".join(cautions(adata, "bcnmf", adata.uns["bcnmf"]))
+    sound(adata)
+    assert words not in " ".join(cautions(adata))
     SPOILED[what](adata)
-    assert words in " ".join(cautions(adata, "bcnmf", adata.uns["bcnmf"]))
+    assert words in " ".join(cautions(adata))
 
 
 # the file
@@ -413,7 +531,7 @@ def test_calls_ask_for_the_same_data(plain, tmp_path):
         other, n_topics=2, n_background_topics=2, cross_fit=None, target=case, layer="counts", key_added="off",
         **SPLIT, **QUICK,
     )  # fmt: skip
-    text = " ".join(word for _, word in written(other, tmp_path, key="off").words)
+    text = said(written(other, tmp_path, key="off"))
     assert "cross-fitting was off" in text
     assert f"target={case!r}, layer='counts'" in text
 
@@ -446,6 +564,16 @@ def test_same_page_from_a_file_a_second_time_and_from_the_command_line(full, pat
     assert not (tmp_path / "other.html").exists()
 
 
+def test_an_existing_page_is_replaced_only_on_request(plain, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("precious")
+    with pytest.raises(ValueError, match=r"`path` must name a new file, got .*overwrite=True"):
+        bc.report(plain, path, key="mine")
+    assert path.read_text() == "precious"
+    assert bc.report(plain, path, key="mine", overwrite=True) == path
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
 def test_data_are_not_touched(full, tmp_path):
     adata = full.copy()
     written(adata, tmp_path)
@@ -459,6 +587,8 @@ def test_errors_come_before_any_work(plain, tmp_path):
         bc.report(plain, tmp_path / "a.html", key="mine", gene_symbols="x")
     with pytest.raises(ValueError, match="`n_genes` must be a whole number of at least 1"):
         bc.report(plain, tmp_path / "a.html", key="mine", n_genes=0)
+    with pytest.raises(ValueError, match=r"`groupby` must be a column of `adata.obs`, got 'x'. Present: 'condition'"):
+        bc.report(plain, tmp_path / "a.html", key="mine", groupby="x")
     with pytest.raises(ValueError, match="`path` must lie in an existing folder"):
         bc.report(plain, tmp_path / "none" / "a.html", key="mine")
     assert list(tmp_path.iterdir()) == []
@@ -551,13 +681,25 @@ def browser(tmp_path_factory):
     opened.close()
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_page_fits_the_screen_and_asks_for_nothing(browser, path, width):
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_page_fits_the_screen_and_asks_for_nothing(browser, path, width, scheme):
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.show(path, width)
+    light = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert light == (scheme == "light")
+    if width == 1280:
+        assert browser.run("document.documentElement.scrollHeight") <= 5 * 900
+        cards = (
+            "Math.max(...[...document.querySelectorAll('.card, .light')].map(x => x.getBoundingClientRect().bottom))"
+        )
+        assert browser.run(cards) <= 900  # the answer is in the first screen
     assert browser.run("window.innerWidth") == width
     assert browser.run("document.documentElement.scrollWidth") <= width
     loaded = browser.run("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
-    assert loaded == [True] * 8
+    assert loaded
+    assert all(loaded)
+    drawn = "[...document.querySelectorAll('figure img')].filter(x => x.getClientRects().length)"
+    assert browser.run(f"Math.min(...{drawn}.map(x => x.getBoundingClientRect().width / x.width))") >= 0.85
     inside = "box.left >= 0 && box.right <= innerWidth + 0.5"
     blocks = "[...document.querySelectorAll('p, h1, h2, pre, dl, .scroll')].map(x => x.getBoundingClientRect())"
     assert browser.run(f"{blocks}.every(box => {inside})")
@@ -591,9 +733,8 @@ def test_keyboard_reaches_everything(browser, path, page):
     folds = [word for word in reached if word == "SUMMARY"]
     folded = len(page.of("details"))
     assert len(folds) == folded > 0
-    tables = len(page.of("table")) + len(page.of("img"))
-    inside = sum("details" in parents for tag, _, parents in page.tags if tag == "table")
-    assert len(boxes) == tables - inside
+    tables = [("details" in parents, of) for tag, of, parents in page.tags if tag == "table"]
+    assert len(boxes) == sum(not inside and of.get("class") != "bars" for inside, of in tables)
     browser.run("document.querySelector('summary').focus()")
     browser.press("Enter", 13)
     assert browser.run("document.querySelector('details').open")

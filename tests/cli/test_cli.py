@@ -206,6 +206,8 @@ class TestResults:
         assert "Warning" not in err  # a newcomer's first command
         assert sorted(p.name for p in folder.iterdir()) == sorted(DEMO_FILES)
         assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in DEMO_FILES if name.endswith("png"))
+        assert text.endswith(f"Open it: {folder / 'report.html'}\n")
+        assert "cells are affected, by 2 programs." in (folder / "report.html").read_text(encoding="utf-8")
         adata = ad.read_h5ad(folder / "demo.h5ad")
         assert {"X_nmf", "X_bcnmf"} <= set(adata.obsm)
         rows = {line.split()[0]: line.split()[1] for line in text.splitlines() if re.match(r"(bc)?NMF +-?\d", line)}
@@ -504,8 +506,9 @@ class TestGenerator:
                 collect(*wrong).among([])
 
     def test_every_option_has_a_text_of_its_own(self):
-        for function, _ in cli.GENERATED.values():
-            for option in options(getattr(bc.tl, function)):
+        for dotted, _ in cli.GENERATED.values():
+            module, function = dotted.split(".")
+            for option in options(getattr(getattr(bc, module), function)):
                 assert len(option.help) > 5, (function, option.name)
 
     def test_help_needs_no_sources(self, tmp_path):

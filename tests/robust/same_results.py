@@ -102,7 +102,9 @@ def reads(file: Path) -> None:
         msg = f"{file.name} is read, but holds no topics."
         raise SystemExit(msg)
     if key == "bcnmf":
-        bc.report(adata, file.with_suffix(".html"))
+        page = file.with_suffix(".html")
+        page.unlink(missing_ok=True)  # packages before the first release took no `overwrite`
+        bc.report(adata, page)
         bc.tl.project(adata[:50].copy(), adata)
 
 

@@ -402,7 +402,7 @@ LARGE = {
     "report": """
         adata = bc.datasets.simulated(n_target=60, n_background=40, n_genes=80)
         bc.tl.bcnmf(adata, background_key="condition", background="ctrl", n_topics=3, max_iter=3)
-        bc.report(adata, path)
+        bc.report(adata, path, overwrite=True)
     """,
     "h5ad": "cli.write(files.Path(path), lambda to: cli.write_data(to, ad.AnnData(np.ones((300, 300)))))",
     "h5ad of strings": """

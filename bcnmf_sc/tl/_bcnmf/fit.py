@@ -248,6 +248,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         "basis": basis,
         "cross_fit": cross_fit,
         "sample_key": sample_key,
+        "by_cell": by_cell or None,
         "unnamed_donors": unnamed,
         "design": design,
         "strata_key": strata_key,
