@@ -47,6 +47,18 @@ def array_type(request):
     return {"array": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_array}[request.param]
 
 
+@pytest.fixture
+def cautions():
+    """What the report says against trusting a stored analysis, as sentences."""
+    from bcnmf_sc._report._analysis import Analysis
+    from bcnmf_sc._report._cautions import reasons
+
+    def said(adata, key="bcnmf"):
+        return [reason.text for reason in reasons(Analysis(adata, key, adata.uns[key], 10, None)) if reason.level != "good"]
+
+    return said
+
+
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import get
+from ..tl._bcnmf.folds import FEW_DONORS
 from ._analysis import LEAST_CELLS, SIDES, is_excess
-from ._cautions import ENOUGH, Reason, fewest_donors, reasons, verdict
+from ._cautions import Reason, fewest_donors, reasons, verdict
 from ._page import LIGHTS, Answer, Bars, Card, Cards, Part, Text, written
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _of_scored_fit(of: Analysis) -> tuple[str, list[str]]:
     )
     affected_share = max(target - background, 0.0) / (1 - background) if background < 1 else 0.0
     programs = "one program" if len(called) == 1 else f"{len(called)} programs"
-    few = donors is not None and donors < ENOUGH
+    few = donors is not None and donors < FEW_DONORS
     count = "" if donors is None else "1 donor" if donors == 1 else f"{donors} donors"
     about = f"About {percent(affected_share)} of the {n:,} {case} cells"
     if called and more and donors is None:

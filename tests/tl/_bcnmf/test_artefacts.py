@@ -5,7 +5,6 @@ import pytest
 from scipy import sparse
 
 import bcnmf_sc as bc
-from bcnmf_sc._report._cautions import cautions
 
 SPLIT = {"background_key": "half", "background": "b", "n_topics": 2, "n_background_topics": 4, "progress": False}
 
@@ -56,11 +55,11 @@ def test_called_topics_that_look_like_all_cells_are_named(halves):
     np.testing.assert_allclose(topics["profile_cosine"], expected, rtol=1e-4)
     topics["called"] = False
     topics["profile_cosine"] = [0.95, 0.5, *[0.1] * 4]
-    assert not any("ambient" in word.lower() for word in cautions(halves, "bcnmf", record))
+    assert not any("ambient" in word.lower() for word in cautions(halves))
     topics["called"] = [True, True, *[False] * 4]
-    words = cautions(halves, "bcnmf", record)
+    words = cautions(halves)
     (like,) = [word for word in words if "mean profile of all target cells" in word]
     assert "Topic 1" in like
     assert "Topic 2" not in like
     topics["profile_cosine"] = 0.5
-    assert not any("mean profile of all" in word for word in cautions(halves, "bcnmf", record))
+    assert not any("mean profile of all" in word for word in cautions(halves))

@@ -6,7 +6,6 @@ import pytest
 
 import bcnmf_sc as bc
 from bcnmf_sc._anndata import Design
-from bcnmf_sc._report._cautions import cautions
 from bcnmf_sc.tl._bcnmf.donors import unnamed_donors
 
 ASK = {"background_key": "group", "background": "b", "n_topics": 3, "n_background_topics": 8, "tol": 1e-2}
@@ -54,7 +53,7 @@ def test_unused_values_and_other_cells_do_not_count():
     assert unnamed_donors(pd.DataFrame({"donor": pd.Categorical(NESTED)}), few) is None
 
 
-def test_no_topic_is_called_for_donors_that_are_not_named(healthy):
+def test_no_topic_is_called_for_donors_that_are_not_named(healthy, cautions):
     with pytest.warns(UserWarning, match=r"`adata\.obs\['donor'\]` looks like the donors") as said:
         adata = bc.tl.bcnmf(healthy, **ASK, copy=True)
     assert "`sample_key='donor'`" in str(said[0].message)
@@ -63,17 +62,17 @@ def test_no_topic_is_called_for_donors_that_are_not_named(healthy):
     assert topics["p_value"].isna().all()
     assert topics.loc[topics["kind"] == "target", "log2_fold_change"].notna().all()
     assert adata.uns["bcnmf"]["params"]["unnamed_donors"] == "donor"
-    said = cautions(adata, "bcnmf", adata.uns["bcnmf"])
-    assert sum("donor" in one for one in said) == 1
-    assert any("obs['donor'] looks like the donors" in one for one in said)
-    assert not any("significantly" in one for one in said)
+    (said,) = [one for one in cautions(adata) if "donor" in one]
+    assert "no topic was tested" in said
+    assert "'donor' looks like their column" in said
 
 
-def test_cells_are_the_units_where_it_is_said(healthy):
+def test_cells_are_the_units_where_it_is_said(healthy, cautions):
     """And then topics are called, which is why it has to be said."""
     bc.tl.bcnmf(healthy, **ASK, sample_key="cells", key_added="by_cell")
     assert bc.get.topics(healthy, key="by_cell")["called"].any()
     assert "unnamed_donors" not in healthy.uns["by_cell"]["params"]
+    assert any(one.startswith("Cells are the units, as was asked for") for one in cautions(healthy, "by_cell"))
 
 
 def test_named_donors_are_not_called(healthy):
