@@ -82,6 +82,11 @@ class Analysis:
         return self.adata.obs.get(f"{self.key}_role")
 
     @property
+    def projected(self) -> bool:
+        """Whether the topics were learned on other cells."""
+        return self.role is not None and bool((self.role == "projected").all())
+
+    @property
     def enriched(self) -> pd.Series | None:
         """Whether each cell is called."""
         return self.adata.obs.get(f"{self.key}_enriched")

@@ -32,9 +32,8 @@ ALIKE = 0.1
 def answer(of: Analysis) -> list[Part]:
     """Return the first part of the page."""
     found = reasons(of)
-    projected = of.role is not None and bool((of.role == "projected").all())
     lines: list[str]
-    if projected:
+    if of.projected:
         head, lines = f"How much do these {of.adata.n_obs} cells use topics learned on other cells?", []
     elif of.method.name == "deltanmf":
         head, lines = _of_cases(of)
@@ -44,9 +43,9 @@ def answer(of: Analysis) -> list[Part]:
         head, lines = _of_plain_fit(of)
     else:
         head, lines = _of_scored_fit(of)
-    light = None if projected or not of.groups else verdict(found)
+    light = None if of.projected or not of.groups else verdict(found)
     column = of.types or str(of.params.get("sample_key") or "")
-    bars = affected(of, column) if column and of.enriched is not None and not projected else None
+    bars = affected(of, column) if column and of.enriched is not None and not of.projected else None
     return [Answer(head, lines, light, _ordered(found) if light else [], bars), *_programs(of)]
 
 
@@ -235,6 +234,8 @@ def _programs(of: Analysis) -> list[Part]:
         order = np.argsort(-topics[by].fillna(-np.inf).to_numpy(), kind="stable") if by else np.arange(len(topics))
         names, left = [str(name) for name in topics.index[order][:MOST_CARDS]], len(topics) - MOST_CARDS
         title = "No program is called; the largest differences" if "called" in topics else "Topics and their genes"
+    if of.projected:
+        title = "Topics, with the effects found on the cells of the fit"
     cards = [Card(name, *_words(of, name)) for name in names]
     parts: list[Part] = [Cards(title, cards)]
     if left > 0:

@@ -128,6 +128,8 @@ def _of_fit(of: Analysis) -> Iterator[Reason]:
 
 def _of_topics(of: Analysis) -> Iterator[Reason]:
     topics = of.topics
+    if "emergence" in of.record:
+        yield Reason("caution", "topics", "Case topics were not tested on cells that the fit has not seen.")
     if "usage_target" in topics:
         gone = topics.index[topics["usage_target"] < COLLAPSED]
         if len(gone):

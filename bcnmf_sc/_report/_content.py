@@ -88,7 +88,7 @@ def _evidence(of: Analysis) -> list[Part]:
 
 def _question(of: Analysis) -> str:
     n = {} if of.role is None else of.role.value_counts().to_dict()
-    if set(n) and n.get("projected", 0) == of.adata.n_obs:
+    if of.projected:
         return f"How much do these {of.adata.n_obs} cells use topics learned on other cells?"
     column = next(iter(of.groups.values()), "")
     side = written(list(of.groups.values())[-1]) if of.groups else ""
@@ -361,8 +361,7 @@ def _missing(of: Analysis) -> list[Part]:
     """Name each part that is not stored, with the call that adds it; only columns that the data have."""
     record = of.record
     calls: list[tuple[str, str, dict[str, Any]]] = []
-    projected = of.role is not None and bool((of.role == "projected").all())
-    if of.says.contrast and not projected:
+    if of.says.contrast and not of.projected:
         sizes = {"n_topics": int(of.params["n_topics"])} if "n_topics" in of.params else {}
         donors = of.sample
         if of.enriched is None:
@@ -382,7 +381,7 @@ def _missing(of: Analysis) -> list[Part]:
         calls.append(("Tests of genes against a column:", "associate_genes", of.example))
     if "enrichment" not in record:
         calls.append(("Gene sets:", "enrich", {"gene_sets": "sets.gmt", "by": "score"}))
-    if not projected and ("stability" not in record["topics"] or record["topics"]["stability"].isna().all()):
+    if not of.projected and ("stability" not in record["topics"] or record["topics"]["stability"].isna().all()):
         sizes = {name: int(of.params[name]) for name in of.params if name.startswith("n_topics")}
         other = {} if of.says.again == "consensus" else {"random_state": 1, "key_added": f"{of.key}_again"}
         calls.append(("The stability of the topics over random starts:", of.says.again, of.data | sizes | other))

@@ -347,6 +347,7 @@ def test_deltanmf_shows_shift_and_emergence(tmp_path):
     assert any(caption.startswith("Control topics") for caption in captions)
     assert any(caption.startswith("Case topics") for caption in captions)
     assert any(word.startswith("2 additional programs in cases; ") for word in page.text("p"))
+    assert "Case topics were not tested" in said(page)
     assert "DeltaNMF" in " ".join(page.text("code"))
 
 
@@ -356,6 +357,8 @@ def test_projected_cells(plain, tmp_path):
     page = written(adata, tmp_path, key="mine")
     assert any("How much do these 280 cells use topics learned on other cells?" in x for x in page.text("p"))
     assert cautions(adata, "mine") == []
+    assert "Topics, with the effects found on the cells of the fit" in page.text("h3")
+    assert "Can I trust it?" not in page.text("strong")
 
 
 def test_symbols_and_number_of_genes(plain, tmp_path):
