@@ -54,7 +54,8 @@ def cautions():
     from bcnmf_sc._report._cautions import reasons
 
     def said(adata, key="bcnmf"):
-        return [reason.text for reason in reasons(Analysis(adata, key, adata.uns[key], 10, None)) if reason.level != "good"]
+        found = reasons(Analysis(adata, key, adata.uns[key], 10, None))
+        return [reason.text for reason in found if reason.level != "good"]
 
     return said
 

@@ -89,7 +89,7 @@ def test_top_genes_by_specificity_follow_the_documented_formula(adata: ad.AnnDat
 
 
 def test_score_is_loading_times_specificity(adata: ad.AnnData) -> None:
-    top, every = get.top_genes(adata, 3, by="score"), get.top_genes(adata, None)
+    top, every = get.top_genes(adata, n_genes=3, by="score"), get.top_genes(adata, n_genes=None)
     for topic, found in top.groupby("topic", observed=True):
         table = every[every["topic"] == topic].set_index("gene")
         table["score"] = table["loading"] * table["specificity"].clip(lower=0)
