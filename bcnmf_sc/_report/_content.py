@@ -194,9 +194,9 @@ def _choices(of: Analysis) -> list[Part]:
 def _topics(of: Analysis) -> list[Part]:
     found = get.topics(of.adata, key=of.key)
     show: dict[str, Any] = {"n_genes": of.n_genes, "key": of.key, "gene_symbols": of.gene_symbols}
-    leading = {"by loading": get.top_genes(of.adata, **show)}
+    leading = {"by loading": get.top_genes(of.adata, "all", **show)}
     if len(found) > 1:
-        leading["by specificity"] = get.top_genes(of.adata, by="specificity", **show)
+        leading["by specificity"] = get.top_genes(of.adata, "all", by="specificity", **show)
     genes = pd.DataFrame(
         {
             how: long.groupby("topic", observed=True)["gene"].agg(lambda names: ", ".join(map(str, names)))
@@ -290,7 +290,7 @@ def _tests(of: Analysis) -> list[Part]:
 def _enrichment(of: Analysis) -> list[Part]:
     if "enrichment" not in of.record:
         return [Missing("No gene sets were tested.", of.call("enrich", gene_sets="sets.gmt"))]
-    found = get.enrichment(of.adata, key=of.key)
+    found = get.enrichment(of.adata, "all", key=of.key)
     best = found[found["n_overlap"] > 0].groupby(["topic", "method"], sort=False, observed=True).head(BEST_SETS)
     keep = ["topic", "gene_set", "method", "n_overlap", "set_size", "score", "p_value", "p_adjusted", "genes"]
     best = best[keep].assign(genes=best["genes"].astype(str).str.replace(";", ", "))
