@@ -67,8 +67,7 @@ def obs_df(
 ) -> pd.DataFrame:
     """Return the usage of topics beside columns of `adata.obs`, one row per cell.
 
-    `adata.obs = adata.obs.join(bc.get.obs_df(adata))` writes the scores of the target topics to `adata.obs`, for tools
-    that read them there.
+    `adata.obs = adata.obs.join(bc.get.obs_df(adata))` writes the scores of the target topics to `adata.obs`.
 
     Parameters
     ----------
@@ -100,8 +99,8 @@ def obs_df(
     if missing:
         msg = f"`columns` must be columns of `adata.obs`, got {listed(missing)}. Present: {listed(adata.obs.columns)}."
         raise UserError(msg)
-    share = usage(adata, key=key, normalize=normalize)
-    return pd.concat([adata.obs[names], share[pick_topics(stored(adata, key), topics)]], axis=1)
+    share = usage(adata, key=key, normalize=normalize)[pick_topics(stored(adata, key), topics)]
+    return pd.concat([adata.obs[names], share], axis=1)
 
 
 def loadings(adata: AnnData, *, key: str = "bcnmf", gene_symbols: str | None = None) -> pd.DataFrame:

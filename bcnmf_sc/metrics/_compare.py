@@ -202,12 +202,13 @@ def compare(
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raise for arguments that no fit accepts, and for those that `compare` sets itself."""
-    from ..tl._run import arguments, no_parameters
+    from ..tl._run import RunOptions, arguments, did_you_mean, no_parameters
 
     known = {name for method, _ in COMPARED.values() for name in arguments(method.function)}
     no_parameters(options)
     if unknown := sorted(set(options) - known):
         msg = f"Unknown argument {unknown[0]!r}: neither `compare` nor any of its fits accepts it."
+        msg += did_you_mean(unknown[0], RunOptions)
         raise UserTypeError(msg)
     if taken := [name for name in SET_HERE if name in options]:
         msg = f"`compare` sets {', '.join(map(repr, taken))} for each of its fits. Do not pass it."

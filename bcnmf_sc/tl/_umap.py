@@ -28,7 +28,8 @@ def umap(
     """Compute the UMAP of the cells' topic proportions, with scanpy.
 
     Neighbours are sought among the proportions, each cell's usage over its sum, so that library size plays no part.
-    Nothing of scanpy's own (``neighbors``, ``X_umap``) is written or read. For clustering or another metric, call
+    Nothing of scanpy's own (``neighbors``, ``X_umap``) is written or read. `bcnmf_sc.pl.umap` draws the result, as does
+    `scanpy.pl.embedding` with ``basis="bcnmf_umap"``. For clustering or another metric, call
     `scanpy.pp.neighbors` with ``use_rep="X_bcnmf"`` yourself.
 
     Parameters
