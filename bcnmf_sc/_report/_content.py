@@ -197,7 +197,7 @@ def _topics(of: Analysis, kind: str) -> list[Part]:
 
 
 def _enrichment(of: Analysis) -> list[Part]:
-    found = get.enrichment(of.adata, key=of.key)
+    found = get.enrichment(of.adata, "all", key=of.key)
     best = found[found["n_overlap"] > 0].groupby(["topic", "method"], sort=False, observed=True).head(BEST_SETS)
     best = best[best["topic"].isin(of.topics.index)]
     keep = ["topic", "gene_set", "method", "n_overlap", "set_size", "score", "p_value", "p_adjusted", "genes"]

@@ -79,7 +79,7 @@ def _demo_report(path: Path, *, force: bool) -> Path:
     with warnings.catch_warnings():  # the report says it
         warnings.filterwarnings("ignore", "Target and background share no donor", UserWarning)
         tl.background_check(cells, **contrast, **run)
-        tl.bcnmf(cells, n_topics=2, n_background_topics=8, **contrast, **run)
+        tl.bcnmf(cells, n_topics=2, n_background_topics=8, sample_key="donor", **contrast, **run)
     tl.umap(cells)
     return report(cells, path, title="Simulated cases and controls", overwrite=force)
 

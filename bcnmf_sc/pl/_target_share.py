@@ -83,7 +83,9 @@ def target_share(
     --------
     >>> import bcnmf_sc as bc
     >>> adata = bc.datasets.simulated()
-    >>> bc.tl.bcnmf(adata, background_key="condition", background="ctrl", sample_key="donor", n_topics=2, n_background_topics=5)
+    >>> bc.tl.bcnmf(
+    ...     adata, background_key="condition", background="ctrl", sample_key="donor", n_topics=2, n_background_topics=5
+    ... )
     >>> bc.pl.target_share(adata, "cell_type")
     """
     record = stored(adata, key)
