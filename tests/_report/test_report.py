@@ -27,6 +27,7 @@ from bcnmf_sc import cli
 from bcnmf_sc._report import _answer
 from bcnmf_sc._report._analysis import Analysis
 from bcnmf_sc._report._cautions import Reason, reasons, verdict
+from bcnmf_sc.tl._bcnmf.problem import CANNOT_TELL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +83,7 @@ def full() -> ad.AnnData:
     """Everything has been run."""
     adata = small()
     bc.tl.bcnmf(adata, n_topics=2, n_background_topics=5, cross_fit=2, sample_key="donor", **SPLIT, **QUICK)
-    leading = bc.get.top_genes(adata, 1, topics="Topic 1")["gene"][0]
+    leading = bc.get.top_genes(adata, "Topic 1", 1)["gene"][0]
     adata.var_names = [NASTY if name == leading else name for name in adata.var_names]
     bc.tl.background_check(adata, n_topics=2, n_background_topics=5, **SPLIT, **QUICK)
     bc.tl.select_alpha(adata, n_topics=2, alphas=(0, 0.3), n_restarts=2, n_folds=2, **SPLIT, **QUICK)
@@ -152,9 +153,9 @@ def test_headings_landmarks_and_links(page):
 
 def test_figures_have_words_and_are_part_of_the_file(page, full):
     images = page.of("img")
-    # effects, donors, three UMAPs, genes, associations; alpha, stability, loss
+    # effects, donors, target share, three UMAPs, genes, associations; alpha, stability, loss
     assert [image["alt"].split()[0] for image in images if not image["alt"].startswith("Leading gene sets")] == [
-        "Effect", "Share", "UMAP", "UMAP", "UMAP", "Heatmap", "Difference", "Held-out", "Stability", "Loss"
+        "Effect", "Share", "Target", "UMAP", "UMAP", "UMAP", "Heatmap", "Difference", "Held-out", "Stability", "Loss"
     ]  # fmt: skip
     assert all(len(image["alt"]) > 30 for image in images)
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
@@ -213,7 +214,7 @@ def test_what_is_stored_is_shown(page, full):
     assert all(meaning in words for meaning in full.uns["bcnmf_background_check"]["meaning"])
     for name in full.uns["bcnmf"]["params"]:
         assert name in page.text("dt")
-    for topic, genes in bc.get.top_genes(full, 10).groupby("topic", observed=True)["gene"]:
+    for topic, genes in bc.get.top_genes(full, "all", 10).groupby("topic", observed=True)["gene"]:
         assert topic in page.text("th")
         assert ", ".join(genes) in page.text("td")
         assert ", ".join(analysis(full).genes[topic]) in page.text("td")
@@ -364,7 +365,7 @@ def test_projected_cells(plain, tmp_path):
 def test_symbols_and_number_of_genes(plain, tmp_path):
     plain.var["symbol"] = [f"S{i}" for i in range(plain.n_vars)]
     page = written(plain, tmp_path, key="mine", gene_symbols="symbol", n_genes=3)
-    top = bc.get.top_genes(plain, 3, key="mine", gene_symbols="symbol", topics="Topic 1")
+    top = bc.get.top_genes(plain, "Topic 1", 3, key="mine", gene_symbols="symbol")
     assert ", ".join(top["gene"]) in page.text("td")
 
 
@@ -381,7 +382,7 @@ def test_many_long_names(tmp_path):
 def test_sound_analysis_has_no_warning(full, tmp_path):
     adata = full.copy()
     sound(adata)
-    assert cautions(adata) == []
+    assert cautions(adata) == [CANNOT_TELL]  # as topics are called
     page = written(adata, tmp_path)
     assert "Green" in page.text("strong")
     assert "nothing that is stored speaks against it" in said(page)

@@ -52,6 +52,25 @@ class Model:
     refine: bool = False
 
 
+def fit_background(
+    source: RowSource, model: Model, *, learn: np.ndarray | None = None, random_state: int = 0, run: Run
+) -> Factors:
+    """Fit background topics on the background alone, the first step of `fit_model`."""
+    use = np.ones(source.shape[0]) if learn is None else learn.astype(float)
+    return fit(
+        source,
+        model.likelihood,
+        model.n_background_topics,
+        target=model.background * use,
+        background=np.zeros_like(use),
+        expressed=model.expressed,
+        project=np.zeros(source.shape[0], bool),
+        refine=model.refine,
+        random_state=spawn(random_state, 2)[0],
+        run=replace(run, checkpoint=None),  # only the longest and last fit of the call has a checkpoint
+    )
+
+
 def fit_model(
     source: RowSource,
     model: Model,
@@ -59,6 +78,7 @@ def fit_model(
     learn: np.ndarray | None = None,
     project: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    shared: Factors | None = None,
     random_state: int = 0,
     run: Run,
 ) -> Factors:
@@ -70,24 +90,22 @@ def fit_model(
         Bool per cell: cells to learn from; all by default.
     project
         Bool per cell: cells whose usage is returned; all by default.
+    shared
+        Result of `fit_background` for the same model, cells and seed, if it is known.
     """
     use = np.ones(source.shape[0]) if learn is None else learn.astype(float)
-    common: dict[str, Any] = {"expressed": model.expressed, "refine": model.refine, "run": run, "project": project}
-    own = common | {"target": model.target * use, "background": model.contrast * use, "start": start}
-    if not model.n_background_topics:
-        return fit(source, model.likelihood, model.n_topics, random_state=random_state, **own)
-    nobody = np.zeros(source.shape[0], bool)
-    seed_shared, seed = spawn(random_state, 2)
-    # Only the longest and last fit of the call has a checkpoint.
-    early = common | {"run": replace(run, checkpoint=None), "project": nobody, "background": np.zeros_like(use)}
-    early |= {"target": model.background * use, "random_state": seed_shared}
-    shared = fit(source, model.likelihood, model.n_background_topics, **early)
+    own: dict[str, Any] = {"target": model.target * use, "background": model.contrast * use, "start": start}
+    own |= {"expressed": model.expressed, "refine": model.refine, "run": run}
     n = model.n_topics
+    if not model.n_background_topics:
+        return fit(source, model.likelihood, n, random_state=random_state, project=project, **own)
+    shared = shared or fit_background(source, model, learn=learn, random_state=random_state, run=run)
+    own["random_state"] = spawn(random_state, 2)[1]
     if model.basis == "split":
-        both = fit(source, shared.likelihood, n, frozen=shared.W, random_state=seed, **own)
+        both = fit(source, shared.likelihood, n, frozen=shared.W, project=project, **own)
         order = np.roll(np.arange(both.W.shape[1]), n)
-        return replace(both, W=both.W[:, order], H=both.H[:, order])
-    contrast = fit(source, model.likelihood, n, random_state=seed, **own | {"project": nobody})
+        return replace(both, W=both.W[:, order], H=both.H[:, order], weight=both.weight[:, order])
+    contrast = fit(source, model.likelihood, n, project=np.zeros(source.shape[0], bool), **own)
     W = np.hstack([contrast.W, shared.W])
     H, cell_loss = transform(source, contrast.likelihood, W, project, tol=run.usage_tol)
     return replace(contrast, W=W, H=H, cell_loss=cell_loss)
@@ -178,11 +196,18 @@ class Gain:
 
 
 def held_out_gain(
-    source: RowSource, model: Model, fold: np.ndarray, held_out: int, *, random_state: int, run: Run
+    source: RowSource,
+    model: Model,
+    fold: np.ndarray,
+    held_out: int,
+    *,
+    shared: Factors | None = None,
+    random_state: int,
+    run: Run,
 ) -> Gain:
     """Gain in deviance by target topics, in held-out target and background cells."""
     learn, out = (fold >= 0) & (fold != held_out), fold == held_out
-    factors = fit_model(source, model, learn=learn, project=out, random_state=random_state, run=run)
+    factors = fit_model(source, model, learn=learn, project=out, shared=shared, random_state=random_state, run=run)
     background_only = factors.W[:, model.n_topics :]
     is_target, is_background = out & (model.target > 0), out & model.background
     if background_only.shape[1]:
@@ -209,13 +234,28 @@ def select(
     seeds = spawn(random_state, len(folds))
     quick = rough(run)
 
-    def score(own: RowSource, job: tuple[Model, int, int]) -> Gain:
-        model, held_out, seed = job
-        return held_out_gain(own, model, fold, held_out, random_state=seed, run=quick)
+    numbers = list(dict.fromkeys(model.n_background_topics for model in models))
 
-    jobs = [(model, held_out, seed) for model in models for held_out, seed in zip(folds, seeds, strict=True)]
-    gains = run_all(score, jobs, source, "select", run)
-    return [gains[i : i + len(folds)] for i in range(0, len(gains), len(folds))]
+    def score(own: RowSource, job: tuple[int, int, int]) -> list[Gain]:
+        """Score the models with as many background topics, which are fitted once, on one fold."""
+        number, held_out, seed = job
+        alike = [model for model in models if model.n_background_topics == number]
+        learn = (fold >= 0) & (fold != held_out)
+        shared = fit_background(own, alike[0], learn=learn, random_state=seed, run=quick) if number else None
+        how: dict[str, Any] = {"shared": shared, "random_state": seed, "run": quick}
+        return [held_out_gain(own, model, fold, held_out, **how) for model in alike]
+
+    jobs = [(number, held_out, seed) for number in numbers for held_out, seed in zip(folds, seeds, strict=True)]
+    found = iter(run_all(score, jobs, source, "select", run))
+    # of each number of background topics: a list per fold, of gains in the order of its models
+    gains = {number: [next(found) for _ in folds] for number in numbers}
+    place = dict.fromkeys(numbers, 0)
+    result = []
+    for model in models:
+        number = model.n_background_topics
+        result.append([of_fold[place[number]] for of_fold in gains[number]])
+        place[number] += 1
+    return result
 
 
 def restarts(source: RowSource, model: Model, n_restarts: int, *, random_state: int = 0, run: Run) -> list[Factors]:
