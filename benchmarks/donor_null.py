@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bcnmf_sc.tl._design.linear import Effects
 
 SIZES, SPIKED_SIZES = (3, 5, 10, 20), (2, 3, 5, 10)
-FIT = {"n_topics": 4, "n_background_topics": 8, "cross_fit": 3, "tol": 1e-3, "max_iter": 200, "mask_var": None}
+FIT = {"n_topics": 4, "n_background_topics": 8, "cross_fit": 3, "tol": 1e-3, "max_iter": 80, "mask_var": None}
 STRENGTH = 0.1
 """Counts of the program added, as a share of a cell's own."""
 LEVEL = 0.05
