@@ -230,6 +230,7 @@ def pick_topics(record: Mapping[str, Any], chosen: Topics, among: Iterable[str] 
     picked: list[Any]
     if kind:
         wanted = np.isin(kinds, method_of(record).kinds)
+        wanted = wanted if wanted.any() else kinds != "background"  # of a modality, whose record names no method
         of_kind = {each: kinds == each for each in kinds} | {"target": wanted, "background": ~wanted}
         kind = chosen in of_kind
         chosen_kind = of_kind.get(str(chosen), np.zeros(len(names), bool))

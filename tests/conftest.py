@@ -18,7 +18,6 @@ from scipy import sparse
 import bcnmf_sc as bc
 
 mpl.use("Agg")
-bc.settings.autoshow = False  # plots return their axes
 # how long an example takes is the machine's affair: the first one pays for what is compiled and set up
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
@@ -61,7 +60,8 @@ def cautions():
 
 
 @pytest.fixture(autouse=True)
-def _close_figures():
+def _plots_return_their_axes(monkeypatch):
+    monkeypatch.setattr(bc.settings, "autoshow", False)
     yield
     plt.close("all")
 

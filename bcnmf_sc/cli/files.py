@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-SHOWN = ("log2_fold_change", "ci_low", "ci_high", "p_adjusted", "called")
+SHOWN = ("log2_fold_change", "ci_low", "ci_high", "p_adjusted", "called", "spatial_importance")
 """Columns of the table of topics that a command prints."""
 MOST_ROWS = 10
 

@@ -26,9 +26,9 @@ LEAST = 2  # cells, genes
 
 def write_var(adata: AnnData, columns: pd.DataFrame, **uns: Any) -> None:
     """Add columns to `.var`, and records to `.uns`; setting the whole frame copies a view without a warning."""
+    adata.var = adata.var.assign(**{name: columns[name].to_numpy() for name in columns})
     for name, record in uns.items():
         adata.uns[name] = record
-    adata.var = adata.var.assign(**{name: columns[name].to_numpy() for name in columns})
     added(*(f"var.{name}" for name in columns), *(f"uns.{name}" for name in uns))
 
 

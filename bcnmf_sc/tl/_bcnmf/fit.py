@@ -19,7 +19,7 @@ from .._run import Likelihood, LikelihoodName, RunOptions, run_settings
 from .donors import BY_CELL, unnamed_donors, warn_of_unnamed
 from .folds import deal, design_of, score
 from .problem import SAFE_ALPHA, Problem, default_alpha, warn_of_depth, warn_of_logs
-from .select import ALPHAS, alpha_path, choose_background_topics
+from .select import ALPHAS, alpha_path, choose_numbers
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -34,7 +34,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     background_key: str,
     background: str | Sequence[str] | Mapping[str, float],
     target: str | Sequence[str] | None = None,
-    n_topics: int = 10,
+    n_topics: int | Literal["auto"] = 10,
     n_background_topics: int | Literal["auto"] = 0,
     basis: Literal["split", "shared"] = "split",
     cross_fit: int | None = 5,
@@ -84,7 +84,9 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         Its category, or categories, that serve as target. By default all that are not background; ``"all"`` takes every
         labelled cell, background included. Cells in neither are projected on the result.
     n_topics
-        Number of topics; with background topics, of target topics.
+        Number of topics; with background topics, of target topics. ``"auto"``, beside background topics, tries 1 to 10
+        and takes the smallest number that describes held-out target cells as well as the best does, within one standard
+        error over folds or 5 % of the gain. More topics than programs split a program.
     n_background_topics
         Number of topics that are first learned on the background alone and then held fixed: a home for what target and
         background share, recommended on counts. ``"auto"`` tries 5, 10, 20 and 40 and takes the largest held-out gain
@@ -178,9 +180,9 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         ``loss`` (per check: iteration, target and background loss, contrast, change of the loadings); ``n_iter``;
         ``converged``; ``alpha_effective``; ``alphas`` (per background, in both scales); ``deviance_explained`` of
         target and background, against the one-topic model of their mean profile; ``weight`` (genes with loadings x
-        topics: what the loadings rest on, from which `update` goes on); ``selection`` with
-        ``n_background_topics="auto"``: ``n_background_topics``, ``reason`` in words and ``table``, a row per number
-        tried.
+        topics: what the loadings rest on, from which `update` goes on); ``selection`` where a number of topics is
+        ``"auto"``: ``n_topics`` or ``n_background_topics`` as chosen, ``reason`` in words and ``table``, a row per pair
+        of numbers tried.
     ``.uns[key_added + "_alpha"]`` : dict
         With ``alpha="auto"``: the choice, its table and its reason, as `select_alpha` has them.
 
@@ -196,6 +198,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     >>> adata.obsm["X_bcnmf"].shape, adata.varm["bcnmf"].shape
     ((1000, 4), (500, 4))
     """
+    if n_topics == "auto":
+        _check_auto(n_background_topics, init, alpha)
     alpha = default_alpha(n_background_topics, basis) if alpha is None else alpha
     by_cell = sample_key == BY_CELL
     sample_key = None if by_cell else sample_key
@@ -214,7 +218,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         strata_key=strata_key,
         layer=layer,
         mask_var=mask_var,
-        sizes={"n_topics": n_topics},
+        sizes={} if n_topics == "auto" else {"n_topics": n_topics},
         writes=("role",) if n_background_topics == 0 or cross_fit is None else CELL_FIELDS,
         n_background_topics=0 if n_background_topics == "auto" else n_background_topics,
         random_state=random_state,
@@ -229,7 +233,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
         warn_of_unnamed(unnamed)
     warn_of_logs(data)
     warn_of_depth(data)
-    start = start_loadings(init, len(data.genes), n_topics)
+    start = None if n_topics == "auto" else start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
         choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
@@ -238,7 +242,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     alphas = {str(name): float(value) for name, value in given.items()}
     contrast = problem.contrast(alphas, alpha_scale, pooled=not isinstance(background, Mapping))
     settings = run_settings(run, accelerate=contrast.total <= SAFE_ALPHA)
-    params = {
+    params: dict[str, Any] = {
         "background_key": background_key,
         "background": list(alphas),
         "target": target if target is None or isinstance(target, str) else [str(name) for name in target],
@@ -264,11 +268,19 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     fold = None
     if n_background_topics != 0:
         fold = deal(data.design, data.samples, cross_fit or N_FOLDS, fold_seed)
-        if n_background_topics == "auto":
-            n_background_topics, table, reason = choose_background_topics(
-                problem, contrast, fold, n_topics=n_topics, basis=basis, random_state=select_seed, run=settings
+        if "auto" in (n_topics, n_background_topics):
+            n_topics, n_background_topics, chosen = choose_numbers(
+                problem,
+                contrast,
+                fold,
+                n_topics=n_topics,
+                n_background_topics=n_background_topics,
+                basis=basis,
+                random_state=select_seed,
+                run=settings,
             )
-            selection = {"selection": {"table": table, "reason": reason, "n_background_topics": n_background_topics}}
+            selection = {"selection": chosen}
+    params["n_topics"] = n_topics
     model = problem.model(contrast, n_topics, n_background_topics, basis)
     factors = fit_model(data.source, model, start=start, random_state=random_state, run=settings)
     record = problem.record(factors, contrast, params, n_topics, run=settings) | selection
@@ -374,6 +386,17 @@ def nmf(
     )
     params = {"init": "random" if init is None else "given"}
     return problem.write(factors, contrast, problem.record(factors, contrast, params, n_topics, run=settings))
+
+
+def _check_auto(n_background_topics: Any, init: Any, alpha: Any) -> None:
+    """Refuse what the number of target topics cannot be chosen with."""
+    if n_background_topics == 0:
+        msg = "`n_topics='auto'` must come with background topics, got `n_background_topics=0`. See `select_n_topics`."
+        raise UserError(msg)
+    for name, without in (("init", init is None), ("alpha='auto'", alpha != "auto")):
+        if not without:
+            msg = f"`{name}` must come with a number of topics, got `n_topics='auto'`."
+            raise UserError(msg)
 
 
 def _check_ways(basis: str, cross_fit: Any, alpha_scale: str, levels: Mapping[str, Any]) -> None:

@@ -138,8 +138,9 @@ class Problem:
             if cells.any():
                 _, null = transform(self.data.source, factors.likelihood, (profile / profile.sum())[:, None])
                 loss, most = factors.cell_loss[cells].sum(), null[cells].sum()
-                # a single cell is its own profile: what is left is rounding
-                explained[part] = float(1 - loss / most) if most > ROUNDING * mass.sum() else 0.0
+                # a single cell is its own profile, and a single topic the mean: what is left is rounding
+                found = float(1 - loss / most) if most > ROUNDING * mass.sum() else 0.0
+                explained[part] = found if abs(found) > ROUNDING else 0.0
         return explained
 
     def model(

@@ -37,33 +37,72 @@ LEAST_GAIN = 0.01
 COLLAPSED = 1e-3
 """Mean share of the target's usage below which a topic has collapsed."""
 TARGET_TOPICS = (2, 4, 8)
+TOPICS = (1, 2, 3, 4, 6, 8, 10)
+"""Numbers of target topics of which a fit chooses."""
+LEAST_PART = 0.05
+"""Share of the largest gain below which it does not take further topics."""
+BESIDE = 4
+"""Target topics beside which the number of background topics is chosen where both are."""
+NUMBERS = ("n_topics", "n_background_topics")
 BACKGROUND_TOPICS = (5, 10, 20, 40)
 """Numbers of topics that are tried where none are named, as far as the data can hold them."""
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 """Effective alphas that are tried."""
 
 
-def choose_background_topics(
+def choose_numbers(
     problem: Problem,
     contrast: Contrast,
     fold: np.ndarray,
     *,
-    n_topics: int,
+    n_topics: int | Literal["auto"],
+    n_background_topics: int | Literal["auto"],
     basis: Literal["split", "shared"],
     random_state: int,
     run: Run,
-) -> tuple[int, pd.DataFrame, str]:
-    """Return the number with the best held-out gain ratio, the table, and the reason in words."""
-    grid = _tried(BACKGROUND_TOPICS, int(problem.data.design.background.sum()) // 2, problem)
-    models = [problem.model(contrast, n_topics, n, basis) for n in grid]
-    gains = ensemble.select(problem.data.source, models, fold, random_state=random_state, run=run)
-    table = pd.DataFrame([{"n_background_topics": n} | summary(g) for n, g in zip(grid, gains, strict=True)])
-    best = int(table["gain_ratio"].idxmax())
-    reason = (
-        f"{grid[best]} background topics have the largest held-out gain ratio, {table['gain_ratio'][best]:.3g}, "
-        f"of {', '.join(map(str, grid))}."
+) -> tuple[int, int, dict[str, Any]]:
+    """Return the numbers of target and background topics, and how those that are "auto" were chosen.
+
+    Background topics: the number with the best held-out gain ratio. Target topics beside them: the smallest number
+    whose held-out gain in target cells is within one standard error over folds, or `LEAST_PART`, of the best.
+    """
+    chosen: dict[str, Any] = {"table": [], "reason": []}
+
+    def gains(pairs: list[tuple[int, int]]) -> pd.DataFrame:
+        models = [problem.model(contrast, k, b, basis) for k, b in pairs]
+        found = ensemble.select(problem.data.source, models, fold, random_state=random_state, run=run)
+        rows = [dict(zip(NUMBERS, pair, strict=True)) | summary(g) for pair, g in zip(pairs, found, strict=True)]
+        chosen["table"].append(pd.DataFrame(rows))
+        return chosen["table"][-1]
+
+    if n_background_topics == "auto":
+        grid = _tried(BACKGROUND_TOPICS, int(problem.data.design.background.sum()) // 2, problem)
+        table = gains([(BESIDE if n_topics == "auto" else n_topics, b) for b in grid])
+        best = int(table["gain_ratio"].idxmax())
+        n_background_topics = grid[best]
+        reason = f"{grid[best]} background topics have the largest held-out gain ratio, {table['gain_ratio'][best]:.3g}"
+        chosen["reason"].append(f"{reason}, of {', '.join(map(str, grid))}.")
+        chosen["n_background_topics"] = n_background_topics
+    if n_topics == "auto":
+        grid = _tried(TOPICS, int(problem.data.design.target.sum()) // 2, problem)
+        table = gains([(k, n_background_topics) for k in grid]).set_index("n_topics")
+        n_topics, reason = _fewest(table)
+        chosen["reason"].append(reason)
+        chosen["n_topics"] = n_topics
+    chosen["table"] = pd.concat(chosen["table"], ignore_index=True)
+    return n_topics, n_background_topics, chosen | {"reason": " ".join(chosen["reason"])}
+
+
+def _fewest(table: pd.DataFrame) -> tuple[int, str]:
+    """Return the smallest number of target topics that gains as much as the best, within its error; and why."""
+    gain = table["gain_target"]
+    top = gain.idxmax()
+    near = max(table["gain_target_se"][top], LEAST_PART * gain[top])
+    n = int(table.index[gain >= gain[top] - near].min())
+    return n, (
+        f"{n} is the smallest number of target topics whose gain in held-out target cells ({gain[n]:.3g}) is within "
+        f"one standard error, or {LEAST_PART:.0%}, of the best ({gain[top]:.3g})."
     )
-    return grid[best], table, reason
 
 
 def _tried(grid: Sequence[int], n_cells: int, problem: Problem) -> list[int]:
@@ -77,7 +116,9 @@ def summary(gains: Sequence[Gain]) -> dict[str, float]:
     mean = {name: float(np.mean([getattr(g, name) for g in gains])) for name in ("target", "background")}
     explained = {f"explained_{part}": float(np.mean([getattr(g, f"explained_{part}") for g in gains])) for part in mean}
     ratio = mean["target"] / max(mean["background"], NO_GAIN)
-    return {"gain_ratio": ratio, "gain_target": mean["target"], "gain_background": mean["background"], **explained}
+    error = float(np.std([g.target for g in gains], ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
+    found = {"gain_ratio": ratio, "gain_target": mean["target"], "gain_background": mean["background"]}
+    return found | {"gain_target_se": error, **explained}
 
 
 def select_alpha(
@@ -277,7 +318,7 @@ def select_n_topics(
     what share of its null deviance do the target topics bring target cells closer, and by what share background cells?
     The number of background topics is that of the largest ratio beside the most target topics, where shared structure
     without a home would show. The number of target topics is then the smallest whose gain in held-out target cells lies
-    within one standard error over folds of the best.
+    within one standard error over folds, or 5 %, of the best.
 
     Parameters
     ----------
@@ -353,25 +394,12 @@ def select_n_topics(
     models = [problem.model(contrast, k, b, basis) for k, b in pairs]
     settings = run_settings(run, accelerate=True)
     gains = ensemble.select(data.source, models, fold, random_state=fit_seed, run=settings)
-    table = pd.DataFrame(
-        [
-            {"n_topics": k, "n_background_topics": b}
-            | summary(g)
-            | {"gain_target_se": float(np.std([x.target for x in g], ddof=1) / np.sqrt(len(g))) if len(g) > 1 else 0.0}
-            for (k, b), g in zip(pairs, gains, strict=True)
-        ]
-    )
+    rows = [dict(zip(NUMBERS, pair, strict=True)) | summary(g) for pair, g in zip(pairs, gains, strict=True)]
+    table = pd.DataFrame(rows)
     most = table[table["n_topics"] == max(n_topics)].set_index("n_background_topics")["gain_ratio"]
     n_shared = int(most.idxmax())
-    beside = table[table["n_background_topics"] == n_shared].set_index("n_topics")
-    top = beside["gain_target"].idxmax()
-    enough = beside["gain_target"] >= beside["gain_target"][top] - beside["gain_target_se"][top]
-    n_target = int(beside.index[enough].min())
-    reason = (
-        f"{n_shared} background topics have the largest held-out gain ratio ({most.max():.3g}). "
-        f"Beside them, {n_target} is the smallest number of target topics whose gain in held-out target cells "
-        f"({beside['gain_target'][n_target]:.3g}) is within one standard error of the best "
-        f"({beside['gain_target'][top]:.3g})."
-    )
+    n_target, reason = _fewest(table[table["n_background_topics"] == n_shared].set_index("n_topics"))
+    shared = f"{n_shared} background topics have the largest held-out gain ratio ({most.max():.3g})"
+    reason = f"{shared}. Beside them, {reason}"
     choice = {"n_topics": n_target, "n_background_topics": n_shared, "reason": reason, "table": table}
     return data.note({"_n_topics": choice | {"design": data.question}})

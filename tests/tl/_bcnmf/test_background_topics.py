@@ -271,6 +271,41 @@ def test_number_of_background_topics_is_chosen_and_recorded(adata):
     assert f"{best} background topics" in selection["reason"]
 
 
+@pytest.mark.parametrize("n_programs", [1, 4])
+def test_number_of_target_topics_is_that_of_the_programs(n_programs):
+    adata = bc.datasets.simulated(600, 600, 300, n_types=3, n_shared=1, n_salient=n_programs)
+    ask = {"background_key": "condition", "background": "ctrl", "n_background_topics": 6, "sample_key": "cells"}
+    bc.tl.bcnmf(adata, **ask, n_topics="auto", cross_fit=None, tol=1e-3)
+    selection = adata.uns["bcnmf"]["selection"]
+    assert abs(selection["n_topics"] - n_programs) <= 1
+    assert selection["n_topics"] == adata.uns["bcnmf"]["params"]["n_topics"]
+    assert (adata.uns["bcnmf"]["topics"]["kind"] == "target").sum() == selection["n_topics"]
+    assert selection["table"]["n_topics"].tolist() == [1, 2, 3, 4, 6, 8, 10]
+    assert f"{selection['n_topics']} is the smallest number of target topics" in selection["reason"]
+
+
+def test_both_numbers_are_chosen(adata, tmp_path):
+    bc.tl.bcnmf(adata, **SPLIT | {"n_topics": "auto", "n_background_topics": "auto", "tol": 1e-2}, cross_fit=None)
+    selection = adata.uns["bcnmf"]["selection"]
+    assert selection["table"]["n_background_topics"].tolist()[:4] == [5, 10, 20, 40]
+    assert set(selection["table"]["n_background_topics"][4:]) == {selection["n_background_topics"]}
+    assert "Beside" not in selection["reason"]
+    adata.write_h5ad(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"n_background_topics": 0}, "`n_topics='auto'` must come with background topics"),
+        ({"init": np.ones((500, 2))}, "`init` must come with a number of topics"),
+        ({"alpha": "auto", "basis": "shared"}, "`alpha='auto'` must come with a number of topics"),
+    ],
+)
+def test_number_of_target_topics_cannot_be_chosen_with_everything(adata, more, message):
+    with pytest.raises(ValueError, match=message):
+        bc.tl.bcnmf(adata, **SPLIT | {"n_topics": "auto"} | more)
+
+
 def test_threads_and_seed(adata):
     small = adata[::2].copy()
     runs = {n: bc.tl.bcnmf(small, **SPLIT, n_threads=n, copy=True) for n in (1, 3)}
