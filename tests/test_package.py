@@ -24,7 +24,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 import bcnmf_sc as bc
-print(bc.__file__, *(import_module(f"bcnmf_sc.{part}").__name__ for part in bc.__all__ if part not in ("report", "settings")))
+parts = [part for part in bc.__all__ if part not in ("report", "settings")]
+print(bc.__file__, *(import_module(f"bcnmf_sc.{part}").__name__ for part in parts))
 (script,) = entry_points(group="console_scripts", name="bcnmf-sc")
 sys.argv = ["bcnmf-sc", "--version"]
 script.load()()

@@ -236,6 +236,7 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
     start = None if n_topics == "auto" else start_loadings(init, len(data.genes), n_topics)
     notes: dict[str, Any] = {}
     if alpha == "auto":
+        assert n_topics != "auto"  # as checked
         choice = alpha_path(problem, ALPHAS, n_topics=n_topics)
         notes, alpha = {"_alpha": choice | {"design": data.question}}, choice["alpha"]
     given = background if isinstance(background, Mapping) else dict.fromkeys(data.design.backgrounds, alpha)
@@ -280,6 +281,8 @@ def bcnmf(  # noqa: PLR0913 (what is modelled; how it is run is one group)
                 run=settings,
             )
             selection = {"selection": chosen}
+    assert n_topics != "auto"
+    assert n_background_topics != "auto"
     params["n_topics"] = n_topics
     model = problem.model(contrast, n_topics, n_background_topics, basis)
     factors = fit_model(data.source, model, start=start, random_state=random_state, run=settings)

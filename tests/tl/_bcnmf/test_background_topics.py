@@ -213,8 +213,8 @@ def test_warns_where_shared_programs_have_no_background_topic(adata):
 @pytest.mark.filterwarnings("ignore:A target cell has:UserWarning")  # CD34+ cells hold more counts
 @pytest.mark.parametrize("spike", ["CD34+", "CD14+"])
 def test_added_cells_are_found_and_nothing_where_nothing_was_added(data_folder, spike):
-    """A third of `benchmarks/semi_synthetic.py`."""
-    adata = anndata.read_h5ad(data_folder / "zheng_pbmc_facs.h5ad")[::3].copy()
+    """A part of `benchmarks/semi_synthetic.py`: of 55 monocytes in a third of it all cells are called, but no topic."""
+    adata = anndata.read_h5ad(data_folder / "zheng_pbmc_facs.h5ad")[:: 3 if spike == "CD34+" else 2].copy()
     adata = adata[adata.obs["cell_type"].isin(["B cell", "NK cell", "T cell", spike])].copy()
     adata = adata[:, np.asarray((adata.X > 0).sum(0)).ravel() > 20].copy()
     new = (adata.obs["cell_type"] == spike).to_numpy()
