@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ._anndata import Data
-
 LARGEST_LOG = 20.0
 """Above the log of any total to which counts are scaled."""
 EVEN = 0.01
@@ -34,26 +32,24 @@ def looks_logged(adata: AnnData, layer: str | None) -> bool:
     return _even(_totals(values.expm1())) and not _even(_totals(values))
 
 
-def depth_ratio(data: Data) -> float:
+def depth_ratio(
+    adata: AnnData, target: np.ndarray, background: np.ndarray, *, layer: str | None, logged: bool
+) -> float:
     """Return the mean depth of target cells over that of background cells; NaN where it cannot be seen.
 
-    Depth is a sum of counts: of the values over the genes used, if they are counts, else of the layer ``"counts"`` or
-    of `raw`. Without these, it is the sum of the values, or of their ``expm1`` if they look logged; but normalised
-    values, which all have one total, show no depth.
+    For values that are no counts. Depth is a sum of counts: of the layer ``"counts"`` or of `raw`. Without these, it is
+    the sum of the values, or of their ``expm1`` if they look ``logged``; but normalised values, which all have one
+    total, show no depth.
     """
-    design, adata, asked = data.design, data.adata, data.asked
-    if data.whole:
-        return float(data.sums[0].sum() / design.target.sum() / (data.sums[1:].sum() / design.background.sum()))
-    sides = [np.flatnonzero(design.target), np.flatnonzero(design.background)]
+    sides = [np.flatnonzero(target), np.flatnonzero(background)]
     others = [_reader("counts")] if "counts" in adata.layers else []
     others += [lambda cells: cells.raw.X] if adata.raw is not None else []
     for reader in others:
         counts = [_rows(adata, reader, side) for side in sides]
         if all((each.data >= 0).all() and (each.data == np.rint(each.data)).all() for each in counts):
             return _ratio([_totals(each) for each in counts])
-    layer = None if asked.layer is None else str(asked.layer)
     values = [_rows(adata, _reader(layer), side) for side in sides]
-    totals = [_totals(each.expm1() if data.logged else each) for each in values]
+    totals = [_totals(each.expm1() if logged else each) for each in values]
     return float("nan") if _even(np.concatenate(totals)) else _ratio(totals)
 
 

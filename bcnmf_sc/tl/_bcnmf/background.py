@@ -186,7 +186,12 @@ def _check_donors(data: Data, *, by_cell: bool) -> list[Row]:
 
 def _check_depth(data: Data) -> Row:
     """Compare depth, in counts wherever they are found."""
-    depth = depth_ratio(data)
+    target, background = data.design.target, data.design.background
+    if data.whole:
+        depth = float(data.sums[0].sum() / target.sum() / (data.sums[1:].sum() / background.sum()))
+    else:
+        layer = None if data.asked.layer is None else str(data.asked.layer)
+        depth = depth_ratio(data.adata, target, background, layer=layer, logged=data.logged)
     if np.isnan(depth):
         return (
             "depth",
