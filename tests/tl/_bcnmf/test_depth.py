@@ -75,7 +75,7 @@ def test_logged_values_bring_a_warning_under_gaussian(logged, how):
         logged = joined(logged, {"rna": logged})
     with pytest.warns(UserWarning, match=LOGGED) as caught:
         bc.tl.bcnmf(logged, **ask)
-    assert len(caught) == 1
+    assert [each.category for each in caught].count(UserWarning) == 1
 
 
 @pytest.mark.parametrize("kind", ["intensities", "shares", "counts"])
