@@ -208,7 +208,9 @@ def read_matrix_market(
         raise UserError(msg)
     try:
         found = _through_scipy(mminfo, stream)[:2]
-        entries = _through_scipy(mmread, stream) if found == shape else None
+        with warnings.catch_warnings():  # on the kind of sparse result, for which older versions have no argument
+            warnings.simplefilter("ignore", DeprecationWarning)
+            entries = _through_scipy(mmread, stream) if found == shape else None
     except (ValueError, OverflowError) as error:
         what = str(error).rstrip(".")
         msg = f"{name} must be a complete Matrix Market file, got: {what}. Was the download cut short? Fetch it again."

@@ -478,7 +478,7 @@ SPOILED = {
     "donors": lambda a: (a.uns["bcnmf"]["params"].update(sample_key=None), a.uns["bcnmf"].pop("donors")),
     "two": lambda a: a.uns["bcnmf"].update(donors=a.uns["bcnmf"]["donors"].groupby("condition", observed=True).head(2)),
     "depth": lambda a: a.obsm["X_bcnmf"].__imul__(np.where(a.obs["bcnmf_role"] == "target", 2, 1)[:, None]),
-    "scores": lambda a: a.obs.drop(columns="bcnmf_enriched", inplace=True),
+    "scores": lambda a: setattr(a, "obs", a.obs.drop(columns="bcnmf_enriched")),
     "unchecked": lambda a: a.uns.pop("bcnmf_background_check"),
     "one": lambda a: setattr(
         a, "obs", a.obs.assign(bcnmf_enriched=(a.obs["donor"] == "d0") & (a.obs["bcnmf_role"] == "target"))
